@@ -1,7 +1,11 @@
-"""The layers of convolutional networks, from scratch, in C++ and PyTorch."""
+"""The layers of convolutional networks, from scratch: a drop-in for ``torch.nn`` in readable C++.
 
-from scratchnn.memory import keep_memory
+Start with ``import scratchnn.nn as nn``, or turn an existing model over with :func:`convert`.
+"""
 
+from scratchnn import functional, nn
 from scratchnn._version import __version__
+from scratchnn.memory import keep_memory
+from scratchnn.ops._common import kernels
 
-__all__ = ["keep_memory", "__version__"]
+__all__ = ["__version__", "functional", "keep_memory", "kernels", "nn"]

@@ -37,7 +37,7 @@ def keep_memory() -> bool:
         libc.mallopt(ctypes.c_int(parameter), ctypes.c_int(value)) == 1
         for parameter, value in (
             (_M_MMAP_MAX, 0),  # large blocks come from the heap, which can keep them
-            (_M_TRIM_THRESHOLD, 2**31 - 1),  # the heap is not given back at its end
+            (_M_TRIM_THRESHOLD, -1),  # what is freed is never given back
             (_M_TOP_PAD, 64 * _MIB),  # and grows in large steps
         )
     )

@@ -1,0 +1,68 @@
+#include "common/runtime.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "common/dispatch.h"
+
+namespace scratchnn {
+
+InstructionSet active_instruction_set() {
+  static const InstructionSet set = [] {
+    const std::string name = at::get_cpu_capability();
+    if (name == "AVX512") return InstructionSet::AVX512;
+    if (name == "AVX2") return InstructionSet::AVX2;
+    return InstructionSet::DEFAULT;
+  }();
+  return set;
+}
+
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+struct ThreadScratch {
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory;
+  size_t bytes = 0;
+};
+
+thread_local ThreadScratch thread_scratch;
+thread_local bool naive_requested = false;
+
+}  // namespace
+
+void* detail::scratch(size_t bytes) {
+  ThreadScratch& own = thread_scratch;
+  if (bytes > own.bytes) {
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    own.memory.reset();  // first, so that the old and the new are never held together
+    own.bytes = 0;
+    own.memory.reset(std::aligned_alloc(kAlignment, rounded));
+    if (!own.memory) throw std::bad_alloc();
+    own.bytes = rounded;
+  }
+  return own.memory.get();
+}
+
+void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
+  at::parallel_for(begin, end, grain,
+                   [=](int64_t first, int64_t last) { function(context, first, last); });
+}
+
+bool naive_kernels_requested() { return naive_requested; }
+
+bool request_naive_kernels(bool naive) {
+  const bool before = naive_requested;
+  naive_requested = naive;
+  return before;
+}
+
+}  // namespace scratchnn

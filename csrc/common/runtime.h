@@ -1,0 +1,40 @@
+// What kernels and operators ask of the process they run in: threads, scratch memory, the choice of kernels.
+//
+// Free of torch headers, so that the kernel files, compiled once per instruction set, stay small and share no
+// inline code with the rest of the library.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace scratchnn {
+
+namespace detail {
+using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
+void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context);
+void* scratch(size_t bytes);
+}  // namespace detail
+
+// body(first, last) over disjoint ranges that cover [begin, end), on torch's intra-op threads. A range holds at
+// least `grain` items. Kernels make results independent of how the ranges fall.
+template <class Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  auto call = [](void* context, int64_t first, int64_t last) {
+    (*static_cast<const Body*>(context))(first, last);
+  };
+  detail::parallel_for(begin, end, grain, call, const_cast<Body*>(&body));
+}
+
+// This thread's scratch memory: `count` elements, 64-byte aligned, contents undefined, valid until the next
+// call on the same thread. It is kept between calls, so that it does not page-fault each time; carve several
+// arrays from one call.
+template <class T>
+T* scratch(int64_t count) {
+  return static_cast<T*>(detail::scratch(static_cast<size_t>(count) * sizeof(T)));
+}
+
+// True while this thread asked for the readable kernels (scratchnn.kernels("naive")).
+bool naive_kernels_requested();
+bool request_naive_kernels(bool naive);  // returns what was in force before
+
+}  // namespace scratchnn

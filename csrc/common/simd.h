@@ -1,0 +1,156 @@
+// Vectors for the fast kernels: the compilers' portable vector type, as wide as the instruction set has it.
+//
+// Vec<T> holds kLanes<T> numbers; +, -, *, /, comparisons and `mask ? a : b` work lane by lane. A comparison
+// gives a vector of integers as wide as T: -1 where true, 0 where false. Include only in files compiled once
+// per instruction set: everything here lives in that set's namespace.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define SCRATCHNN_INLINE static inline __attribute__((always_inline))
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kVectorBytes = 64;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;  // SSE2 on x86-64, NEON on 64-bit ARM
+#endif
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+// The signed integer as wide as T: the lanes of a mask, and of a vector of positions.
+template <class T>
+using IntOf = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+template <class T>
+SCRATCHNN_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+SCRATCHNN_INLINE void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// The first `count` lanes; the rest is zero.
+template <class T>
+SCRATCHNN_INLINE Vec<T> load_partial(const T* p, int64_t count) {
+  Vec<T> v = {};
+  std::memcpy(&v, p, static_cast<size_t>(count) * sizeof(T));
+  return v;
+}
+
+template <class T>
+SCRATCHNN_INLINE void store_partial(T* p, Vec<T> v, int64_t count) {
+  std::memcpy(p, &v, static_cast<size_t>(count) * sizeof(T));
+}
+
+template <class T>
+SCRATCHNN_INLINE Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // x - 0, not 0 + x: keeps the sign of -0.0
+}
+
+// a * b + c, rounded once where the processor can.
+template <class V>
+SCRATCHNN_INLINE V fma(V a, V b, V c) {
+  return a * b + c;
+}
+
+// Keeps a loaded vector in a register: gcc otherwise folds the load into each of its uses, and a kernel that
+// uses it six times loads it six times.
+#if defined(__x86_64__)
+#if defined(CPU_CAPABILITY_AVX512)
+#define SCRATCHNN_KEEP_IN_REGISTER(v) asm("" : "+v"(v))
+#else
+#define SCRATCHNN_KEEP_IN_REGISTER(v) asm("" : "+x"(v))
+#endif
+#elif defined(__aarch64__)
+#define SCRATCHNN_KEEP_IN_REGISTER(v) asm("" : "+w"(v))
+#else
+#define SCRATCHNN_KEEP_IN_REGISTER(v) (void)(v)
+#endif
+
+// The sum of all lanes, in a fixed order.
+template <class T>
+SCRATCHNN_INLINE T horizontal_sum(Vec<T> v) {
+  T lanes[kLanes<T>];
+  std::memcpy(lanes, &v, sizeof(v));
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// The even lanes of the 2 * kLanes numbers (a, b): every second pixel of a row.
+template <class T, int... i>
+SCRATCHNN_INLINE Vec<T> take_every_second(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i)...);
+}
+template <class T>
+SCRATCHNN_INLINE Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
+  return take_every_second<T>(a, b, std::make_integer_sequence<int, kLanes<T>>());
+}
+
+// a0 b0 a1 b1 ... of the lower, or the upper, halves.
+template <class T, int offset, int... i>
+SCRATCHNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (offset + i / 2 + (i % 2) * kLanes<T>)...);
+}
+
+// Transposes the kLanes x kLanes block whose rows are rows[0..]. Interleaving row i with row i + n/2, log2(n)
+// times over, is a transposition.
+template <class T>
+SCRATCHNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+  constexpr auto lanes = std::make_integer_sequence<int, n>();
+  for (int step = 1; step < n; step *= 2) {
+    Vec<T> next[n];
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<T, 0>(rows[i], rows[i + n / 2], lanes);
+      next[2 * i + 1] = interleave<T, n / 2>(rows[i], rows[i + n / 2], lanes);
+    }
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+}
+
+// out[c][r] = in[r][c] for a rows x columns block; the strides count elements.
+template <class T>
+void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
+  constexpr int n = kLanes<T>;
+  int64_t r = 0;
+  for (; r + n <= rows; r += n) {
+    int64_t c = 0;
+    for (; c + n <= columns; c += n) {
+      Vec<T> block[n];
+      for (int i = 0; i < n; ++i) block[i] = load(in + (r + i) * in_stride + c);
+      transpose<T>(block);
+      for (int i = 0; i < n; ++i) store(out + (c + i) * out_stride + r, block[i]);
+    }
+    for (; c < columns; ++c) {
+      for (int i = 0; i < n; ++i) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
+    }
+  }
+  for (; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+  }
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

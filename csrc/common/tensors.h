@@ -1,0 +1,44 @@
+// What the operators (not the kernels) share: layouts, types, output sizes.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <utility>
+
+#include "common/runtime.h"
+
+namespace scratchnn {
+
+// The layout an operator keeps, out as in: channels_last where the tensor is, else contiguous.
+inline at::MemoryFormat memory_format(const at::Tensor& tensor) { return tensor.suggest_memory_format(); }
+
+inline bool is_channels_last(at::MemoryFormat format) {
+  return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
+}
+
+// True where the fast kernels serve this type; the naive ones serve every floating type.
+inline bool has_fast_kernels(at::ScalarType type) { return type == at::kFloat || type == at::kDouble; }
+
+inline bool use_fast_kernels(const at::Tensor& tensor) {
+  return has_fast_kernels(tensor.scalar_type()) && !naive_kernels_requested();
+}
+
+// Calls body(T()) with the fast type of the tensor, float or double.
+template <class Body>
+void with_fast_type(const at::Tensor& tensor, const Body& body) {
+  if (tensor.scalar_type() == at::kFloat) {
+    body(float());
+  } else {
+    body(double());
+  }
+}
+
+inline void check_same_type(const at::Tensor& a, const char* a_name, const at::Tensor& b, const char* b_name,
+                            const char* operation) {
+  TORCH_CHECK(a.scalar_type() == b.scalar_type(), operation, ": expected ", a_name, " and ", b_name,
+              " to have the same dtype, but got ", a.scalar_type(), " and ", b.scalar_type());
+}
+
+}  // namespace scratchnn

@@ -1,0 +1,51 @@
+// Every operator of scratchnn, on one page.
+//
+// Each family implements its operators for the CPU in csrc/<family>/<family>.cpp; their fake (meta) kernels and
+// derivatives are in scratchnn/ops/<family>.py. Called directly, an operator has no derivative and says so.
+#include <Python.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/library.h>
+
+#include "common/dispatch.h"
+#include "common/runtime.h"
+
+namespace {
+
+constexpr const char* kOperators[] = {
+    // activation
+    "relu(Tensor input) -> Tensor",
+    "relu_(Tensor(a!) input) -> ()",
+    "relu_backward(Tensor grad, Tensor output) -> Tensor",
+};
+
+std::string instruction_set() {
+  switch (scratchnn::active_instruction_set()) {
+    case scratchnn::InstructionSet::AVX512:
+      return "AVX512";
+    case scratchnn::InstructionSet::AVX2:
+      return "AVX2";
+    default:
+      return "DEFAULT";
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY(scratchnn, library) {
+  for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
+  library.def("instruction_set() -> str", instruction_set);
+  library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
+}
+
+TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
+  for (const char* schema : kOperators) {
+    const std::string text(schema);
+    library.impl(text.substr(0, text.find('(')).c_str(), torch::autograd::autogradNotImplementedFallback());
+  }
+}
+
+// Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

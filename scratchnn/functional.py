@@ -1,0 +1,23 @@
+"""``torch.nn.functional``'s names and signatures, computed by scratchnn.
+
+Names that are not ours fall through to ``torch.nn.functional``, so ``import scratchnn.functional as F`` serves
+an existing model file unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as _torch_functional
+
+from scratchnn.ops.activation import relu
+
+__all__ = ["relu"]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_torch_functional, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_functional)})

@@ -1,0 +1,30 @@
+"""Complete networks, each written once for ``scratchnn.nn`` and ``torch.nn`` alike."""
+
+from scratchnn.models.cifar import (
+    cifar_resnet,
+    resnet8,
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from scratchnn.models.registry import build, names
+from scratchnn.models.resnet import BasicBlock, PadShortcut, ResNet
+
+__all__ = [
+    "BasicBlock",
+    "PadShortcut",
+    "ResNet",
+    "build",
+    "cifar_resnet",
+    "names",
+    "resnet8",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+]

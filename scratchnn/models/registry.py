@@ -1,0 +1,47 @@
+"""The models by name, for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from scratchnn.models import cifar
+
+_MODELS: dict[str, Callable[..., torch.nn.Module]] = {
+    function.__name__: function
+    for function in (
+        cifar.resnet8,
+        cifar.resnet20,
+        cifar.resnet32,
+        cifar.resnet44,
+        cifar.resnet56,
+        cifar.resnet110,
+        cifar.resnet18,
+    )
+}
+
+
+def names() -> list[str]:
+    """The names that :func:`build` knows."""
+    return list(_MODELS)
+
+
+def build(
+    name: str, num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None
+) -> torch.nn.Module:
+    """Build a model with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: one of :func:`names`.
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}, choose from {', '.join(names())}")
+    return _MODELS[name](num_classes=num_classes, in_channels=in_channels, nn=nn)

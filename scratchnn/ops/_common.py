@@ -1,0 +1,144 @@
+"""What the families share: the Function base class, the output-size rule, autocast, memory formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+from torch.autograd import forward_ad
+
+__all__ = [
+    "Function",
+    "autocast",
+    "empty_as",
+    "expand",
+    "kernels",
+    "output_size",
+    "suggest_memory_format",
+]
+
+
+class Function:
+    """An operation with its derivatives: ``torch.autograd.Function``, cheap in eager mode and still transformable.
+
+    Subclasses are written as a ``torch.autograd.Function`` in the ``setup_context`` style: static methods
+    ``forward(*args)``, ``setup_context(ctx, inputs, output)``, ``backward``, ``jvp`` and ``vmap``. From these
+    come three Functions, because torch has no single form that serves everywhere, and :meth:`call` takes the
+    cheapest that does:
+
+    - nothing needs a gradient: ``forward`` itself;
+    - eager mode: the older ``forward(ctx, *args)`` style, which spares torch from binding the signature anew on
+      each call, four fifths of the cost of ``apply``;
+    - ``torch.compile``: without ``jvp`` and ``vmap``, which Dynamo refuses to trace;
+    - a ``torch.func`` transform is active: everything, as written.
+    """
+
+    _eager: type[torch.autograd.Function]
+    _traced: type[torch.autograd.Function]
+    _transformed: type[torch.autograd.Function]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = cls.forward(*args)
+            cls.setup_context(ctx, args, output)
+            return output
+
+        def function(*names: str, **members: Any) -> type[torch.autograd.Function]:
+            members |= {name: getattr(cls, name) for name in names}
+            statics = {name: staticmethod(member) for name, member in members.items()}
+            return type(cls.__name__, (torch.autograd.Function,), statics)
+
+        cls._eager = function("backward", "jvp", forward=forward)
+        cls._traced = function("forward", "setup_context", "backward")
+        cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
+
+    @classmethod
+    def call(cls, *args: Any) -> Any:
+        """Apply the function: what every functional calls."""
+        if torch.compiler.is_compiling():
+            return cls._traced.apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            return cls._transformed.apply(*args)
+        if forward_ad._current_level >= 0:
+            return cls._eager.apply(*args)
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    return cls._eager.apply(*args)
+        return cls.forward(*args)
+
+
+def output_size(size: int, kernel: int, padding: int, stride: int, dilation: int) -> int:
+    """The output-size rule along one dimension: ``floor((W + P - D (K - 1) - 1) / S) + 1``.
+
+    ``padding`` is the sum of both sides. The same rule in C++ is ``output_size`` in ``csrc/common/geometry.h``.
+    """
+    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def expand(value: int | Sequence[int], rank: int, name: str) -> list[int]:
+    """One number for all spatial dimensions, or one for each, as a list of ``rank`` numbers.
+
+    Raises:
+        RuntimeError: for any other count, as torch's own layers do.
+    """
+    if isinstance(value, (int, torch.SymInt)):
+        return [value] * rank
+    values = list(value)
+    if len(values) == 1:
+        return values * rank
+    if len(values) != rank:
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of {rank} values to match the "
+            f"convolution dimensions, but got {name}={values}"
+        )
+    return values
+
+
+def empty_as(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A new tensor of ``shape`` in the memory format of ``like``: what every kernel's output looks like."""
+    return like.new_empty(shape).contiguous(memory_format=suggest_memory_format(like))
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as autocast wants them for an operation of its lower-precision list.
+
+    Floating tensors other than float64 become the autocast type of their device; without autocast nothing
+    changes.
+    """
+    first = next(tensor for tensor in tensors if tensor is not None)
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype)
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        else tensor
+        for tensor in tensors
+    )
+
+
+@contextmanager
+def kernels(which: str) -> Iterator[None]:
+    """Run this thread on the readable kernels (``"naive"``) or on the fast ones (``"fast"``, the default).
+
+    The naive kernels are the nested loops of each layer's formula in ``csrc/<family>/naive.cpp``: the same
+    results, slowly. The choice holds for forward and backward passes run inside the block.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if which not in ("naive", "fast"):
+        raise ValueError(f"kernels are 'naive' or 'fast', got {which!r}")
+    before = torch.ops.scratchnn.request_naive_kernels(which == "naive")
+    try:
+        yield
+    finally:
+        torch.ops.scratchnn.request_naive_kernels(before)

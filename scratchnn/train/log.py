@@ -1,0 +1,128 @@
+"""What a run leaves behind beside its weights: tables to plot, and where the numbers come from.
+
+``steps.csv`` and ``epochs.csv`` hold nothing that depends on the clock, so that two runs with the same
+weights have the same tables, however often one of them was interrupted. Times are in ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+import scratchnn
+from scratchnn.data import Dataset
+from scratchnn.data.atomic import replace_text
+
+STEP_COLUMNS = ("epoch", "step", "loss", "lr")
+EPOCH_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+class Table:
+    """A CSV file that grows by a row at a time, each of which is in the file at once.
+
+    Args:
+        path: the file.
+        columns: its header; one of them is ``step``.
+        last_step: rows of later steps are dropped: they were written after the checkpoint that a run
+            continues from, and will be written again.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
+        kept = [row for row in read_table(path) if row["step"] <= last_step] if last_step else []
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_plain(row[column]) for column in columns] for row in kept)
+        replace_text(path, text.getvalue())
+        self._file = open(path, "a", buffering=1, newline="")  # noqa: SIM115 (closed by __exit__)
+        self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def add(self, *values: int | float) -> None:
+        """Append a row."""
+        self._writer.writerow([_plain(value) for value in values])
+
+    def sync(self) -> None:
+        """Have the rows so far on the disk; called before the checkpoint that counts on them is written."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_table(path: Path) -> list[dict[str, int | float]]:
+    """The rows of a table, without one that a killed process left unfinished."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
+    return [
+        {name: int(text) if name in ("epoch", "step") else float(text) for name, text in row.items()}
+        for row in rows
+    ]
+
+
+def _plain(value: int | float) -> str:
+    """Nine digits give back every float32 exactly."""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace ``path`` by this object, indented for reading."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """What identifies a data set, and the constants computed from it."""
+    mean, std = dataset.mean_and_std()
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "sha256": dataset.digest(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """The software that a run depends on."""
+    return {
+        "scratchnn": scratchnn.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def describe_hardware() -> dict[str, Any]:
+    """The machine that a run depends on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
