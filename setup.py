@@ -70,7 +70,12 @@ class BuildKernels(BuildExtension):
                 output_dir=str(Path(self.build_temp) / name),
                 include_dirs=extension.include_dirs,
                 macros=extension.define_macros,
-                extra_postargs=[*COMMON_FLAGS, *flags, f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}"],
+                extra_postargs=[
+                    *COMMON_FLAGS,
+                    *flags,
+                    f"-DCPU_CAPABILITY={name}",
+                    f"-DCPU_CAPABILITY_{name}",
+                ],
                 depends=headers,
             )
         super().build_extension(extension)

@@ -10,9 +10,10 @@
 namespace scratchnn {
 namespace {
 
-// Elementwise kernels walk memory in order, whatever the order of the dimensions: any layout without gaps will do.
+// Elementwise kernels walk memory in order, whatever the order of the dimensions: any layout without gaps will
+// do. A copy keeps the order of the dimensions, as torch's own elementwise operations do.
 at::Tensor dense(const at::Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous(memory_format(tensor));
+  return tensor.is_non_overlapping_and_dense() ? tensor : at::empty_like(tensor).copy_(tensor);
 }
 
 void run_relu(const at::Tensor& input, const at::Tensor& output) {

@@ -1,0 +1,103 @@
+"""What the tests of all families share: memory formats, the comparison against float64 truth, transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+FAST_DTYPES = (torch.float32, torch.float64)
+ALL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def layouts(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
+    """The same kind of 4-d tensor in every layout users pass: dense ones, and views with gaps or overlaps."""
+    n, c, h, w = shape
+    yield "contiguous", torch.randn(n, c, h, w, dtype=dtype)
+    yield "channels_last", torch.randn(n, c, h, w, dtype=dtype).to(memory_format=torch.channels_last)
+    yield "sliced", torch.randn(n, c + 2, h, 2 * w, dtype=dtype)[:, 1:-1, :, ::2]
+    yield "transposed", torch.randn(n, c, w, h, dtype=dtype).transpose(2, 3)
+    yield "expanded", torch.randn(1, c, 1, w, dtype=dtype).expand(n, c, h, w)
+
+
+def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    """``(output, *gradients of the floating inputs)`` of a function for an incoming gradient."""
+    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
+    output = function(*leaves)
+    return output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """The strides that say something: none of an empty tensor, none of dimensions of size 1."""
+    return (
+        tuple(stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1)
+        if x.numel()
+        else ()
+    )
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """Relative L2 error against a float64 truth."""
+    truth = truth.double()
+    scale = truth.norm().item()
+    return (value.double() - truth).norm().item() / (scale if scale > 0 else 1.0)
+
+
+def assert_as_accurate(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], truth: Sequence[Tensor], factor: float = 2.0
+) -> None:
+    """Our error against float64 truth is at most ``factor`` times torch's own, give or take a rounding step.
+
+    Shapes, dtypes and the output's strides must be torch's as well, and NaN and infinity in the same places.
+    """
+    for position, (mine, other, exact) in enumerate(zip(ours, theirs, truth, strict=True)):
+        assert mine.shape == other.shape, f"tensor {position}: shape {mine.shape}, torch's {other.shape}"
+        assert mine.dtype == other.dtype, f"tensor {position}: {mine.dtype}, torch's {other.dtype}"
+        if position == 0:
+            assert strides(mine) == strides(other), (
+                f"output strides {mine.stride()}, torch's {other.stride()}"
+            )
+        finite = exact.isfinite()
+        assert torch.equal(mine.isfinite(), other.isfinite()), f"tensor {position}: not finite elsewhere"
+        error = relative_error(mine[finite], exact[finite])
+        allowed = factor * relative_error(other[finite], exact[finite]) + 2 * torch.finfo(mine.dtype).eps
+        assert error <= allowed, f"tensor {position}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def check_against_torch(
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    factor: float = 2.0,
+) -> None:
+    """Output and all gradients of ``ours`` beside those of ``theirs``, both against ``theirs`` in float64."""
+    inputs64 = [x.double() for x in inputs]
+    with torch.no_grad():
+        shape_of_output = theirs(*inputs64)
+    grad = torch.randn_like(shape_of_output)
+    truth = gradients(theirs, inputs64, grad)
+    assert_as_accurate(
+        gradients(ours, inputs, grad.to(inputs[0].dtype)),
+        gradients(theirs, inputs, grad.to(inputs[0].dtype)),
+        truth,
+        factor,
+    )
+
+
+def same_error(ours: Callable[[], object], theirs: Callable[[], object]) -> str:
+    """Both calls raise, and the same exception type; gives our message back."""
+    try:
+        theirs()
+    except Exception as error:
+        expected = type(error)
+    else:
+        raise AssertionError("torch raises nothing here")
+    try:
+        ours()
+    except expected as error:
+        assert type(error) is expected, f"{type(error).__name__} instead of {expected.__name__}"
+        return str(error)
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__} instead of {expected.__name__}: {error}") from error
+    raise AssertionError(f"nothing raised; torch raises {expected.__name__}")
