@@ -2,6 +2,7 @@
 
 from scratchnn.models.cifar import (
     cifar_resnet,
+    default_namespace,
     resnet8,
     resnet18,
     resnet20,
@@ -19,6 +20,7 @@ __all__ = [
     "ResNet",
     "build",
     "cifar_resnet",
+    "default_namespace",
     "names",
     "resnet8",
     "resnet18",

@@ -11,8 +11,3 @@ stop       Ctrl-C as a request
 command    the command line
 ========== ==========================================================
 """
-
-from scratchnn.train.config import Config
-from scratchnn.train.loop import Trainer
-
-__all__ = ["Config", "Trainer"]

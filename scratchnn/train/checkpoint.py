@@ -97,7 +97,9 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         raise damaged
     if content["format"] != _FORMAT:
-        raise UserError(f"{path} was written by scratchnn {content.get('version')}, which this one cannot read")
+        raise UserError(
+            f"{path} was written by scratchnn {content.get('version')}, which this one cannot read"
+        )
     return content
 
 

@@ -30,17 +30,18 @@ class Table:
 
     Args:
         path: the file.
-        columns: its header; one of them is ``step``.
-        last_step: rows of later steps are dropped: they were written after the checkpoint that a run
+        columns: its header.
+        upto: a column and its last value to keep. Later rows were written after the checkpoint that a run
             continues from, and will be written again.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], last_step: int) -> None:
-        kept = [row for row in read_table(path) if row["step"] <= last_step] if last_step else []
+    def __init__(self, path: Path, columns: tuple[str, ...], upto: tuple[str, int]) -> None:
+        column, last = upto
+        kept = [row for row in read_table(path) if row[column] <= last]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([_plain(row[column]) for column in columns] for row in kept)
+        writer.writerows([_plain(row[name]) for name in columns] for row in kept)
         replace_text(path, text.getvalue())
         self._file = open(path, "a", buffering=1, newline="")  # noqa: SIM115 (closed by __exit__)
         self._writer = csv.writer(self._file, lineterminator="\n")

@@ -1,0 +1,88 @@
+"""The ``scratchnn`` command, also ``python -m scratchnn``.
+
+Each subcommand is a module with ``HELP``, ``configure(parser)`` and ``run(args) -> int``. It is imported only
+when it is the one that was asked for, so that none waits for what another needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from scratchnn._version import __version__
+from scratchnn.errors import UserError
+
+COMMANDS = {
+    "train": "scratchnn.train.command",
+    "bench": "scratchnn.bench.command",
+}
+
+# Told here as well, so that `scratchnn --help` imports none of them.
+SUMMARIES = {
+    "train": "train a network on images and leave its weights, tables and curves in a folder",
+    "bench": "time the layers of scratchnn and torch side by side",
+}
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong option like every other mistake of a user, in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (that of the process unless given) and return the exit status.
+
+    0 for success, 2 for a mistake of the user (told in one sentence on stderr), 130 after an interruption.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        _say(str(error))
+        return USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _say(f"{error.filename}: {error.strerror}")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    name = _choose(arguments)
+    command = importlib.import_module(COMMANDS[name])
+    parser = _Parser(prog=f"scratchnn {name}", description=command.HELP)
+    command.configure(parser)
+    return command.run(parser.parse_args(arguments[1:]))
+
+
+def _choose(arguments: list[str]) -> str:
+    """The subcommand asked for; ``--help`` and ``--version`` end the process here."""
+    listing = "\n".join(f"  {name:<8}{summary}" for name, summary in SUMMARIES.items())
+    parser = _Parser(
+        prog="scratchnn",
+        description="The layers of convolutional networks, from scratch.",
+        epilog=f"commands:\n{listing}\n\n'scratchnn COMMAND --help' lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"scratchnn {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, one of those below")
+    return parser.parse_args(arguments[:1]).command
+
+
+def _say(sentence: str) -> None:
+    print(f"scratchnn: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
