@@ -1,0 +1,106 @@
+# From a fresh clone to a trained network, a tested library or a benchmark: every target sets up what it needs
+# in .venv, once, and goes straight to work when nothing changed. `make` alone lists the targets.
+
+PYTHON ?= python3
+DATA   ?= auto
+MODEL  ?= resnet20
+EPOCHS ?= 10
+ARGS   ?=
+ifndef OUT
+OUT    := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+endif
+
+BIN     := .venv/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+LAYER_TESTS := $(addprefix tests/test_,conv.py pool.py norm.py linear.py activation.py)
+
+# What the build itself needs; one pip call, so that torch and torchvision come as a matching pair.
+BUILD_REQUIREMENTS := 'setuptools>=77' wheel ninja numpy 'torch>=2.13' torchvision
+
+say  = @echo "scratchnn: $(1)"
+fail = { echo "scratchnn: $(1)" >&2; exit 1; }
+
+.PHONY: help demo test test-slow lint format bench clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       train a network and draw its curves: DATA=auto|digits|cifar10|FOLDER|ARCHIVE"
+	@echo "                MODEL=resnet20 EPOCHS=$(EPOCHS) OUT=FOLDER (default: a new one under runs/)"
+	@echo "make test       the whole test suite, then the layers again without vector instructions; ARGS='-k conv'"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       check formatting and style of Python and C++"
+	@echo "make format     repair what can be repaired of that"
+	@echo "make bench      time every layer beside torch's own; ARGS='--family conv --threads 1'"
+	@echo "make clean      delete what was built; the environment in .venv stays (delete it by hand)"
+
+demo: .venv/.built
+	$(call say,training $(MODEL) on $(DATA) for $(EPOCHS) epochs)
+	@$(BIN)/python -m scratchnn train --data "$(DATA)" --model "$(MODEL)" --epochs "$(EPOCHS)" --out "$(OUT)" $(ARGS)
+	$(call say,the curves are in $(OUT)/curves.png)
+
+test: .venv/.built
+	$(call say,testing everything)
+	@$(BIN)/python -m pytest -q --durations=10 -m "not slow" $(ARGS)
+	$(call say,testing the layers again on the kernels without vector instructions)
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -m "not slow" $(LAYER_TESTS) $(ARGS)
+
+test-slow: .venv/.built
+	$(call say,running the slow tests)
+	@$(BIN)/python -m pytest -q --durations=10 -m slow $(ARGS)
+
+lint: .venv/.lint
+	$(call say,checking formatting and style)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+format: .venv/.lint
+	$(call say,formatting)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/clang-format -i $(SOURCES)
+
+bench: .venv/.built
+	@$(BIN)/python -m scratchnn bench $(ARGS)
+
+clean:
+	$(call say,deleting what was built)
+	@rm -rf build dist scratchnn/*.so *.egg-info .pytest_cache .ruff_cache .venv/.built
+	@find scratchnn tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps below stand for the steps of the set-up. Each names the files after whose change it is done again.
+
+.venv/.python:
+	@command -v $(PYTHON) >/dev/null || \
+	  $(call fail,$(PYTHON) was not found; install Python 3.10 or newer or name one with PYTHON=...)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  $(call fail,$(PYTHON) is too old; install Python 3.10 or newer or name one with PYTHON=...)
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  $(call fail,$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv)
+	$(call say,making the environment .venv)
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.lint: pyproject.toml | .venv/.python
+	$(call say,installing ruff and clang-format)
+	@$(BIN)/python -m pip install -q $$(sed -n 's/^lint = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
+
+.venv/.torch: | .venv/.python
+	@command -v $${CXX:-c++} >/dev/null || \
+	  $(call fail,no C++ compiler was found; install gcc 12 or newer (on Debian and Ubuntu: apt install g++) or point CXX at one)
+	@$(BIN)/python -c 'import sys, sysconfig, pathlib; sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists())' || \
+	  $(call fail,the header Python.h was not found; on Debian and Ubuntu: apt install python3-dev)
+	$(call say,installing torch and what the build needs (a large download the first time))
+	@$(BIN)/python -m pip install -q $(BUILD_REQUIREMENTS)
+	@touch $@
+
+# Installing compiles as well; after a change of the kernels alone, compiling what changed is enough.
+INSTALL = $(BIN)/python -m pip install -q --no-build-isolation -e '.[train,test]'
+COMPILE = $(BIN)/python setup.py -q build_ext --inplace
+
+.venv/.built: pyproject.toml setup.py .venv/.torch $(SOURCES)
+	$(call say,$(if $(filter-out $(SOURCES),$?),installing scratchnn and compiling its kernels (minutes the first time),compiling the kernels that changed))
+	@$(if $(filter-out $(SOURCES),$?),$(INSTALL),$(COMPILE))
+	@touch $@
