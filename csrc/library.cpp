@@ -12,6 +12,15 @@
 namespace {
 
 constexpr const char* kOperators[] = {
+    // shared
+    "channel_sum(Tensor input) -> Tensor",
+    // conv: padding lists the amounts before and after each dimension in turn
+    "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "SymInt groups) -> Tensor",
+    "conv_input_grad(Tensor grad, Tensor weight, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups) -> Tensor",
+    "conv_weight_grad(Tensor grad, Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
     // activation
     "relu(Tensor input) -> Tensor",
     "relu_(Tensor(a!) input) -> ()",

@@ -12,11 +12,11 @@ namespace scratchnn {
 constexpr int kSpatialRank = 3;
 using Extent = std::array<int64_t, kSpatialRank>;
 
-inline int64_t volume(const Extent& extent) { return extent[0] * extent[1] * extent[2]; }
+[[gnu::always_inline]] inline int64_t volume(const Extent& extent) { return extent[0] * extent[1] * extent[2]; }
 
 // floor((W + P - D (K - 1) - 1) / S) + 1, P the padding of both sides together. The same rule in Python is
 // output_size in scratchnn/ops/_common.py.
-inline int64_t output_size(int64_t size, int64_t kernel, int64_t padding, int64_t stride, int64_t dilation) {
+[[gnu::always_inline]] inline int64_t output_size(int64_t size, int64_t kernel, int64_t padding, int64_t stride, int64_t dilation) {
   const int64_t span = size + padding - dilation * (kernel - 1) - 1;
   return (span >= 0 ? span / stride : -1) + 1;
 }
@@ -38,10 +38,10 @@ struct Images {
   Extent size;
   bool channels_last;
 
-  int64_t pixels() const { return volume(size); }
-  int64_t image_stride() const { return channels * pixels(); }
-  int64_t channel_stride() const { return channels_last ? 1 : pixels(); }
-  int64_t pixel_stride() const { return channels_last ? channels : 1; }
+  [[gnu::always_inline]] int64_t pixels() const { return volume(size); }
+  [[gnu::always_inline]] int64_t image_stride() const { return channels * pixels(); }
+  [[gnu::always_inline]] int64_t channel_stride() const { return channels_last ? 1 : pixels(); }
+  [[gnu::always_inline]] int64_t pixel_stride() const { return channels_last ? channels : 1; }
 };
 
 }  // namespace scratchnn

@@ -34,13 +34,13 @@ struct ThreadScratch {
   size_t bytes = 0;
 };
 
-thread_local ThreadScratch thread_scratch;
+thread_local ThreadScratch thread_scratch[2];
 thread_local bool naive_requested = false;
 
 }  // namespace
 
-void* detail::scratch(size_t bytes) {
-  ThreadScratch& own = thread_scratch;
+void* detail::scratch(size_t bytes, int slot) {
+  ThreadScratch& own = thread_scratch[slot];
   if (bytes > own.bytes) {
     const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     own.memory.reset();  // first, so that the old and the new are never held together

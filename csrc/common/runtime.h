@@ -12,7 +12,7 @@ namespace scratchnn {
 namespace detail {
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context);
-void* scratch(size_t bytes);
+void* scratch(size_t bytes, int slot);
 }  // namespace detail
 
 // body(first, last) over disjoint ranges that cover [begin, end), on torch's intra-op threads. A range holds at
@@ -25,12 +25,15 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   detail::parallel_for(begin, end, grain, call, const_cast<Body*>(&body));
 }
 
-// This thread's scratch memory: `count` elements, 64-byte aligned, contents undefined, valid until the next
-// call on the same thread. It is kept between calls, so that it does not page-fault each time; carve several
-// arrays from one call.
+// This thread's scratch memory: `count` elements, 64-byte aligned, contents undefined. It is kept between calls,
+// so that it does not page-fault each time. There are two, since the calling thread also works on tasks: kCall
+// lives until the operator returns, kTask until the body given to parallel_for returns. Each is valid until the
+// next request for the same one; carve several arrays from one request.
+enum class Scratch { kCall, kTask };
+
 template <class T>
-T* scratch(int64_t count) {
-  return static_cast<T*>(detail::scratch(static_cast<size_t>(count) * sizeof(T)));
+T* scratch(int64_t count, Scratch which = Scratch::kTask) {
+  return static_cast<T*>(detail::scratch(static_cast<size_t>(count) * sizeof(T), static_cast<int>(which)));
 }
 
 // True while this thread asked for the readable kernels (scratchnn.kernels("naive")).

@@ -7,6 +7,7 @@
 
 #include <utility>
 
+#include "common/geometry.h"
 #include "common/runtime.h"
 
 namespace scratchnn {
@@ -33,6 +34,20 @@ void with_fast_type(const at::Tensor& tensor, const Body& body) {
   } else {
     body(double());
   }
+}
+
+// A dense N x C x * tensor of up to three spatial dimensions as Images. N x C tensors have one pixel an image and
+// count as channels last.
+template <class T>
+Images<T> images_of(const at::Tensor& tensor) {
+  T* data;
+  if constexpr (std::is_const_v<T>) {
+    data = tensor.const_data_ptr<std::remove_const_t<T>>();
+  } else {
+    data = tensor.mutable_data_ptr<T>();
+  }
+  const bool channels_last = tensor.dim() == 2 || is_channels_last(memory_format(tensor));
+  return {data, tensor.size(1), spatial_extent(tensor.sizes().slice(2), 1), channels_last};
 }
 
 inline void check_same_type(const at::Tensor& a, const char* a_name, const at::Tensor& b, const char* b_name,

@@ -1,0 +1,238 @@
+// Bands: blocks of pixels small enough for the cache, with the input they read in channels-last order.
+//
+// Convolution works through its output band by band. What a band reads is copied once into scratch memory, in
+// channels-last order and with zeros (or whatever lies outside the image) written out, so that the arithmetic
+// knows neither memory formats nor borders. Only a block is ever copied, never the batch. Where the input already
+// looks like that (channels_last, nothing outside of the image), it is read in place.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/gemm.h"
+#include "common/runtime.h"
+#include "conv/geometry.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+
+constexpr int64_t kBandPixels = 384;
+
+// One tap of the kernel: where it reads, relative to a position's first input pixel, and which weight it uses.
+struct Tap {
+  Extent offset;
+  int64_t weight;
+};
+
+// out[base + o * out_step] = sum over taps of  in[o * in_step + tap.offset] . w[tap.weight],  o < count.
+//
+// The forward pass is one such correlation. The input gradient is one for each residue of the stride: the input
+// pixels that meet the same taps.
+struct Correlation {
+  Extent count;
+  Extent in_step;
+  Extent out_base;
+  Extent out_step;
+  std::vector<Tap> taps;
+
+  Extent first_offset() const { return corner([](int64_t a, int64_t b) { return a < b; }); }
+  Extent last_offset() const { return corner([](int64_t a, int64_t b) { return a > b; }); }
+
+ private:
+  template <class Before>
+  Extent corner(Before before) const {
+    Extent extreme = taps.empty() ? Extent{} : taps[0].offset;
+    for (const Tap& tap : taps) {
+      for (int d = 0; d < kSpatialRank; ++d) {
+        if (before(tap.offset[d], extreme[d])) extreme[d] = tap.offset[d];
+      }
+    }
+    return extreme;
+  }
+};
+
+// The taps of the whole kernel, row by row, as the forward pass meets them.
+inline Correlation forward_correlation(const ConvGeometry& g) {
+  Correlation c{g.output, g.stride, {0, 0, 0}, {1, 1, 1}, {}};
+  int64_t weight = 0;
+  for (int64_t i = 0; i < g.kernel[0]; ++i) {
+    for (int64_t j = 0; j < g.kernel[1]; ++j) {
+      for (int64_t k = 0; k < g.kernel[2]; ++k) {
+        c.taps.push_back({{i * g.dilation[0] - g.padding[0], j * g.dilation[1] - g.padding[1],
+                           k * g.dilation[2] - g.padding[2]},
+                          weight++});
+      }
+    }
+  }
+  return c;
+}
+
+// How a correlation is cut into bands: positions [first, first + size) of one image.
+struct Band {
+  int64_t image;
+  Extent first;
+  Extent size;
+  int64_t pixels() const { return volume(size); }
+};
+
+class Bands {
+ public:
+  Bands(int64_t batch, const Extent& count) : count_(count) {
+    size_ = {1, 1, std::clamp<int64_t>(count[2], 1, kBandPixels)};
+    size_[1] = std::clamp<int64_t>(kBandPixels / size_[2], 1, std::max<int64_t>(count[1], 1));
+    for (int d = 0; d < kSpatialRank; ++d) {
+      // As even as can be: 9 rows in bands of 8 become 5 + 4, not 8 + 1.
+      number_[d] = (count[d] + size_[d] - 1) / size_[d];
+      if (number_[d] > 0) size_[d] = (count[d] + number_[d] - 1) / number_[d];
+      number_[d] = (count[d] + size_[d] - 1) / size_[d];
+    }
+    per_image_ = volume(number_);
+    total_ = batch * per_image_;
+  }
+
+  int64_t total() const { return total_; }
+  const Extent& largest() const { return size_; }
+
+  Band operator[](int64_t index) const {
+    Band band{index / per_image_, {}, {}};
+    int64_t rest = index % per_image_;
+    for (int d = kSpatialRank - 1; d >= 0; --d) {
+      band.first[d] = rest % number_[d] * size_[d];
+      band.size[d] = std::min(size_[d], count_[d] - band.first[d]);
+      rest /= number_[d];
+    }
+    return band;
+  }
+
+ private:
+  Extent count_, size_, number_;
+  int64_t per_image_, total_;
+};
+
+// Pixels in channels-last order: pixel (d, h, w) starts at data + d * stride[0] + h * stride[1] + w * stride[2].
+template <class T>
+struct PixelView {
+  const T* data;
+  Extent stride;
+};
+
+// The input pixels of a rectangle, and how many there can be at most.
+struct Rectangle {
+  Extent first;
+  Extent size;
+};
+
+inline Rectangle read_by(const Correlation& c, const Extent& low, const Extent& high, const Extent& first,
+                         const Extent& size) {
+  Rectangle r;
+  for (int d = 0; d < kSpatialRank; ++d) {
+    r.first[d] = first[d] * c.in_step[d] + low[d];
+    r.size[d] = (size[d] - 1) * c.in_step[d] + high[d] - low[d] + 1;
+  }
+  return r;
+}
+
+// Copies channels [channel, channel + channels) of a rectangle of one image to `out`, zero outside of the image.
+template <class T>
+void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels,
+                    const Rectangle& r, T* out) {
+  const T* source = images.data + image * images.image_stride() + channel * images.channel_stride();
+  const Extent& size = images.size;
+  const int64_t inside_first = std::clamp<int64_t>(-r.first[2], 0, r.size[2]);
+  const int64_t inside_last = std::clamp<int64_t>(size[2] - r.first[2], inside_first, r.size[2]);
+  const auto zero = [&](T* from, int64_t pixels) {
+    std::memset(from, 0, static_cast<size_t>(pixels * channels) * sizeof(T));
+  };
+  for (int64_t d = r.first[0]; d < r.first[0] + r.size[0]; ++d) {
+    for (int64_t h = r.first[1]; h < r.first[1] + r.size[1]; ++h, out += r.size[2] * channels) {
+      if (d < 0 || d >= size[0] || h < 0 || h >= size[1] || inside_first == inside_last) {
+        zero(out, r.size[2]);
+        continue;
+      }
+      zero(out, inside_first);
+      zero(out + inside_last * channels, r.size[2] - inside_last);
+      const int64_t count = inside_last - inside_first;
+      const int64_t pixel = (d * size[1] + h) * size[2] + r.first[2] + inside_first;
+      const T* row = source + pixel * images.pixel_stride();
+      T* to = out + inside_first * channels;
+      if (!images.channels_last) {
+        transpose_block(row, images.pixels(), to, channels, channels, count);
+      } else if (channels == images.channels) {
+        std::memcpy(to, row, static_cast<size_t>(count * channels) * sizeof(T));
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          std::memcpy(to + i * channels, row + i * images.channels, static_cast<size_t>(channels) * sizeof(T));
+        }
+      }
+    }
+  }
+}
+
+// What a band reads, channels last: in place where it can be, else copied to `memory`.
+template <class T>
+PixelView<T> view_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels,
+                            const Rectangle& r, bool may_read_in_place, T* memory) {
+  bool inside = images.channels_last && may_read_in_place;
+  for (int d = 0; d < kSpatialRank; ++d) {
+    inside = inside && r.first[d] >= 0 && r.first[d] + r.size[d] <= images.size[d];
+  }
+  if (inside) {
+    const Extent stride{images.size[1] * images.size[2] * images.channels, images.size[2] * images.channels,
+                        images.channels};
+    const T* first = images.data + image * images.image_stride() + channel + r.first[0] * stride[0] +
+                     r.first[1] * stride[1] + r.first[2] * stride[2];
+    return {first, stride};
+  }
+  copy_rectangle(images, image, channel, channels, r, memory);
+  return {memory, {r.size[1] * r.size[2] * channels, r.size[2] * channels, channels}};
+}
+
+// The reduction as segments of a view: taps side by side in a row are one segment where their pixels lie side by
+// side in memory.
+template <class T>
+void segments_of(const Correlation& c, const Extent& low, const PixelView<T>& view, int64_t channels,
+                 std::vector<Segment>& segments) {
+  segments.clear();
+  for (size_t t = 0; t < c.taps.size(); ++t) {
+    const Extent& at = c.taps[t].offset;
+    if (t > 0 && view.stride[2] == channels) {
+      const Extent& before = c.taps[t - 1].offset;
+      if (at == Extent{before[0], before[1], before[2] + 1}) {
+        segments.back().length += channels;
+        continue;
+      }
+    }
+    segments.push_back({(at[0] - low[0]) * view.stride[0] + (at[1] - low[1]) * view.stride[1] +
+                            (at[2] - low[2]) * view.stride[2],
+                        channels});
+  }
+}
+
+// Calls body(p, d, h, w) for each position of a band, in order.
+template <class Body>
+SCRATCHNN_INLINE void for_each_position(const Extent& size, const Body& body) {
+  int64_t p = 0;
+  for (int64_t d = 0; d < size[0]; ++d) {
+    for (int64_t h = 0; h < size[1]; ++h) {
+      for (int64_t w = 0; w < size[2]; ++w) body(p++, d, h, w);
+    }
+  }
+}
+
+// A 1x1 convolution of stride 1 sees no neighbours: all pixels, in channels_last those of all images, are one row.
+template <class T, class U>
+ConvGeometry flatten_pointwise(ConvGeometry g, Images<T>& a, Images<U>& b) {
+  const Extent ones{1, 1, 1}, zeros{0, 0, 0};
+  if (g.kernel != ones || g.stride != ones || g.padding != zeros || g.output != g.input) return g;
+  int64_t pixels = volume(g.input);
+  if (a.channels_last && b.channels_last) {
+    pixels *= g.batch;
+    g.batch = 1;
+  }
+  g.input = g.output = a.size = b.size = {1, 1, pixels};
+  return g;
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

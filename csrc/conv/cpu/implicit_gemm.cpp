@@ -1,0 +1,246 @@
+// Convolution as matrix products over blocks of pixels: the forward pass and the input gradient.
+//
+// Row p of the left matrix is the patch of input that output pixel p sees, but the patch is never written out
+// (that would be im2col): its rows are runs of the band itself, addressed by segments. The right matrix is the
+// weight, packed once per call into panels of kTileColumns output channels. Serves every geometry; reads inputs
+// once per kReduction-long slice of the reduction and panel, from cache.
+#include <algorithm>
+
+#include "common/gemm.h"
+#include "conv/cpu/band.h"
+#include "conv/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+// Slices of the reduction are at most this long, so that a panel's slice stays in the first-level cache.
+template <class T>
+constexpr int64_t kReduction = 320 * 4 / sizeof(T);
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers, and a start
+// value (the bias) for each column. Columns beyond the last channel are zero.
+template <class T>
+struct PackedWeight {
+  const T* data;
+  const T* start;
+  int64_t panels;     // in a group
+  int64_t reduction;  // taps x channels summed over
+
+  const T* panel(int64_t group, int64_t index) const {
+    return data + (group * panels + index) * reduction * kTileColumns<T>;
+  }
+  const T* start_of(int64_t group, int64_t index) const {
+    return start + (group * panels + index) * kTileColumns<T>;
+  }
+};
+
+// The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
+template <class T>
+struct Operand {
+  Filters<const T> filters;
+  int64_t sum, sum_stride;
+  int64_t out, out_stride;
+  int64_t group_stride;
+};
+
+template <class T>
+PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>& taps, const T* bias) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t panels = (w.out + columns - 1) / columns;
+  const int64_t tap_count = static_cast<int64_t>(taps.size());
+  const int64_t reduction = tap_count * w.sum;
+  const int64_t size = groups * panels * reduction * columns;
+  T* data = scratch<T>(size + groups * panels * columns, Scratch::kCall);
+  T* start = data + size;
+  parallel_for(0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t group = i / panels;
+      const int64_t channel = i % panels * columns;
+      const int64_t count = std::min(columns, w.out - channel);
+      const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
+      T* to = data + i * reduction * columns;
+      if (count < columns) std::fill(to, to + reduction * columns, T(0));
+      for (int64_t t = 0; t < tap_count; ++t) {
+        const T* tap = from + taps[t].weight * w.filters.tap_stride;
+        T* rows = to + t * w.sum * columns;
+        if (w.out_stride == 1) {
+          for (int64_t c = 0; c < w.sum; ++c) {
+            std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
+          }
+        } else if (w.sum_stride == 1) {
+          transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
+        } else {
+          for (int64_t k = 0; k < count; ++k) {
+            for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
+          }
+        }
+      }
+      for (int64_t k = 0; k < columns; ++k) {
+        start[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
+      }
+    }
+  });
+  return {data, start, panels, reduction};
+}
+
+// A slice [first, last) of the reduction: the segments it is made of.
+void slice_segments(const std::vector<Segment>& segments, int64_t first, int64_t last, std::vector<Segment>& slice) {
+  slice.clear();
+  int64_t position = 0;
+  for (const Segment& segment : segments) {
+    const int64_t from = std::max(first, position), to = std::min(last, position + segment.length);
+    if (from < to) slice.push_back({segment.offset + from - position, to - from});
+    position += segment.length;
+  }
+}
+
+// out = in (*) w: runs one correlation over all bands of all images and groups.
+template <class T>
+void correlate(const Correlation& correlation, const Operand<T>& operand, int64_t batch, int64_t groups,
+               const Images<const T>& in, const T* bias, const Images<T>& out) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const Bands bands(batch, correlation.count);
+  if (bands.total() == 0) return;
+  const PackedWeight<T> weight = pack(operand, groups, correlation.taps, bias);
+  const Extent low = correlation.first_offset(), high = correlation.last_offset();
+
+  const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
+  const int64_t band_size = round_up(volume(largest.size) * operand.sum, 16);
+  const int64_t pixels = volume(bands.largest());
+  const int64_t padded_out = weight.panels * columns;
+  const bool stage = !out.channels_last;  // contiguous outputs are computed channels last, then transposed
+  const int64_t stage_size = stage ? round_up(pixels * padded_out, 16) : 0;
+  const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<T> - 1) / kReduction<T>);
+
+  parallel_for(0, bands.total() * groups, 1, [&](int64_t begin, int64_t end) {
+    T* band_memory =
+        scratch<T>(band_size + stage_size + 2 * pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
+    T* stage_memory = band_memory + band_size;
+    int64_t* in_offsets = reinterpret_cast<int64_t*>(stage_memory + stage_size);
+    int64_t* out_offsets = in_offsets + pixels;
+    std::vector<Segment> segments, slice;
+    for (int64_t item = begin; item < end; ++item) {
+      const Band band = bands[item / groups];
+      const int64_t group = item % groups;
+      const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
+      const PixelView<T> view =
+          view_rectangle(in, band.image, group * operand.sum, operand.sum, rectangle, true, band_memory);
+      segments_of(correlation, low, view, operand.sum, segments);
+
+      const Extent& out_step = correlation.out_step;
+      const int64_t out_width = out.size[2], out_height = out.size[1];
+      int64_t first_pixel = 0;
+      for (int d = 0; d < kSpatialRank; ++d) {
+        first_pixel = first_pixel * out.size[d] + correlation.out_base[d] + band.first[d] * out_step[d];
+      }
+      T* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
+                     first_pixel * out.pixel_stride();
+      const auto out_pixel = [&](int64_t d, int64_t h, int64_t w) {
+        return (d * out_step[0] * out_height + h * out_step[1]) * out_width + w * out_step[2];
+      };
+      for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
+        in_offsets[p] = d * correlation.in_step[0] * view.stride[0] + h * correlation.in_step[1] * view.stride[1] +
+                        w * correlation.in_step[2] * view.stride[2];
+        out_offsets[p] = stage ? p * padded_out : out_pixel(d, h, w) * out.channels;
+      });
+
+      T* result = stage ? stage_memory : out_image;
+      for (int64_t s = 0; s < slices; ++s) {
+        const int64_t first = weight.reduction * s / slices, last = weight.reduction * (s + 1) / slices;
+        slice_segments(segments, first, last, slice);
+        for (int64_t panel = 0; panel < weight.panels; ++panel) {
+          const T* b = weight.panel(group, panel) + first * columns;
+          const T* start = weight.start_of(group, panel);
+          const int64_t width = stage ? columns : std::min(columns, operand.out - panel * columns);
+          for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
+            with_rows(rows, [&](auto count) {
+              multiply_tile<count, T>(view.data, in_offsets + p, slice.data(), static_cast<int64_t>(slice.size()), b,
+                                      result + panel * columns, out_offsets + p, width, s > 0, start);
+            });
+          });
+        }
+      }
+
+      if (!stage) continue;
+      for (int64_t d = 0; d < band.size[0]; ++d) {
+        for (int64_t h = 0; h < band.size[1]; ++h) {
+          const T* from = stage_memory + (d * band.size[1] + h) * band.size[2] * padded_out;
+          T* to = out_image + out_pixel(d, h, 0);
+          if (out_step[2] == 1) {
+            transpose_block(from, padded_out, to, out.pixels(), band.size[2], operand.out);
+            continue;
+          }
+          for (int64_t k = 0; k < operand.out; ++k) {
+            for (int64_t w = 0; w < band.size[2]; ++w) to[k * out.pixels() + w * out_step[2]] = from[w * padded_out + k];
+          }
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void forward(const ConvGeometry& geometry, Images<const T> input, Filters<const T> weight, const T* bias,
+             Images<T> output) {
+  const ConvGeometry g = flatten_pointwise(geometry, input, output);
+  const Operand<T> operand{weight,        g.group_in(),      weight.in_stride,
+                           g.group_out(), weight.out_stride, g.group_out() * weight.out_stride};
+  correlate(forward_correlation(g), operand, g.batch, g.groups, input, bias, output);
+}
+
+// The values of one dimension that input pixels of one residue of the stride share.
+struct Phase {
+  int64_t first;  // the first such pixel
+  int64_t count;
+};
+
+Phase phase_of(int64_t residue, int64_t size, int64_t stride, int64_t padding) {
+  const int64_t first = ((residue - padding) % stride + stride) % stride;
+  return {first, first < size ? (size - first + stride - 1) / stride : 0};
+}
+
+// Input pixel i met output pixel o through tap t where i = o S - P + t D. For the pixels of one residue
+// (i + P) mod S the taps are the same, and o = (i + P - t D) / S moves by one from pixel to pixel: a correlation
+// of dL/dy with those taps.
+template <class T>
+void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<const T> weight, Images<T> grad_input) {
+  const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
+  const Operand<T> operand{weight,       g.group_out(),    weight.out_stride,
+                           g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
+  const int64_t phases = volume(g.stride);
+  for (int64_t index = 0; index < phases; ++index) {
+    Extent residue{index / (g.stride[1] * g.stride[2]), index / g.stride[2] % g.stride[1], index % g.stride[2]};
+    Correlation c{{}, {1, 1, 1}, {}, g.stride, {}};
+    for (int d = 0; d < kSpatialRank; ++d) {
+      const Phase phase = phase_of(residue[d], g.input[d], g.stride[d], g.padding[d]);
+      c.out_base[d] = phase.first;
+      c.count[d] = phase.count;
+    }
+    // Last tap first: its output pixel comes first.
+    for (int64_t t = g.taps() - 1; t >= 0; --t) {
+      const Extent tap{t / (g.kernel[1] * g.kernel[2]), t / g.kernel[2] % g.kernel[1], t % g.kernel[2]};
+      Extent offset;
+      bool meets = true;
+      for (int d = 0; d < kSpatialRank; ++d) {
+        const int64_t distance = c.out_base[d] + g.padding[d] - tap[d] * g.dilation[d];
+        meets = meets && distance % g.stride[d] == 0;
+        offset[d] = distance / g.stride[d];
+      }
+      if (meets) c.taps.push_back({offset, t});
+    }
+    correlate(c, operand, g.batch, g.groups, grad, static_cast<const T*>(nullptr), grad_input);
+  }
+}
+
+}  // namespace
+
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_forward<float>, &forward<float>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_forward<double>, &forward<double>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_input_grad<float>, &input_grad<float>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_input_grad<double>, &input_grad<double>);
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

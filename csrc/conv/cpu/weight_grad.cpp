@@ -1,0 +1,153 @@
+// The weight gradient as matrix products: dL/dw[k, c, t] = sum over images and pixels o of
+// dL/dy[k, o] x[c, o S - P + t D].
+//
+// The sum runs over all pixels of the batch, so it is cut into chunks, a fixed number whatever the number of
+// threads, each with sums of its own that are added up in order at the end: the result is the same for any number
+// of threads. Within a band, the rows of a tile are output channels (of dL/dy, packed) and its columns lie along
+// the input's channels, side by side in memory.
+#include <algorithm>
+
+#include "common/gemm.h"
+#include "conv/cpu/band.h"
+#include "conv/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t kChunks = 16;             // of the batch, at most
+constexpr int64_t kTasks = 16;              // chunks x blocks of output channels, about
+constexpr int64_t kSumsBytes = 64ll << 20;  // for the sums of all chunks together, at most
+
+// Output channels [first, first + count) of one group.
+struct Rows {
+  int64_t group;
+  int64_t first;
+  int64_t count;
+};
+
+template <class T>
+void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<const T> input, Filters<T> grad_weight) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const ConvGeometry g = flatten_pointwise(geometry, grad, input);
+  const Correlation correlation = forward_correlation(g);
+  const Extent low = correlation.first_offset(), high = correlation.last_offset();
+  const Bands bands(g.batch, g.output);
+  const int64_t sum_channels = g.group_in(), out_channels = g.group_out();
+
+  // The columns of the sums: each segment of taps rounded up to whole tiles. Which taps form a segment depends on
+  // whether the band is a copy, so it always is one unless there is a single tap.
+  const bool in_place = g.taps() == 1 && sum_channels % columns == 0;
+  std::vector<Segment> layout;
+  {
+    const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
+    const PixelView<T> copy{nullptr,
+                            {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels,
+                             sum_channels}};
+    segments_of(correlation, low, copy, sum_channels, layout);
+  }
+  int64_t width = 0;
+  for (const Segment& segment : layout) width += (segment.length + columns - 1) / columns * columns;
+
+  // Chunks of bands times blocks of output channels: the tasks.
+  const int64_t sums_size = g.out_channels * width;
+  const int64_t affordable = kSumsBytes / std::max<int64_t>(1, sums_size * static_cast<int64_t>(sizeof(T)));
+  const int64_t chunks = std::clamp<int64_t>(std::min(affordable, bands.total()), 1, kChunks);
+  const int64_t block_rows =
+      std::max<int64_t>(kTileRows, (g.out_channels * chunks + kTasks - 1) / kTasks);  // about kTasks in all
+  const int64_t blocks_per_group = std::max<int64_t>(1, out_channels / block_rows);
+  const int64_t groups_per_task = std::clamp<int64_t>(block_rows / out_channels, 1, g.groups);
+  const int64_t group_tasks = (g.groups + groups_per_task - 1) / groups_per_task;
+  const int64_t tasks_per_chunk = group_tasks * blocks_per_group;
+
+  T* sums = scratch<T>(chunks * sums_size, Scratch::kCall);
+  const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
+  const int64_t band_size = volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
+  const int64_t pixels = volume(bands.largest());
+
+  parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
+    const int64_t grad_size = pixels * out_channels;
+    T* band_memory = scratch<T>(band_size + 2 * grad_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)) + 16);
+    T* packed_grad = band_memory + (band_size + 1) / 2 * 2;
+    T* copied_grad = packed_grad + (grad_size + 1) / 2 * 2;
+    int64_t* offsets = reinterpret_cast<int64_t*>(copied_grad + (grad_size + 1) / 2 * 2);
+    std::vector<Segment> segments;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t chunk = task / tasks_per_chunk;
+      const int64_t group_task = task % tasks_per_chunk / blocks_per_group;
+      const int64_t block = task % blocks_per_group;
+      const int64_t first_group = group_task * groups_per_task;
+      const int64_t last_group = std::min(g.groups, first_group + groups_per_task);
+      const int64_t first_row = out_channels * block / blocks_per_group;
+      const int64_t row_count = out_channels * (block + 1) / blocks_per_group - first_row;
+      const int64_t first_band = bands.total() * chunk / chunks, last_band = bands.total() * (chunk + 1) / chunks;
+
+      for (int64_t group = first_group; group < last_group; ++group) {
+        T* own = sums + chunk * sums_size + (group * out_channels + first_row) * width;
+        std::fill(own, own + row_count * width, T(0));
+        for (int64_t index = first_band; index < last_band; ++index) {
+          const Band band = bands[index];
+          const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
+          const PixelView<T> view = view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle,
+                                                   in_place, band_memory);
+          segments_of(correlation, low, view, sum_channels, segments);
+          const PixelView<T> dy = view_rectangle(grad, band.image, group * out_channels + first_row, row_count,
+                                                 Rectangle{band.first, band.size}, true, copied_grad);
+          for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
+            offsets[p] = d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] +
+                         w * g.stride[2] * view.stride[2];
+          });
+          // dL/dy by tiles of rows, each pixel's numbers of a tile side by side.
+          for_each_tile(row_count, [&](int64_t first, int64_t rows) {
+            T* to = packed_grad + first * band.pixels();
+            for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
+              const T* from = dy.data + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2] + first;
+              for (int64_t r = 0; r < rows; ++r) to[p * rows + r] = from[r];
+            });
+          });
+          T* column = own;
+          for (const Segment& segment : segments) {
+            for (int64_t c = 0; c < segment.length; c += columns, column += columns) {
+              const T* b = view.data + segment.offset + c;
+              for_each_tile(row_count, [&](int64_t first, int64_t rows) {
+                with_rows(rows, [&](auto count) {
+                  accumulate_outer_products<count, T>(packed_grad + first * band.pixels(), b, offsets, band.pixels(),
+                                                      column + first * width, width);
+                });
+              });
+            }
+          }
+        }
+      }
+    }
+  });
+
+  // Add up the chunks, in order, into the weight's own layout.
+  parallel_for(0, g.out_channels, 1 + 16384 / std::max<int64_t>(1, width * chunks), [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      const T* row = sums + k * width;
+      T* out = grad_weight.data + k * grad_weight.out_stride;
+      int64_t tap = 0, channel = 0;
+      for (const Segment& segment : layout) {
+        for (int64_t i = 0; i < segment.length; ++i) {
+          T sum = row[i];
+          for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += row[chunk * sums_size + i];
+          out[channel * grad_weight.in_stride + tap * grad_weight.tap_stride] = sum;
+          if (++channel == sum_channels) {
+            channel = 0;
+            ++tap;
+          }
+        }
+        row += (segment.length + columns - 1) / columns * columns;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<float>, &weight_grad<float>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<double>, &weight_grad<double>);
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

@@ -1,0 +1,32 @@
+// The fast convolution kernels: one algorithm a file in conv/cpu, chosen by geometry alone in conv.cpp.
+#pragma once
+
+#include "common/dispatch.h"
+#include "conv/geometry.h"
+
+namespace scratchnn {
+
+// y from x and w; bias may be null.
+template <class T>
+using ConvForward = Kernel<void(const ConvGeometry&, Images<const T> input, Filters<const T> weight, const T* bias,
+                                Images<T> output)>;
+
+// dL/dx from dL/dy and w.
+template <class T>
+using ConvInputGrad =
+    Kernel<void(const ConvGeometry&, Images<const T> grad, Filters<const T> weight, Images<T> grad_input)>;
+
+// dL/dw from dL/dy and x.
+template <class T>
+using ConvWeightGrad =
+    Kernel<void(const ConvGeometry&, Images<const T> grad, Images<const T> input, Filters<T> grad_weight)>;
+
+// Any convolution, as matrix products over blocks of pixels (implicit_gemm.cpp, weight_grad.cpp).
+template <class T>
+inline ConvForward<T> implicit_gemm_forward;
+template <class T>
+inline ConvInputGrad<T> implicit_gemm_input_grad;
+template <class T>
+inline ConvWeightGrad<T> implicit_gemm_weight_grad;
+
+}  // namespace scratchnn

@@ -1,0 +1,17 @@
+// Convolution straight from its formula, for any real type and any strides.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "conv/geometry.h"
+
+namespace scratchnn::naive {
+
+void conv(const ConvGeometry& geometry, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
+          const at::Tensor& output);
+void conv_input_grad(const ConvGeometry& geometry, const at::Tensor& grad, const at::Tensor& weight,
+                     const at::Tensor& grad_input);
+void conv_weight_grad(const ConvGeometry& geometry, const at::Tensor& grad, const at::Tensor& input,
+                      const at::Tensor& grad_weight);
+
+}  // namespace scratchnn::naive
