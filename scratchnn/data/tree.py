@@ -98,6 +98,9 @@ def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
             content = archive.extractfile(member)
             assert content is not None  # None only for what is not a plain file
             yield name, content.read()
+        # tarfile takes a cut within a header for the end; a whole archive ends with a block of zeros.
+        if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends too early")
 
 
 def _read_zip(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -74,6 +74,7 @@ def _curve(axes: Axes, x: list[float], y: list[float], colour: str, label: str) 
 
 def _dress(axes: Axes, label: str) -> None:
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(label)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
