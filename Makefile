@@ -84,7 +84,7 @@ clean:
 
 .venv/.lint: pyproject.toml | .venv/.python
 	$(call say,installing ruff and clang-format)
-	@$(BIN)/python -m pip install -q $$(sed -n 's/^lint = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@$(BIN)/python -m pip install -qq $$(sed -n 's/^lint = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
 	@touch $@
 
 .venv/.torch: | .venv/.python
@@ -93,12 +93,13 @@ clean:
 	@$(BIN)/python -c 'import sys, sysconfig, pathlib; sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists())' || \
 	  $(call fail,the header Python.h was not found; on Debian and Ubuntu: apt install python3-dev)
 	$(call say,installing torch and what the build needs (a large download the first time))
-	@$(BIN)/python -m pip install -q $(BUILD_REQUIREMENTS)
+	@$(BIN)/python -m pip install -qq $(BUILD_REQUIREMENTS)
 	@touch $@
 
 # Installing compiles as well; after a change of the kernels alone, compiling what changed is enough.
-INSTALL = $(BIN)/python -m pip install -q --no-build-isolation -e '.[train,test]'
-COMPILE = $(BIN)/python setup.py -q build_ext --inplace
+INSTALL = $(BIN)/python -m pip install -qq --no-build-isolation -e '.[train,test]'
+COMPILE = mkdir -p build && $(BIN)/python setup.py -q build_ext --inplace >build/log.txt 2>&1 \
+  || { cat build/log.txt >&2; $(call fail,the kernels did not compile); }
 
 .venv/.built: pyproject.toml setup.py .venv/.torch $(SOURCES)
 	$(call say,$(if $(filter-out $(SOURCES),$?),installing scratchnn and compiling its kernels (minutes the first time),compiling the kernels that changed))

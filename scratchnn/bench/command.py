@@ -1,0 +1,167 @@
+"""``scratchnn bench``: from command-line options to a table, a JSON file and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+import scratchnn
+from scratchnn.bench import cases as catalogue
+from scratchnn.bench.cases import Case
+from scratchnn.bench.limits import measure_limits
+from scratchnn.bench.measure import Disagreement, measure, require_ours
+from scratchnn.bench.report import Report, Table, heading, summarize
+from scratchnn.errors import UserError, require
+from scratchnn.train.log import describe_hardware, describe_versions
+
+HELP = "time the layers of scratchnn and torch side by side"
+
+WRONG_RESULTS, INTERRUPTED = 1, 130
+
+SECONDS, QUICK_SECONDS = 4.0, 0.4
+MIN_ROUNDS, QUICK_MIN_ROUNDS = 5, 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    families = catalogue.families()
+    parser.add_argument(
+        "--family", action="append", choices=families, help="only this family of layers; may be repeated"
+    )
+    parser.add_argument(
+        "--filter", metavar="REGEX", help='only cases whose "family name" contains this, see --list'
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the cases and the work in each; time nothing"
+    )
+    parser.add_argument("--threads", type=int, help="threads that compute (default: torch's choice)")
+    parser.add_argument(
+        "--seconds", type=float, help=f"time to spend on each case, set-up aside (default {SECONDS:g})"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a first look: {QUICK_SECONDS:g} seconds for each case"
+    )
+    parser.add_argument(
+        "--torch-format",
+        choices=("best", "same"),
+        default="best",
+        help="run torch in the faster memory format of its two, or in that of the case (default best)",
+    )
+    parser.add_argument(
+        "--no-keep-memory",
+        dest="keep_memory",
+        action="store_false",
+        help="leave the allocator as it is: on both sides, each large tensor then costs page faults",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder for the results (default runs/bench)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time what the options select.
+
+    Returns:
+        0; 1 when a layer's results differed from torch's; 130 when interrupted, with what was done on file.
+    """
+    cases = _select(args)
+    if args.list:
+        _list(cases)
+        return 0
+    require("matplotlib", extra="train")
+    seconds = args.seconds if args.seconds is not None else (QUICK_SECONDS if args.quick else SECONDS)
+    if seconds <= 0:
+        raise UserError(f"--seconds must be above 0, got {seconds:g}")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise UserError(f"--threads must be 1 or more, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    require_ours(cases)
+    kept = args.keep_memory and scratchnn.keep_memory()
+    now = datetime.now(timezone.utc)
+    report = Report(
+        date=now.isoformat(timespec="seconds"),
+        versions=describe_versions(),
+        hardware=describe_hardware(),
+        settings={
+            "threads": torch.get_num_threads(),
+            "instruction_set": torch.ops.scratchnn.instruction_set(),
+            "allocator": "kept memory" if kept else "the system's default",
+            "torch_format": args.torch_format,
+            "seconds": seconds,
+            "min_rounds": QUICK_MIN_ROUNDS if args.quick else MIN_ROUNDS,
+        },
+        limits=measure_limits({case.dtype for case in cases}, seconds=0.3 if args.quick else 1.0),
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    files = args.out / f"bench-{now:%Y%m%d-%H%M%S}"
+    interrupted = False
+    try:
+        _measure(cases, report)
+    except KeyboardInterrupt:
+        interrupted = True
+    return _finish(report, files, interrupted)
+
+
+def _select(args: argparse.Namespace) -> list[Case]:
+    try:
+        cases = catalogue.select(catalogue.CASES, args.family, args.filter)
+    except re.error as error:
+        raise UserError(f"--filter {args.filter!r} is not a regular expression: {error}") from error
+    if not cases:
+        raise UserError("no case has such a family and name, see scratchnn bench --list")
+    return cases
+
+
+def _list(cases: list[Case]) -> None:
+    width = max(len(case.name) for case in cases)
+    print(f"{'':<{width + 12}}  {'forward':>20}  {'backward':>20}")
+    units = f"  {'GFLOP':>9}  {'MB':>9}" * 2
+    print(f"{'family':<12}{'case':<{width}}{units}")
+    for case in cases:
+        cost = case.cost()
+        columns = [
+            f"{work.flops / 1e9:9.3f}  {work.bytes / 1e6:9.3f}" for work in (cost.forward, cost.backward)
+        ]
+        print(f"{case.family:<12}{case.name:<{width}}  {'  '.join(columns)}")
+
+
+def _measure(cases: list[Case], report: Report) -> None:
+    """Time the cases, printing each result when it is there."""
+    print("\n".join(heading(report)))
+    table = Table([case.name for case in cases], report.limits)
+    print(table.header())
+    settings = report.settings
+    for case in cases:
+        try:
+            for result in measure(
+                case, settings["seconds"], settings["min_rounds"], settings["torch_format"] == "best"
+            ):
+                report.results.append(result)
+                print("\n".join(table.rows(result)), flush=True)
+        except Disagreement as disagreement:
+            report.disagreements.append(str(disagreement))
+            print(f"  WRONG {disagreement}", flush=True)
+
+
+def _finish(report: Report, files: Path, interrupted: bool) -> int:
+    from scratchnn.bench.chart import draw
+
+    if report.results:
+        print("geometric means")
+        for summary in summarize(report.results):
+            print(summary)
+        table, picture = files.with_suffix(".json"), files.with_suffix(".png")
+        table.write_text(report.to_json())
+        draw(report, picture)
+        print(f"files: {table}, {picture}")
+    for disagreement in report.disagreements:
+        print(f"not timed, wrong results: {disagreement}")
+    if interrupted:
+        print("interrupted: the cases after this are missing")
+        return INTERRUPTED
+    return WRONG_RESULTS if report.disagreements else 0
