@@ -380,7 +380,8 @@ def test_auto_takes_what_is_there_and_downloads_nothing(
     assert data.load("auto", 32, cache=tmp_path / "empty").name == "digits"
     assert data.load("auto", 32, cache=tmp_path / "empty").notes[0].startswith("digits of scikit-learn")
     cifar_root.rename(tmp_path / "data")
-    assert data.load("auto", 32, cache=tmp_path / "empty").name == "cifar10"
+    found = data.load("auto", 32, cache=tmp_path / "empty")
+    assert (found.name, found.source) == ("cifar10", str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("size", [0, -1, 15, 513])

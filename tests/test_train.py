@@ -367,7 +367,7 @@ def test_weights_of_another_model(train: Train, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "flipped", "text", "empty", "other", "newer", "weights", "missing"]
+    "damage", ["truncated", "flipped", "text", "empty", "other", "newer", "weights", "part", "missing"]
 )
 def test_damaged_checkpoint(train: Train, tmp_path: Path, capsys, damage: str) -> None:
     out = tmp_path / "out"
@@ -384,6 +384,7 @@ def test_damaged_checkpoint(train: Train, tmp_path: Path, capsys, damage: str) -
         "other": lambda: torch.save([1, 2, 3], path),
         "newer": lambda: changed(path, lambda c: c.update(format=99, version="9.9")),
         "weights": lambda: torch.save({"weight": torch.ones(3)}, path),
+        "part": lambda: changed(path, lambda c: c.pop("progress")),
         "missing": path.unlink,
     }
     damages[damage]()
@@ -397,6 +398,25 @@ def test_damaged_checkpoint(train: Train, tmp_path: Path, capsys, damage: str) -
     assert str(path) in said
     assert said.count("\n") == 1
     assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("table", ["steps.csv", "epochs.csv"])
+@pytest.mark.parametrize("damage", ["missing", "shortened", "garbled"])
+def test_resume_without_its_tables(train: Train, tmp_path: Path, capsys, table: str, damage: str) -> None:
+    out = tmp_path / "out"
+    assert train(out, "--max-steps", "7") == 0
+    path = out / table
+    content = path.read_text()
+    changes = {
+        "missing": "",
+        "shortened": content[: content.rindex("\n", 0, -1) + 1],
+        "garbled": content + "x\n",
+    }
+    path.write_text(changes[damage])
+    assert train(out, "--max-steps", "7", "--resume") == 2
+    said = capsys.readouterr().err
+    assert ("is damaged" if damage == "garbled" else "rows that the run has had so far") in said
+    assert str(path) in said
 
 
 def test_checkpoint_cannot_run_code(tmp_path: Path) -> None:

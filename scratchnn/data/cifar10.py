@@ -48,4 +48,11 @@ def load_cifar10(root: Path, size: int, download: bool = False) -> Dataset:
         )
         for split in splits
     )
-    return Dataset("cifar10", train, test, tuple(splits[0].classes), notes=(f"CIFAR-10 of {root}",))
+    return Dataset(
+        name="cifar10",
+        source=str(root.resolve()),
+        train=train,
+        test=test,
+        classes=tuple(splits[0].classes),
+        notes=(f"CIFAR-10 of {root}",),
+    )

@@ -31,6 +31,7 @@ class Dataset:
 
     Attributes:
         name: a short name, fit for a folder.
+        source: what :func:`scratchnn.data.load` finds the same data by, from any folder.
         train: what the weights are fitted to.
         test: what they are judged by.
         classes: the name of each label.
@@ -39,6 +40,7 @@ class Dataset:
     """
 
     name: str
+    source: str
     train: Split
     test: Split
     classes: tuple[str, ...]

@@ -23,6 +23,7 @@ def load_digits(size: int) -> Dataset:
     train, test = stratified_split(labels)
     return Dataset(
         name="digits",
+        source="digits",
         train=Split(images[train], labels[train]),
         test=Split(images[test], labels[test]),
         classes=tuple(str(name) for name in source.target_names),

@@ -64,6 +64,7 @@ def _load_path(path: Path, image_size: int, cache: Path, progress: Callable[[Ite
     layout = arrange(names, path)
     return Dataset(
         name=path.resolve().name.split(".")[0] or "images",
+        source=str(path.resolve()),
         train=Split(images[layout.train], layout.train_labels),
         test=Split(images[layout.test], layout.test_labels),
         classes=layout.classes,

@@ -19,6 +19,7 @@ from scratchnn.data.atomic import replace_file
 from scratchnn.errors import UserError
 
 _FORMAT = 1
+_PARTS = {"config", "data", "model", "optimizer", "progress", "random_state"}
 
 
 @dataclass
@@ -94,12 +95,12 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise damaged from error
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or not {"format", "version"} <= content.keys():
         raise damaged
     if content["format"] != _FORMAT:
-        raise UserError(
-            f"{path} was written by scratchnn {content.get('version')}, which this one cannot read"
-        )
+        raise UserError(f"{path} was written by scratchnn {content['version']}, which this one cannot read")
+    if not content.keys() >= _PARTS:
+        raise damaged
     return content
 
 

@@ -92,7 +92,8 @@ def _start(args: argparse.Namespace, config: Config) -> int:
     out = args.out or _default_folder(config)
     _refuse_used(out)
     dataset = _load_data(config, args.cache)
-    config = dataclasses.replace(config, data=_lasting_name(config.data, dataset))
+    # What `auto` or a relative path stands for may be something else when the run is resumed.
+    config = dataclasses.replace(config, data=dataset.source)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,13 +191,6 @@ def _refuse_used(out: Path) -> None:
         raise UserError(f"--out {out} is a file")
     if any((out / name).exists() for name in _FILES):
         raise UserError(f"{out} already holds a run: continue it with --resume, or choose another --out")
-
-
-def _lasting_name(data: str, dataset: Dataset) -> str:
-    """What to call the data so that a resumed run finds the same, from whatever folder and later on."""
-    if data == "auto":
-        return dataset.name
-    return data if data in ("cifar10", "digits") else str(Path(data).expanduser().resolve())
 
 
 def _description(config: Config, data: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 import scratchnn
 from scratchnn.data import Dataset
 from scratchnn.data.atomic import replace_text
+from scratchnn.errors import UserError
 
 STEP_COLUMNS = ("epoch", "step", "loss", "lr")
 EPOCH_COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -31,13 +32,15 @@ class Table:
     Args:
         path: the file.
         columns: its header.
-        upto: a column and its last value to keep. Later rows were written after the checkpoint that a run
-            continues from, and will be written again.
+        upto: a column that counts the rows from 1 on, and its last value to keep. Later rows were written
+            after the checkpoint that a run continues from, and will be written again.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...], upto: tuple[str, int]) -> None:
         column, last = upto
         kept = [row for row in read_table(path) if row[column] <= last]
+        if len(kept) != last:
+            raise UserError(f"{path} has {len(kept)} of the {last} rows that the run has had so far")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
@@ -65,15 +68,22 @@ class Table:
 
 
 def read_table(path: Path) -> list[dict[str, int | float]]:
-    """The rows of a table, without one that a killed process left unfinished."""
+    """The rows of a table, without one that a killed process left unfinished.
+
+    Raises:
+        UserError: when the file is not such a table.
+    """
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
-    return [
-        {name: int(text) if name in ("epoch", "step") else float(text) for name, text in row.items()}
-        for row in rows
-    ]
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
+        return [
+            {name: int(text) if name in ("epoch", "step") else float(text) for name, text in row.items()}
+            for row in rows
+        ]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _plain(value: int | float) -> str:
