@@ -1,11 +1,11 @@
 # From a fresh clone to a trained network, a tested library or a benchmark: every target sets up what it needs
 # in .venv, once, and goes straight to work when nothing changed. `make` alone lists the targets.
 
+# What to say on the command line, as in `make demo EPOCHS=3`; ARGS goes to pytest and scratchnn as it is.
 PYTHON ?= python3
 DATA   ?= auto
 MODEL  ?= resnet20
 EPOCHS ?= 10
-ARGS   ?=
 ifndef OUT
 OUT    := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 endif
@@ -27,7 +27,7 @@ fail = { echo "scratchnn: $(1)" >&2; exit 1; }
 help:
 	@echo "make demo       train a network and draw its curves: DATA=auto|digits|cifar10|FOLDER|ARCHIVE"
 	@echo "                MODEL=resnet20 EPOCHS=$(EPOCHS) OUT=FOLDER (default: a new one under runs/)"
-	@echo "make test       the whole test suite, then the layers again without vector instructions; ARGS='-k conv'"
+	@echo "make test       every test, then the layers again on the kernels for any processor; ARGS='-k conv': some"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       check formatting and style of Python and C++"
 	@echo "make format     repair what can be repaired of that"
@@ -40,10 +40,12 @@ demo: .venv/.built
 	$(call say,the curves are in $(OUT)/curves.png)
 
 test: .venv/.built
-	$(call say,testing everything)
+	$(call say,testing $(if $(ARGS),with $(ARGS),everything))
 	@$(BIN)/python -m pytest -q --durations=10 -m "not slow" $(ARGS)
-	$(call say,testing the layers again on the kernels without vector instructions)
-	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -m "not slow" $(LAYER_TESTS) $(ARGS)
+ifndef ARGS
+	$(call say,testing the layers again on the kernels for any processor)
+	@ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -q -m "not slow" $(LAYER_TESTS)
+endif
 
 test-slow: .venv/.built
 	$(call say,running the slow tests)

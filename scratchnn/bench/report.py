@@ -24,7 +24,7 @@ class Report:
     Attributes:
         date: when the run started, in UTC.
         versions: of the software.
-        hardware: the processor, its cores and its memory.
+        hardware: the processor and its cores.
         settings: threads, instruction set, allocator, time per case and so on.
         limits: what the machine reached with these threads.
         results: one for each pass of each case.
