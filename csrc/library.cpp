@@ -21,6 +21,10 @@ constexpr const char* kOperators[] = {
     "SymInt[] dilation, SymInt groups) -> Tensor",
     "conv_weight_grad(Tensor grad, Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
     "SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
+    // linear
+    "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
+    "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
+    "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
     // activation
     "relu(Tensor input) -> Tensor",
     "relu_(Tensor(a!) input) -> ()",

@@ -11,8 +11,10 @@ from typing import Any
 import torch.nn.functional as _torch_functional
 
 from scratchnn.ops.activation import relu
+from scratchnn.ops.conv import conv2d
+from scratchnn.ops.linear import linear
 
-__all__ = ["relu"]
+__all__ = ["conv2d", "linear", "relu"]
 
 
 def __getattr__(name: str) -> Any:

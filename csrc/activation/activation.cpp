@@ -1,5 +1,5 @@
 // The activation operators on the CPU: check, allocate, choose a kernel.
-#include "activation/activation.h"
+#include "activation/naive.h"
 
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>

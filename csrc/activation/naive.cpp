@@ -1,5 +1,5 @@
 // The activations straight from their formulas, one element at a time. Tensors come dense and laid out alike.
-#include "activation/activation.h"
+#include "activation/naive.h"
 
 #include <ATen/Dispatch.h>
 

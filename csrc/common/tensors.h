@@ -5,7 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <utility>
+#include <optional>
+#include <type_traits>
 
 #include "common/geometry.h"
 #include "common/runtime.h"
@@ -24,6 +25,15 @@ inline bool has_fast_kernels(at::ScalarType type) { return type == at::kFloat ||
 
 inline bool use_fast_kernels(const at::Tensor& tensor) {
   return has_fast_kernels(tensor.scalar_type()) && !naive_kernels_requested();
+}
+
+// True where a fast operator runs on float32 copies and rounds its result once: half precision, summed as torch does.
+inline bool is_widened(const at::Tensor& tensor) {
+  return (tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16) && !naive_kernels_requested();
+}
+
+inline std::optional<at::Tensor> widened(const std::optional<at::Tensor>& tensor) {
+  return tensor ? std::optional<at::Tensor>(tensor->to(at::kFloat)) : std::nullopt;
 }
 
 // Calls body(T()) with the fast type of the tensor, float or double.

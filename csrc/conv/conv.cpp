@@ -93,11 +93,6 @@ Filters<T> filters_of(const at::Tensor& weight) {
   return {data, taps * channels, taps, 1};
 }
 
-// Half-precision tensors are widened to float32 and the result rounded once: sums in float32, as torch's.
-bool is_half(const at::Tensor& tensor) {
-  return (tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16) && !naive_kernels_requested();
-}
-
 at::Tensor dense(const at::Tensor& tensor) { return tensor.contiguous(memory_format(tensor)); }
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -111,9 +106,8 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
     TORCH_CHECK(bias->scalar_type() == input.scalar_type(), "Input type (", input.scalar_type(), ") and bias type (",
                 bias->scalar_type(), ") should be the same");
   }
-  if (is_half(input)) {
-    return conv(input.to(at::kFloat), weight.to(at::kFloat),
-                bias ? std::optional<at::Tensor>(bias->to(at::kFloat)) : std::nullopt, stride, padding, dilation, groups)
+  if (is_widened(input)) {
+    return conv(input.to(at::kFloat), weight.to(at::kFloat), widened(bias), stride, padding, dilation, groups)
         .to(input.scalar_type());
   }
   const at::MemoryFormat format = output_format(input, weight);
@@ -142,7 +136,7 @@ at::Tensor conv_input_grad(const at::Tensor& grad, const at::Tensor& weight, at:
   TORCH_CHECK(grad.sizes() == expected, "conv_input_grad: expected grad of shape ", expected, ", but got ",
               grad.sizes());
   check_same_type(grad, "grad", weight, "weight", "conv_input_grad");
-  if (is_half(grad)) {
+  if (is_widened(grad)) {
     return conv_input_grad(grad.to(at::kFloat), weight.to(at::kFloat), input_size, stride, padding, dilation, groups)
         .to(grad.scalar_type());
   }
@@ -171,7 +165,7 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   TORCH_CHECK(grad.sizes() == expected, "conv_weight_grad: expected grad of shape ", expected, ", but got ",
               grad.sizes());
   check_same_type(grad, "grad", input, "input", "conv_weight_grad");
-  if (is_half(grad)) {
+  if (is_widened(grad)) {
     return conv_weight_grad(grad.to(at::kFloat), input.to(at::kFloat), kernel_size, stride, padding, dilation, groups,
                             channels_last)
         .to(grad.scalar_type());

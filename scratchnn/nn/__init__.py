@@ -12,8 +12,10 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from scratchnn.nn.activation import ReLU
+from scratchnn.nn.conv import Conv2d
+from scratchnn.nn.linear import Linear
 
-__all__ = ["ReLU", "implemented"]
+__all__ = ["Conv2d", "Linear", "ReLU", "implemented"]
 
 
 def implemented() -> dict[str, type[_torch_nn.Module]]:

@@ -1,4 +1,4 @@
-// The activation family: functions applied to every element by itself.
+// The activations straight from their formulas.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,0 +1,29 @@
+// The fast kernels of the fully-connected layer. All matrices are row-major without gaps:
+// input N x C, weight K x C, grad (dL/dy) N x K.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dispatch.h"
+
+namespace scratchnn {
+
+struct LinearShape {
+  int64_t rows;          // N, the batch
+  int64_t in_features;   // C
+  int64_t out_features;  // K
+};
+
+// output[n, k] = bias[k] + sum over c of input[n, c] weight[k, c]; bias may be null.
+template <class T>
+inline Kernel<void(const LinearShape&, const T* input, const T* weight, const T* bias, T* output)> linear_kernel;
+
+// grad_input[n, c] = sum over k of grad[n, k] weight[k, c]
+template <class T>
+inline Kernel<void(const LinearShape&, const T* grad, const T* weight, T* grad_input)> linear_input_grad_kernel;
+
+// grad_weight[k, c] = sum over n of grad[n, k] input[n, c]
+template <class T>
+inline Kernel<void(const LinearShape&, const T* grad, const T* input, T* grad_weight)> linear_weight_grad_kernel;
+
+}  // namespace scratchnn

@@ -1,0 +1,112 @@
+// The fully-connected operators on the CPU: check the arguments, allocate, choose a kernel.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "common/tensors.h"
+#include "linear/kernels.h"
+#include "linear/naive.h"
+
+namespace scratchnn {
+namespace {
+
+// Any number of leading dimensions, as one: * x C becomes N x C without gaps.
+at::Tensor matrix(const at::Tensor& tensor) {
+  const int64_t columns = tensor.size(-1);
+  int64_t rows = 1;
+  for (const int64_t size : tensor.sizes().slice(0, tensor.dim() - 1)) rows *= size;
+  return tensor.reshape({rows, columns}).contiguous();
+}
+
+at::DimVector with_last(at::IntArrayRef sizes, int64_t last) {
+  at::DimVector result(sizes.begin(), sizes.end());
+  result.back() = last;
+  return result;
+}
+
+void check_matrices(const at::Tensor& a, const char* name, int64_t a_features, const at::Tensor& weight,
+                    int64_t weight_features, const char* operation) {
+  TORCH_CHECK(weight.dim() == 2, operation, ": expected weight to have 2 dimensions, but got shape ", weight.sizes());
+  TORCH_CHECK(a.dim() >= 1 && a_features == weight_features, operation,
+              ": mat1 and mat2 shapes cannot be multiplied: ", name, " of shape ", a.sizes(), " has ", a_features,
+              " features, but weight of shape ", weight.sizes(), " expects ", weight_features);
+  check_same_type(a, name, weight, "weight", operation);
+}
+
+at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(input.dim() >= 1, "linear: expected input to have at least 1 dimension, but got a scalar");
+  check_matrices(input, "input", input.size(-1), weight, weight.dim() == 2 ? weight.size(1) : -1, "linear");
+  if (bias) {
+    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), "linear: expected bias to have shape [",
+                weight.size(0), "], but got ", bias->sizes());
+    check_same_type(input, "input", *bias, "bias", "linear");
+  }
+  if (is_widened(input)) {
+    return linear(input.to(at::kFloat), weight.to(at::kFloat), widened(bias)).to(input.scalar_type());
+  }
+  const at::Tensor x = matrix(input), w = weight.contiguous();
+  const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
+  const at::Tensor output = at::empty(with_last(input.sizes(), weight.size(0)), x.options());
+  if (use_fast_kernels(x)) {
+    with_fast_type(x, [&](auto zero) {
+      using T = decltype(zero);
+      linear_kernel<T>({x.size(0), w.size(1), w.size(0)}, x.const_data_ptr<T>(), w.const_data_ptr<T>(),
+                       b.defined() ? b.const_data_ptr<T>() : nullptr, output.data_ptr<T>());
+    });
+  } else {
+    naive::linear(x, w, b, output);
+  }
+  return output;
+}
+
+at::Tensor linear_input_grad(const at::Tensor& grad, const at::Tensor& weight) {
+  TORCH_CHECK(grad.dim() >= 1, "linear_input_grad: expected grad to have at least 1 dimension, but got a scalar");
+  check_matrices(grad, "grad", grad.size(-1), weight, weight.size(0), "linear_input_grad");
+  if (is_widened(grad)) {
+    return linear_input_grad(grad.to(at::kFloat), weight.to(at::kFloat)).to(grad.scalar_type());
+  }
+  const at::Tensor dy = matrix(grad), w = weight.contiguous();
+  const at::Tensor grad_input = at::empty(with_last(grad.sizes(), weight.size(1)), dy.options());
+  if (use_fast_kernels(dy)) {
+    with_fast_type(dy, [&](auto zero) {
+      using T = decltype(zero);
+      linear_input_grad_kernel<T>({dy.size(0), w.size(1), w.size(0)}, dy.const_data_ptr<T>(), w.const_data_ptr<T>(),
+                                  grad_input.data_ptr<T>());
+    });
+  } else {
+    naive::linear_input_grad(dy, w, grad_input);
+  }
+  return grad_input;
+}
+
+at::Tensor linear_weight_grad(const at::Tensor& grad, const at::Tensor& input) {
+  TORCH_CHECK(grad.dim() >= 1 && grad.dim() == input.dim() &&
+                  grad.sizes().slice(0, grad.dim() - 1) == input.sizes().slice(0, input.dim() - 1),
+              "linear_weight_grad: expected grad and input to agree in all but the last dimension, but got shapes ",
+              grad.sizes(), " and ", input.sizes());
+  check_same_type(grad, "grad", input, "input", "linear_weight_grad");
+  if (is_widened(grad)) {
+    return linear_weight_grad(grad.to(at::kFloat), input.to(at::kFloat)).to(grad.scalar_type());
+  }
+  const at::Tensor dy = matrix(grad), x = matrix(input);
+  const at::Tensor grad_weight = at::empty({dy.size(1), x.size(1)}, dy.options());
+  if (use_fast_kernels(dy)) {
+    with_fast_type(dy, [&](auto zero) {
+      using T = decltype(zero);
+      linear_weight_grad_kernel<T>({dy.size(0), x.size(1), dy.size(1)}, dy.const_data_ptr<T>(), x.const_data_ptr<T>(),
+                                   grad_weight.data_ptr<T>());
+    });
+  } else {
+    naive::linear_weight_grad(dy, x, grad_weight);
+  }
+  return grad_weight;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
+  library.impl("linear", linear);
+  library.impl("linear_input_grad", linear_input_grad);
+  library.impl("linear_weight_grad", linear_weight_grad);
+}
+
+}  // namespace scratchnn

@@ -1,0 +1,12 @@
+// The fully-connected layer straight from its formula. Tensors come as matrices: input N x C, weight K x C.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace scratchnn::naive {
+
+void linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& output);
+void linear_input_grad(const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& grad_input);
+void linear_weight_grad(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& grad_weight);
+
+}  // namespace scratchnn::naive

@@ -1,0 +1,201 @@
+r"""The fully-connected layer: fake kernels, derivatives and the functional entry. Lecture, section 7.1.
+
+.. math:: y[n, k] = b[k] + \sum_c x[n, c] \; w[k, c]
+
+Like the convolution it is bilinear without its bias, and it and its two gradients are each other's derivatives:
+each multiplies two of the matrices x, w, y into the third.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops._common import Function, autocast
+from scratchnn.ops._sum import ChannelSum
+
+_ops = torch.ops.scratchnn
+
+
+@torch.library.register_fake("scratchnn::linear")
+def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    torch._check(
+        input.shape[-1] == weight.shape[1],
+        lambda: (
+            f"linear: mat1 and mat2 shapes cannot be multiplied: input {list(input.shape)}, "
+            f"weight {list(weight.shape)}"
+        ),
+    )
+    return input.new_empty(*input.shape[:-1], weight.shape[0])
+
+
+@torch.library.register_fake("scratchnn::linear_input_grad")
+def _(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], weight.shape[1])
+
+
+@torch.library.register_fake("scratchnn::linear_weight_grad")
+def _(grad: Tensor, input: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[-1], input.shape[-1])
+
+
+def _mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _each(function: Any, info: Any, in_dims: tuple, *tensors: Tensor | None) -> tuple[Tensor, int]:
+    """One call for each entry of the mapped dimension: products with a weight of their own cannot be merged."""
+    size = info.batch_size
+    columns = [
+        [None] * size if tensor is None else _mapped_first(tensor, dim, size).unbind(0)
+        for tensor, dim in zip(tensors, in_dims, strict=True)
+    ]
+    return torch.stack([function.call(*row) for row in zip(*columns, strict=True)]), 0
+
+
+class Linear(Function):
+    """``y = x w^T + b``."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _ops.linear(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, weight, _ = inputs
+        needs_input, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.save_for_forward(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        dx = LinearInputGrad.call(grad, weight) if needs_input else None
+        dw = LinearWeightGrad.call(grad, input) if needs_weight else None
+        db = ChannelSum.call(grad.reshape(-1, grad.shape[-1])) if needs_bias else None
+        return dx, dw, db
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None) -> Tensor:
+        x, w = ctx.saved_tensors
+        terms = []
+        if dx is not None:
+            terms.append(Linear.call(dx, w, None))
+        if dw is not None:
+            terms.append(Linear.call(x, dw, None))
+        if db is not None:
+            terms.append(db.expand(*x.shape[:-1], db.shape[0]))
+        return sum(terms[1:], terms[0])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is None and in_dims[2] is None:
+            return Linear.call(input.movedim(in_dims[0], 0), weight, bias), 0
+        return _each(Linear, info, in_dims, input, weight, bias)
+
+
+class LinearInputGrad(Function):
+    """``dx = dy w``."""
+
+    @staticmethod
+    def forward(grad: Tensor, weight: Tensor) -> Tensor:
+        return _ops.linear_input_grad(grad, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        grad, weight = ctx.saved_tensors
+        needs_grad, needs_weight = ctx.needs_input_grad
+        d_grad = Linear.call(u, weight, None) if needs_grad else None
+        d_weight = LinearWeightGrad.call(grad, u) if needs_weight else None
+        return d_grad, d_weight
+
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None) -> Tensor:
+        grad, weight = ctx.saved_tensors
+        terms = []
+        if d_grad is not None:
+            terms.append(LinearInputGrad.call(d_grad, weight))
+        if d_weight is not None:
+            terms.append(LinearInputGrad.call(grad, d_weight))
+        return sum(terms[1:], terms[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, weight: Tensor) -> tuple[Tensor, int]:
+        if in_dims[1] is None:
+            return LinearInputGrad.call(grad.movedim(in_dims[0], 0), weight), 0
+        return _each(LinearInputGrad, info, in_dims, grad, weight)
+
+
+class LinearWeightGrad(Function):
+    """``dw = dy^T x``."""
+
+    @staticmethod
+    def forward(grad: Tensor, input: Tensor) -> Tensor:
+        return _ops.linear_weight_grad(grad, input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        grad, input = ctx.saved_tensors
+        needs_grad, needs_input = ctx.needs_input_grad
+        d_grad = Linear.call(input, u, None) if needs_grad else None
+        d_input = LinearInputGrad.call(grad, u) if needs_input else None
+        return d_grad, d_input
+
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_input: Tensor | None) -> Tensor:
+        grad, input = ctx.saved_tensors
+        terms = []
+        if d_grad is not None:
+            terms.append(LinearWeightGrad.call(d_grad, input))
+        if d_input is not None:
+            terms.append(LinearWeightGrad.call(grad, d_input))
+        return sum(terms[1:], terms[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, input: Tensor) -> tuple[Tensor, int]:
+        return _each(LinearWeightGrad, info, in_dims, grad, input)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    r"""Fully-connected layer: every output is a weighted sum of all inputs.
+
+    .. math:: y[n, k] = b[k] + \sum_c x[n, c] \; w[k, c]
+
+    Args:
+        input: ``(*, C)`` with any number of leading dimensions, none included.
+        weight: ``(K, C)``, or ``(C)`` for a single output without a dimension of its own.
+        bias: ``(K)``, or none.
+
+    Returns:
+        ``(*, K)``.
+
+    Raises:
+        RuntimeError: where shapes or types do not fit, with the numbers.
+        TypeError: where input or weight is not a tensor.
+
+    Source: lecture, section 7.1.
+    """
+    for name, tensor in (("input", input), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"linear(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
+    input, weight, bias = autocast(input, weight, bias)
+    if weight.dim() == 1:
+        if bias is not None and bias.dim() == 0:
+            bias = bias.unsqueeze(0)
+        return Linear.call(input, weight.unsqueeze(0), bias).squeeze(-1)
+    return Linear.call(input, weight, bias)
