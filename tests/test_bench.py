@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import scratchnn.nn
+from scratchnn import models
 from scratchnn.__main__ import main
 from scratchnn.bench import measure as measuring
 from scratchnn.bench.cases import CASES, Case, borrowed, families, select
@@ -261,6 +262,20 @@ class TestMeasure:
         assert set(forward.torch) == {"channels_last", "contiguous"}
         assert forward.torch_format in forward.torch
         assert all(math.isfinite(value) and value > 0 for value in dataclasses.astuple(both.ours))
+
+    def test_a_model(self) -> None:
+        case = Case(
+            "resnet8",
+            "model",
+            lambda nn: models.build("resnet8", nn=nn),
+            (4, 3, 8, 8),
+            input_gradient=False,
+            model=True,
+        )
+        inference, step = measure(case, seconds=0, min_rounds=2)
+        assert (inference.which, step.which) == ("forward", "training step")
+        assert inference.layer == "resnet8"
+        assert 0 < inference.flops < step.flops
 
     def test_only_the_format_of_the_case(self) -> None:
         forward, _ = measure(SMALL, seconds=0, min_rounds=2, every_format=False)
