@@ -213,7 +213,8 @@ def markdown(report: Report) -> str:
     for result in report.results:
         ratio, theirs = result.ratio, result.torch[result.torch_format]
         lines.append(
-            f"| {result.family} | {result.case} | {result.which} | {duration(result.ours)} | {duration(theirs)}"
+            f"| {result.family} | {result.case} | {result.which}"
+            f" | {duration(result.ours)} | {duration(theirs)}"
             f" | {ratio.median:.2f}x | {ratio.lower:.2f} to {ratio.upper:.2f} | {result.rounds} |"
         )
     return "\n".join(lines) + "\n"
