@@ -8,6 +8,7 @@
 
 #include "common/dispatch.h"
 #include "common/runtime.h"
+#include "conv/choice.h"
 
 namespace {
 
@@ -47,6 +48,7 @@ std::string instruction_set() {
 TORCH_LIBRARY(scratchnn, library) {
   for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
   library.def("instruction_set() -> str", instruction_set);
+  library.def("allow_winograd(bool allow) -> bool", scratchnn::allow_winograd);
   library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
 }
 

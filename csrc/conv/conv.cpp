@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "common/tensors.h"
+#include "conv/choice.h"
 #include "conv/kernels.h"
 #include "conv/naive.h"
 
@@ -93,6 +94,15 @@ Filters<T> filters_of(const at::Tensor& weight) {
   return {data, taps * channels, taps, 1};
 }
 
+// The kernel of the chosen algorithm; Winograd's exist for float32 alone.
+template <class T, class Winograd, class Gemm>
+const Gemm& choose(const ConvGeometry& g, const Winograd& winograd, const Gemm& implicit_gemm) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (choose_algorithm(g, true) == ConvAlgorithm::kWinograd) return winograd;
+  }
+  return implicit_gemm;
+}
+
 at::Tensor dense(const at::Tensor& tensor) { return tensor.contiguous(memory_format(tensor)); }
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -121,8 +131,9 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
   const at::Tensor x = dense(input), w = dense(weight);
   with_fast_type(x, [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_forward<T>(g, images_of<const T>(x), filters_of<const T>(w),
-                             b.defined() ? b.const_data_ptr<T>() : nullptr, images_of<T>(output));
+    const auto& kernel = choose<T>(g, winograd_forward<float>, implicit_gemm_forward<T>);
+    kernel(g, images_of<const T>(x), filters_of<const T>(w), b.defined() ? b.const_data_ptr<T>() : nullptr,
+           images_of<T>(output));
   });
   return output;
 }
@@ -149,7 +160,8 @@ at::Tensor conv_input_grad(const at::Tensor& grad, const at::Tensor& weight, at:
   const at::Tensor dy = dense(grad), w = dense(weight);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_input_grad<T>(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(grad_input));
+    const auto& kernel = choose<T>(g, winograd_input_grad<float>, implicit_gemm_input_grad<T>);
+    kernel(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(grad_input));
   });
   return grad_input;
 }
@@ -181,7 +193,8 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_weight_grad<T>(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
+    const auto& kernel = choose<T>(g, winograd_weight_grad<float>, implicit_gemm_weight_grad<T>);
+    kernel(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
   });
   return grad_weight;
 }
