@@ -39,6 +39,7 @@ bool winograd_serves(const ConvGeometry& g) {
 }  // namespace
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, bool is_float32) {
+  if (geometry.groups > 1 && geometry.group_in() == 1 && geometry.group_out() == 1) return ConvAlgorithm::kDepthwise;
   if (is_float32 && winograd_allowed && winograd_serves(geometry)) return ConvAlgorithm::kWinograd;
   return ConvAlgorithm::kImplicitGemm;
 }

@@ -6,7 +6,7 @@
 
 namespace scratchnn {
 
-enum class ConvAlgorithm { kImplicitGemm, kWinograd };
+enum class ConvAlgorithm { kImplicitGemm, kDepthwise, kWinograd };
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, bool is_float32);
 

@@ -29,6 +29,15 @@ inline ConvInputGrad<T> implicit_gemm_input_grad;
 template <class T>
 inline ConvWeightGrad<T> implicit_gemm_weight_grad;
 
+// Every channel convolved with a filter of its own: groups = input channels = output channels (depthwise.cpp,
+// depthwise_weight_grad.cpp).
+template <class T>
+inline ConvForward<T> depthwise_forward;
+template <class T>
+inline ConvInputGrad<T> depthwise_input_grad;
+template <class T>
+inline ConvWeightGrad<T> depthwise_weight_grad;
+
 // 3x3 of stride 1, by Winograd's F(4x4, 3x3) (winograd.cpp, winograd_weight_grad.cpp), where choice.cpp says
 // it serves.
 template <class T>

@@ -124,46 +124,12 @@ void forward(const ConvGeometry& geometry, Images<const T> input, Filters<const 
   correlate(forward_correlation(g), forward_operand(g, weight), g.batch, g.groups, input, bias, output);
 }
 
-// The values of one dimension that input pixels of one residue of the stride share.
-struct Phase {
-  int64_t first;  // the first such pixel
-  int64_t count;
-};
-
-Phase phase_of(int64_t residue, int64_t size, int64_t stride, int64_t padding) {
-  const int64_t first = ((residue - padding) % stride + stride) % stride;
-  return {first, first < size ? (size - first + stride - 1) / stride : 0};
-}
-
-// Input pixel i met output pixel o through tap t where i = o S - P + t D. For the pixels of one residue
-// (i + P) mod S the taps are the same, and o = (i + P - t D) / S moves by one from pixel to pixel: a correlation
-// of dL/dy with those taps.
 template <class T>
 void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<const T> weight, Images<T> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
-  const Operand<T> operand = input_grad_operand(g, weight);
-  const int64_t phases = volume(g.stride);
-  for (int64_t index = 0; index < phases; ++index) {
-    Extent residue{index / (g.stride[1] * g.stride[2]), index / g.stride[2] % g.stride[1], index % g.stride[2]};
-    Correlation c{{}, {1, 1, 1}, {}, g.stride, {}};
-    for (int d = 0; d < kSpatialRank; ++d) {
-      const Phase phase = phase_of(residue[d], g.input[d], g.stride[d], g.padding[d]);
-      c.out_base[d] = phase.first;
-      c.count[d] = phase.count;
-    }
-    // Last tap first: its output pixel comes first.
-    for (int64_t t = g.taps() - 1; t >= 0; --t) {
-      const Extent tap{t / (g.kernel[1] * g.kernel[2]), t / g.kernel[2] % g.kernel[1], t % g.kernel[2]};
-      Extent offset;
-      bool meets = true;
-      for (int d = 0; d < kSpatialRank; ++d) {
-        const int64_t distance = c.out_base[d] + g.padding[d] - tap[d] * g.dilation[d];
-        meets = meets && distance % g.stride[d] == 0;
-        offset[d] = distance / g.stride[d];
-      }
-      if (meets) c.taps.push_back({offset, t});
-    }
-    correlate(c, operand, g.batch, g.groups, grad, static_cast<const T*>(nullptr), grad_input);
+  for (const Correlation& correlation : input_grad_correlations(g)) {
+    correlate(correlation, input_grad_operand(g, weight), g.batch, g.groups, grad, static_cast<const T*>(nullptr),
+              grad_input);
   }
 }
 
