@@ -115,11 +115,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor
 // learnt from an empty batch.
 void batch_norm_update_(at::Tensor running_mean, at::Tensor running_var, const at::Tensor& mean,
                         const at::Tensor& variance, double momentum, int64_t count) {
+  const auto check = [&](const at::Tensor& running, const char* name) {
+    TORCH_CHECK(running.numel() == mean.numel(), name, " should contain ", mean.numel(), " elements not ",
+                running.numel());
+    TORCH_CHECK(running.dim() == 1, name, " should have one dimension, but its shape is ", running.sizes());
+  };
+  check(running_mean, "running_mean");
+  check(running_var, "running_var");
   if (count == 0) return;
-  const auto update = [&](const at::Tensor& running, const char* name, const at::Tensor& batch,
-                          double factor) {
-    TORCH_CHECK(running.dim() == 1 && running.numel() == batch.numel(), name, " should contain ",
-                batch.numel(), " elements in one dimension, not ", running.sizes());
+  const auto update = [&](const at::Tensor& running, const at::Tensor& batch, double factor) {
     std::vector<double> values = numbers(running);
     const std::vector<double> news = numbers(batch);
     for (size_t i = 0; i < values.size(); ++i) {
@@ -134,8 +138,8 @@ void batch_norm_update_(at::Tensor running_mean, at::Tensor running_var, const a
     }
   };
   const double n = static_cast<double>(count);
-  update(running_mean, "running_mean", mean, 1);
-  update(running_var, "running_var", variance, n / (n - 1));
+  update(running_mean, mean, 1);
+  update(running_var, variance, n / (n - 1));
 }
 
 at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

@@ -1,12 +1,12 @@
 """Normalization: subtract a mean, divide by a standard deviation; and the derivatives.
 
-Lecture, section 7.5. Batch normalization (Ioffe & Szegedy 2015) measures both over all samples and pixels of a
-channel. Training uses the batch's own statistics and keeps a running average of them; testing uses the running
-ones, and the layer is then a fixed linear map of each channel.
+Lecture, section 7.5. Batch normalization (Ioffe & Szegedy 2015) measures both over all samples and pixels of
+a channel. Training uses the batch's own statistics and keeps a running average of them; testing uses the
+running ones, and the layer is then a fixed linear map of each channel.
 
 Names below: ``mu`` and ``v`` the mean and variance, ``r = 1 / sqrt(v + eps)``, ``x_hat = (x - mu) r``, and
-``P(u) = u - E[u] - x_hat E[u x_hat]``, the part of ``u`` that a change of the statistics does not undo. ``P`` is its
-own adjoint, and the derivative of ``x_hat`` is ``r P``.
+``P(u) = u - E[u] - x_hat E[u x_hat]``, the part of ``u`` that a change of the statistics does not undo. ``P``
+is its own adjoint, and the derivative of ``x_hat`` is ``r P``.
 """
 
 from __future__ import annotations
@@ -155,11 +155,11 @@ class BatchNormTrain(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        input, weight, bias, eps, running_mean, running_var, momentum = args
+        input, weight, bias, eps, running_mean, _, momentum = args
         if running_mean is not None and None in in_dims[4:6]:
             raise RuntimeError(
-                "batch_norm: the running statistics would be updated in place by every sample of a vmap; give each "
-                "its own (torch.func.stack_module_state), or use track_running_stats=False"
+                "batch_norm: the running statistics would be updated in place by every sample of a vmap; "
+                "give each its own (torch.func.stack_module_state), or use track_running_stats=False"
             )
         fold = _Fold(info.batch_size)
         running = [fold.parameter(r, d) for r, d in zip(args[4:6], in_dims[4:6], strict=True)]
@@ -218,7 +218,7 @@ class BatchNormEval(Function):
 
 
 class BatchNormBackward(Function):
-    """``dx = w r P(g)``, ``dw = sum of g x_hat``, ``db = sum of g``; with given statistics, ``P`` is the identity.
+    """``dx = w r P(g)``, ``dw = sum of g x_hat``, ``db = sum of g``; ``P`` is the identity for given statistics.
 
     In training the mean and the variance follow from ``x``, and a derivative by ``x`` includes theirs.
     """
@@ -273,7 +273,7 @@ class BatchNormBackward(Function):
     def jvp(
         ctx: Any, g_: Tensor | None, x_: Tensor | None, w_: Tensor | None, *_: None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The tangents of dx, dw and db along those of g, x and w: the adjoint of ``backward``, term by term."""
+        """The tangents of dx, dw and db along those of g, x and w: the adjoint of ``backward``."""
         grad, input, weight, mean, var = ctx.saved_tensors
         t = _Terms(input, weight, mean, var, ctx.eps, ctx.training)
         g = grad.to(t.dtype)
@@ -353,6 +353,15 @@ def _update(
     _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, input.numel() // input.shape[1])
 
 
+def _check_dtype(input: Tensor, parameter: Tensor, name: str) -> None:
+    """As for every parameter: the dtype of the input, or float32 beside a narrower one."""
+    dtype = parameter.dtype
+    if dtype != input.dtype and (dtype != torch.float32 or input.dtype == torch.float64):
+        raise RuntimeError(
+            f"batch_norm: expected {name} to have the dtype of the input, {input.dtype}, but got {dtype}"
+        )
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -365,13 +374,13 @@ def batch_norm(
 ) -> Tensor:
     """Batch normalization, ``y = w (x - mu) / sqrt(v + eps) + b``, channel by channel.
 
-    In training ``mu`` and ``v`` are the mean and the (biased) variance of the channel over all samples and pixels
-    of the batch, and the running statistics, where given, move towards them:
-    ``running = (1 - momentum) running + momentum batch``, with the unbiased variance ``v n / (n - 1)``. Otherwise
-    ``mu`` and ``v`` are the running statistics.
+    In training ``mu`` and ``v`` are the mean and the (biased) variance of the channel over all samples and
+    pixels of the batch, and the running statistics, where given, move towards them:
+    ``running = (1 - momentum) running + momentum batch``, with the unbiased variance ``v n / (n - 1)``.
+    Otherwise ``mu`` and ``v`` are the running statistics.
 
-    Shapes: input N x C x * with any number of dimensions from 2 on, all else C; the output is like the input, with
-    its memory format. Beside a bfloat16 or float16 input, weight, bias and statistics may be float32.
+    Shapes: input N x C x * with any number of dimensions from 2 on, all else C; the output is like the input,
+    with its memory format. Beside a bfloat16 or float16 input, weight, bias and statistics may be float32.
 
     Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
 
@@ -407,4 +416,7 @@ def _batch_norm_train(
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if running_mean is not None:
+        _check_dtype(input, running_mean, "running_mean")
+        _check_dtype(input, running_var, "running_var")
     return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]

@@ -18,7 +18,8 @@ inline namespace CPU_CAPABILITY {
 namespace {
 
 constexpr int64_t kNarrowest = 64;  // columns a row should have
-constexpr int64_t kPanel = 2048;    // numbers that are walked column by column, so as to stay in the L1 cache
+constexpr int64_t kPanel = 512;     // numbers that are walked column by column
+constexpr int64_t kLongRow = 256;   // columns from which on the next numbers are further along the row
 constexpr int64_t kShortestPanel = 8, kBlock = 64;  // rows; a block is summed in its own precision
 constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 64;
@@ -36,13 +37,15 @@ struct Table {
     while (repeat * narrow < kNarrowest || repeat * narrow % lanes != 0) repeat *= 2;
     width = repeat * narrow;
     rows = sets.outer / repeat;
-    panel_rows = kShortestPanel;
+    panel_rows = width < kLongRow ? kShortestPanel : kShortestPanel / 2;
     while (panel_rows < kBlock && 2 * panel_rows * width <= kPanel) panel_rows *= 2;
     chunk_rows = std::max({(rows + kMostChunks - 1) / kMostChunks, (kChunk + width - 1) / width, panel_rows});
     chunks = (rows + chunk_rows - 1) / chunk_rows;
   }
 
   int64_t set_of(int64_t column) const { return column / geometry.inner % geometry.sets; }
+  // How far from a number memory is to fetch: the next panel, or a few vectors on where rows are long.
+  int64_t ahead() const { return width < kLongRow ? panel_rows * width : 64; }
   int64_t columns_of_a_set() const { return repeat * geometry.inner; }
   // The i-th column of a set.
   int64_t column_of(int64_t set, int64_t i) const {
@@ -122,6 +125,7 @@ template <class T>
 void chunk_moments(const Table& table, const T* input, int64_t first, int64_t last,
                    const ColumnSums<T>& sums) {
   const int64_t width = table.width;
+  const int64_t ahead = table.ahead();
   const int64_t sample = std::min(last - first, kShortestPanel);
   std::fill_n(sums.shift, width, T(0));
   for (int64_t row = first; row < first + sample; ++row) {
@@ -134,6 +138,7 @@ void chunk_moments(const Table& table, const T* input, int64_t first, int64_t la
       const T* x = input + panel * width;
       sum_panel(panel_end - panel, width, sums.a, sums.b,
                 [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
+                  prefetch(x + i + ahead);
                   const Vec<T> d = load(x + i) - load(sums.shift + column);
                   sum += d;
                   squares = fma(d, d, squares);
@@ -276,6 +281,7 @@ template <class T>
 void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, int64_t first,
                      int64_t last, const ColumnSums<T>& sums) {
   const int64_t width = table.width;
+  const int64_t ahead = table.ahead();
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
     std::fill_n(sums.a, 2 * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
@@ -283,6 +289,8 @@ void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T*
       const T* x = input + panel * width;
       sum_panel(panel_end - panel, width, sums.a, sums.b,
                 [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
+                  prefetch(g + i + ahead);
+                  prefetch(x + i + ahead);
                   const Vec<T> slope = load(g + i);
                   sum += slope;
                   product = fma(slope, load(x + i) - load(centre + column), product);

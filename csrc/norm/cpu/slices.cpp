@@ -14,7 +14,7 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlock = 2048;         // numbers summed in their own precision
+constexpr int64_t kBlock = 1024;         // numbers summed in their own precision
 constexpr int64_t kChunk = 8192;         // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 16;      // chunks of a set
 constexpr int64_t kGrain = 32768;        // numbers a thread must have to be worth waking
