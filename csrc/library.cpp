@@ -26,6 +26,14 @@ constexpr const char* kOperators[] = {
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
+    // norm: train gives the output and the batch's mean and (biased) variance, these in double
+    "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
+    "SymInt count) -> ()",
+    "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps) "
+    "-> Tensor",
+    "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     // activation
     "relu(Tensor input) -> Tensor",
     "relu_(Tensor(a!) input) -> ()",

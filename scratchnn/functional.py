@@ -13,8 +13,9 @@ import torch.nn.functional as _torch_functional
 from scratchnn.ops.activation import relu
 from scratchnn.ops.conv import conv2d
 from scratchnn.ops.linear import linear
+from scratchnn.ops.norm import batch_norm
 
-__all__ = ["conv2d", "linear", "relu"]
+__all__ = ["batch_norm", "conv2d", "linear", "relu"]
 
 
 def __getattr__(name: str) -> Any:

@@ -67,6 +67,12 @@ SCRATCHNN_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0, not 0 + x: keeps the sign of -0.0
 }
 
+// Asks memory for the cache line at p, to be read soon. Any address will do, also one past the end of an array.
+template <class T>
+SCRATCHNN_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(p);
+}
+
 // a * b + c, rounded once where the processor can.
 template <class V>
 SCRATCHNN_INLINE V fma(V a, V b, V c) {
