@@ -11,8 +11,9 @@ from typing import Any
 import torch.nn.functional as _torch_functional
 
 from scratchnn.ops.activation import relu
+from scratchnn.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d, max_pool2d_with_indices
 
-__all__ = ["relu"]
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "relu"]
 
 
 def __getattr__(name: str) -> Any:

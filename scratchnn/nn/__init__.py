@@ -12,8 +12,9 @@ from typing import Any
 import torch.nn as _torch_nn
 
 from scratchnn.nn.activation import ReLU
+from scratchnn.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
-__all__ = ["ReLU", "implemented"]
+__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d", "ReLU", "implemented"]
 
 
 def implemented() -> dict[str, type[_torch_nn.Module]]:
