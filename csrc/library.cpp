@@ -1,7 +1,8 @@
 // Every operator of scratchnn, on one page.
 //
-// Each family implements its operators for the CPU in csrc/<family>/<family>.cpp; their fake (meta) kernels and
-// derivatives are in scratchnn/ops/<family>.py. Called directly, an operator has no derivative and says so.
+// Each family implements its operators for the CPU in csrc/<family>/<family>.cpp; their fake (meta) kernels
+// and derivatives are in scratchnn/ops/<family>.py. Called directly, an operator has no derivative and says
+// so.
 #include <Python.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -34,6 +35,24 @@ constexpr const char* kOperators[] = {
     "-> Tensor",
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // pool
+    "max_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "bool ceil_mode) -> Tensor",
+    "max_pool_with_offsets(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] "
+    "dilation, "
+    "bool ceil_mode) -> (Tensor output, Tensor offsets)",
+    "max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation) -> Tensor",
+    "max_pool_gather(Tensor input, Tensor offsets, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation) -> Tensor",
+    "max_pool_indices(Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation) -> Tensor",
+    "avg_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
+    "bool count_include_pad, SymInt? divisor_override) -> Tensor",
+    "avg_pool_backward(Tensor grad, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "bool ceil_mode, bool count_include_pad, SymInt? divisor_override, bool channels_last) -> Tensor",
+    "adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor",
+    "adaptive_avg_pool_backward(Tensor grad, SymInt[] size, bool channels_last) -> Tensor",
     // activation
     "relu(Tensor input) -> Tensor",
     "relu_(Tensor(a!) input) -> ()",
@@ -69,6 +88,7 @@ TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
 
 // Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -15,8 +15,18 @@ from scratchnn.nn.activation import ReLU
 from scratchnn.nn.conv import Conv2d
 from scratchnn.nn.linear import Linear
 from scratchnn.nn.norm import BatchNorm2d
+from scratchnn.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
-__all__ = ["BatchNorm2d", "Conv2d", "Linear", "ReLU", "implemented"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Conv2d",
+    "Linear",
+    "MaxPool2d",
+    "ReLU",
+    "implemented",
+]
 
 
 def implemented() -> dict[str, type[_torch_nn.Module]]:
