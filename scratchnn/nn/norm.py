@@ -9,7 +9,7 @@ from scratchnn.ops import norm as ops
 
 
 class BatchNorm2d(torch.nn.BatchNorm2d):
-    """:class:`torch.nn.BatchNorm2d`: ``y = w (x - mu) / sqrt(v + eps) + b``, ``mu`` and ``v`` of each channel.
+    """:class:`torch.nn.BatchNorm2d`: ``y = w (x - mu) / sqrt(v + eps) + b``, ``mu``, ``v`` by channel.
 
     See :func:`scratchnn.functional.batch_norm`.
     """

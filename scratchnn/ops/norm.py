@@ -218,7 +218,7 @@ class BatchNormEval(Function):
 
 
 class BatchNormBackward(Function):
-    """``dx = w r P(g)``, ``dw = sum of g x_hat``, ``db = sum of g``; ``P`` is the identity for given statistics.
+    """``dx = w r P(g)``, ``dw = sum of g x_hat``, ``db = sum of g``; with given statistics ``P = 1``.
 
     In training the mean and the variance follow from ``x``, and a derivative by ``x`` includes theirs.
     """
