@@ -5,7 +5,8 @@
 // both multiply-add units busy. Every sum is accumulated in the same order whatever the tile's number of rows,
 // so how rows fall into tiles never changes a result.
 //
-// Include only in files compiled once per instruction set.
+// The loops over a tile's rows are unrolled by pragma: only then do the sums stay in registers. Include only in
+// files compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -50,21 +51,24 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const T* const (&a)
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written
 //   start c itself where `accumulate`, else `bias` (kTileColumns numbers, for each row the same)
 template <int rows, class T>
-void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments, int64_t segment_count, const T* b,
+__attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments, int64_t segment_count, const T* b,
                    T* c, const int64_t* c_offsets, int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
   if (!accumulate) {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       sums[r][0] = load(bias);
       sums[r][1] = load(bias + lanes);
     }
   } else if (columns == kTileColumns<T>) {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       sums[r][0] = load(c + c_offsets[r]);
       sums[r][1] = load(c + c_offsets[r] + lanes);
     }
   } else {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       T row[kTileColumns<T>] = {};
       std::memcpy(row, c + c_offsets[r], static_cast<size_t>(columns) * sizeof(T));
@@ -75,24 +79,27 @@ void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments
 
   for (int64_t s = 0; s < segment_count; ++s) {
     const T* row[rows];
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments[s].offset;
     const int64_t length = segments[s].length;
     int64_t i = 0;
 #pragma GCC unroll 1
-    for (; i + 4 <= length; i += 4, b += 4 * kTileColumns<T>) {
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) multiply_step<rows, T>(sums, row, i + u, b + u * kTileColumns<T>);
+    for (; i + 2 <= length; i += 2, b += 2 * kTileColumns<T>) {  // four at a time spill registers
+      multiply_step<rows, T>(sums, row, i, b);
+      multiply_step<rows, T>(sums, row, i + 1, b + kTileColumns<T>);
     }
 #pragma GCC unroll 1
     for (; i < length; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
   }
 
   if (columns == kTileColumns<T>) {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       store(c + c_offsets[r], sums[r][0]);
       store(c + c_offsets[r] + lanes, sums[r][1]);
     }
   } else {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       T row[kTileColumns<T>];
       store(row, sums[r][0]);
@@ -108,10 +115,11 @@ void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments
 //   b  row p starts at b + b_offsets[p]; kTileColumns numbers are read
 //   c  rows c_stride apart
 template <int rows, class T>
-void accumulate_outer_products(const T* a, int64_t a_stride, const T* b, const int64_t* b_offsets, int64_t count,
+__attribute__((noinline)) void accumulate_outer_products(const T* a, int64_t a_stride, const T* b, const int64_t* b_offsets, int64_t count,
                                T* c, int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
     sums[r][0] = load(c + r * c_stride);
     sums[r][1] = load(c + r * c_stride + lanes);
@@ -129,6 +137,7 @@ void accumulate_outer_products(const T* a, int64_t a_stride, const T* b, const i
       sums[r][1] = fma(x, b1, sums[r][1]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
     store(c + r * c_stride, sums[r][0]);
     store(c + r * c_stride + lanes, sums[r][1]);

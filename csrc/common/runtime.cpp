@@ -57,6 +57,8 @@ void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFuncti
                    [=](int64_t first, int64_t last) { function(context, first, last); });
 }
 
+int64_t thread_count() { return at::get_num_threads(); }
+
 bool naive_kernels_requested() { return naive_requested; }
 
 bool request_naive_kernels(bool naive) {

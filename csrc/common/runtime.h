@@ -25,6 +25,9 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   detail::parallel_for(begin, end, grain, call, const_cast<Body*>(&body));
 }
 
+// How many threads parallel_for uses at most. For sharing out work, never for choosing how a number is computed.
+int64_t thread_count();
+
 // This thread's scratch memory: `count` elements, 64-byte aligned, contents undefined. It is kept between calls,
 // so that it does not page-fault each time. There are two, since the calling thread also works on tasks: kCall
 // lives until the operator returns, kTask until the body given to parallel_for returns. Each is valid until the

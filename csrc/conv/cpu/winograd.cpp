@@ -57,6 +57,13 @@ template <bool full, class T>
 SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, int64_t channels, T* y,
                                       int64_t row_stride, int64_t pixel_stride, int64_t height, int64_t width) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    if (c % (64 / static_cast<int64_t>(sizeof(T))) == 0) {  // where the next tile's outputs will go
+#pragma GCC unroll 4
+      for (int i = 0; i < kOut; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kOut; ++j) __builtin_prefetch(y + i * row_stride + (kOut + j) * pixel_stride + c, 1);
+      }
+    }
     Vec<T> half[kIn][kOut];
 #pragma GCC unroll 6
     for (int j = 0; j < kIn; ++j) {
@@ -131,8 +138,8 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
   const int64_t most = (tiles.total() + blocks - 1) / blocks;
   const int64_t width = std::min(out_channels, kOutChannels);  // of a chunk of output channels
   const int64_t chunks = (out_channels + width - 1) / width;
-  // Few blocks, as for a single small image: the chunks of output channels are tasks of their own.
-  const int64_t splits = blocks >= 16 ? 1 : std::min(chunks, (16 + blocks - 1) / blocks);
+  // Fewer blocks than threads, as for a single small image: the chunks of output channels are tasks of their own.
+  const int64_t splits = std::clamp<int64_t>(thread_count() / blocks, 1, chunks);
   const int64_t in_plane = most * in_channels + kPlanePad, out_plane = most * width + kPlanePad;
   const int64_t in_memory = round_up(tile_memory<kIn>(in, in_channels, most), 16);
   const int64_t out_memory = out.channels_last ? 0 : kOut * kOut * most * width;

@@ -50,8 +50,18 @@ struct Points {
 template <int size, bool border, class T, class Transform>
 SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel_stride, int64_t first, int64_t last,
                                      int64_t channels, const Points<T>& out, T* to, const Transform& transform) {
+  const int64_t ahead = channels <= 32 ? 2 : 1;  // tiles
   for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
     for (int64_t c = 0; c < out.block; c += kLanes<T>) {
+      if (c % (64 / static_cast<int64_t>(sizeof(T))) == 0) {  // the same channels of a tile to come, a line at a time
+#pragma GCC unroll 6
+        for (int i = 0; i < size; ++i) {
+#pragma GCC unroll 4
+          for (int j = size - kOut; j < size; ++j) {
+            __builtin_prefetch(rows[i] + (ahead * kOut + j) * pixel_stride + block + c);
+          }
+        }
+      }
       Vec<T> half[size][kIn];  // transformed down the columns
 #pragma GCC unroll 6
       for (int j = 0; j < size; ++j) {
