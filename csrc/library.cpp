@@ -1,13 +1,15 @@
 // Every operator of scratchnn, on one page.
 //
-// Each family implements its operators for the CPU in csrc/<family>/<family>.cpp; their fake (meta) kernels and
-// derivatives are in scratchnn/ops/<family>.py. Called directly, an operator has no derivative and says so.
+// Each family implements its operators for the CPU in csrc/<family>/<family>.cpp; their fake (meta) kernels
+// and derivatives are in scratchnn/ops/<family>.py. Called directly, an operator has no derivative and says
+// so.
 #include <Python.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "common/dispatch.h"
 #include "common/runtime.h"
+#include "conv/choice.h"
 
 namespace {
 
@@ -25,6 +27,32 @@ constexpr const char* kOperators[] = {
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
+    // norm: train gives the output and the batch's mean and (biased) variance, these in double
+    "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
+    "SymInt count) -> ()",
+    "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps) "
+    "-> Tensor",
+    "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // pool
+    "max_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "bool ceil_mode) -> Tensor",
+    "max_pool_with_offsets(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] "
+    "dilation, "
+    "bool ceil_mode) -> (Tensor output, Tensor offsets)",
+    "max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation) -> Tensor",
+    "max_pool_gather(Tensor input, Tensor offsets, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation) -> Tensor",
+    "max_pool_indices(Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation) -> Tensor",
+    "avg_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
+    "bool count_include_pad, SymInt? divisor_override) -> Tensor",
+    "avg_pool_backward(Tensor grad, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "bool ceil_mode, bool count_include_pad, SymInt? divisor_override, bool channels_last) -> Tensor",
+    "adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor",
+    "adaptive_avg_pool_backward(Tensor grad, SymInt[] size, bool channels_last) -> Tensor",
     // activation
     "relu(Tensor input) -> Tensor",
     "relu_(Tensor(a!) input) -> ()",
@@ -47,6 +75,7 @@ std::string instruction_set() {
 TORCH_LIBRARY(scratchnn, library) {
   for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
   library.def("instruction_set() -> str", instruction_set);
+  library.def("allow_winograd(bool allow) -> bool", scratchnn::allow_winograd);
   library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
 }
 
@@ -59,6 +88,7 @@ TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
 
 // Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -13,8 +13,19 @@ import torch.nn.functional as _torch_functional
 from scratchnn.ops.activation import relu
 from scratchnn.ops.conv import conv2d
 from scratchnn.ops.linear import linear
+from scratchnn.ops.norm import batch_norm
+from scratchnn.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d, max_pool2d_with_indices
 
-__all__ = ["conv2d", "linear", "relu"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "conv2d",
+    "linear",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "relu",
+]
 
 
 def __getattr__(name: str) -> Any:

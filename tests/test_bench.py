@@ -20,7 +20,7 @@ from scratchnn.bench.chart import draw
 from scratchnn.bench.cost import Cost, Work, model_cost
 from scratchnn.bench.limits import Limits, measure_limits
 from scratchnn.bench.measure import Disagreement, Result, measure, require_ours
-from scratchnn.bench.report import Report, Table, duration, heading, summarize
+from scratchnn.bench.report import Report, Table, duration, heading, markdown, summarize
 from scratchnn.bench.timing import Spread, geometric_mean, interleave, ratio
 from scratchnn.errors import UserError
 
@@ -201,6 +201,7 @@ def report() -> Report:
             "torch_format": "best",
             "seconds": 1.0,
             "min_rounds": 5,
+            "load_before": 0.1,
         },
         limits=Limits(copy=2e10, matmul={"float32": 2e11}),
         results=[
@@ -239,7 +240,19 @@ class TestReport:
         assert "10.0   50%" in lines[1]  # 10 MB in 1 ms, of 20 GB/s
         assert "SLOWER" in lines[2]
         assert "EVEN" in lines[-1]
-        assert "kept memory" in "\n".join(heading(report))
+
+    def test_heading(self, report: Report) -> None:
+        text = "\n".join(heading(report))
+        assert "kept memory" in text
+        assert "200 GFLOP/s float32" in text
+        assert "WARNING" not in text
+        report.settings["load_before"] = 1.5
+        assert "busy (load average 1.5)" in "\n".join(heading(report))
+
+    def test_markdown(self, report: Report) -> None:
+        text = markdown(report)
+        assert "| conv | forward | 4.00x | 2 | 0 | 0 |" in text
+        assert "| conv | a | forward | 1.00 +-0.15 ms | 2.00 +-0.50 ms | 2.00x | 1.90 to 2.08 | 12 |" in text
 
     def test_durations_have_a_suitable_unit(self) -> None:
         assert duration(Spread(2, 1, 2)) == "2.00 +-0.50 s"
@@ -348,4 +361,5 @@ class TestCommand:
         assert report.settings["allocator"] == "the system's default"
         assert report.settings["threads"] == 1
         assert path.with_suffix(".png").exists()
+        assert "relu 4x5 n2" in path.with_suffix(".md").read_text()
         assert str(path) in capsys.readouterr().out

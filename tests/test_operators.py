@@ -12,7 +12,7 @@ import pytest
 import torch
 
 FAMILIES = ("conv", "pool", "norm", "linear", "activation")
-SETTINGS = {"instruction_set", "request_naive_kernels"}  # operate on no tensor
+SETTINGS = {"allow_winograd", "instruction_set", "request_naive_kernels"}  # operate on no tensor
 
 
 def registered() -> set[str]:

@@ -104,12 +104,12 @@ void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments
 
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //
-//   a  packed: `rows` numbers for each p
+//   a  `rows` numbers for each p, a_stride apart
 //   b  row p starts at b + b_offsets[p]; kTileColumns numbers are read
 //   c  rows c_stride apart
 template <int rows, class T>
-void accumulate_outer_products(const T* a, const T* b, const int64_t* b_offsets, int64_t count, T* c,
-                               int64_t c_stride) {
+void accumulate_outer_products(const T* a, int64_t a_stride, const T* b, const int64_t* b_offsets, int64_t count,
+                               T* c, int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
   for (int r = 0; r < rows; ++r) {
@@ -117,7 +117,7 @@ void accumulate_outer_products(const T* a, const T* b, const int64_t* b_offsets,
     sums[r][1] = load(c + r * c_stride + lanes);
   }
 #pragma GCC unroll 2
-  for (int64_t p = 0; p < count; ++p, a += rows) {
+  for (int64_t p = 0; p < count; ++p, a += a_stride) {
     const T* row = b + b_offsets[p];
     Vec<T> b0 = load(row), b1 = load(row + lanes);
     SCRATCHNN_KEEP_IN_REGISTER(b0);

@@ -67,6 +67,12 @@ SCRATCHNN_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0, not 0 + x: keeps the sign of -0.0
 }
 
+// Asks memory for the cache line at p, to be read soon. Any address will do, also one past the end of an array.
+template <class T>
+SCRATCHNN_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(p);
+}
+
 // a * b + c, rounded once where the processor can.
 template <class V>
 SCRATCHNN_INLINE V fma(V a, V b, V c) {
@@ -87,6 +93,17 @@ SCRATCHNN_INLINE V fma(V a, V b, V c) {
 #define SCRATCHNN_KEEP_IN_REGISTER(v) (void)(v)
 #endif
 
+// The first `count` lanes of a vector; zero, and not zero times whatever was there, in the others.
+template <class T, int... i>
+SCRATCHNN_INLINE Vec<T> first_lanes_of(Vec<T> v, int64_t count, std::integer_sequence<int, i...>) {
+  const Vec<IntOf<T>> lane = {i...};
+  return lane < static_cast<IntOf<T>>(count) ? v : Vec<T>{};
+}
+template <class T>
+SCRATCHNN_INLINE Vec<T> first_lanes(Vec<T> v, int64_t count) {
+  return first_lanes_of<T>(v, count, std::make_integer_sequence<int, kLanes<T>>());
+}
+
 // The sum of all lanes, in a fixed order.
 template <class T>
 SCRATCHNN_INLINE T horizontal_sum(Vec<T> v) {
@@ -106,6 +123,16 @@ SCRATCHNN_INLINE Vec<T> take_every_second(Vec<T> a, Vec<T> b, std::integer_seque
 template <class T>
 SCRATCHNN_INLINE Vec<T> even_lanes(Vec<T> a, Vec<T> b) {
   return take_every_second<T>(a, b, std::make_integer_sequence<int, kLanes<T>>());
+}
+
+// kLanes numbers, `step` apart. Reads up to step * kLanes numbers.
+template <class T>
+SCRATCHNN_INLINE Vec<T> load_every(const T* p, int64_t step) {
+  if (step == 1) return load(p);
+  if (step == 2) return even_lanes<T>(load(p), load(p + kLanes<T>));
+  Vec<T> v = {};
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = p[i * step];
+  return v;
 }
 
 // a0 b0 a1 b1 ... of the lower, or the upper, halves.

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "common/tensors.h"
+#include "conv/choice.h"
 #include "conv/kernels.h"
 #include "conv/naive.h"
 
@@ -93,6 +94,22 @@ Filters<T> filters_of(const at::Tensor& weight) {
   return {data, taps * channels, taps, 1};
 }
 
+// The kernel of the chosen algorithm; Winograd's exist for float32 alone.
+template <class T, class Kernel, class Winograd>
+const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise,
+                     const Winograd& winograd) {
+  constexpr bool is_float32 = std::is_same_v<T, float>;
+  switch (choose_algorithm(g, is_float32)) {
+    case ConvAlgorithm::kDepthwise:
+      return depthwise;
+    case ConvAlgorithm::kWinograd:
+      if constexpr (is_float32) return winograd;
+      [[fallthrough]];
+    default:
+      return implicit_gemm;
+  }
+}
+
 at::Tensor dense(const at::Tensor& tensor) { return tensor.contiguous(memory_format(tensor)); }
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -121,8 +138,9 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
   const at::Tensor x = dense(input), w = dense(weight);
   with_fast_type(x, [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_forward<T>(g, images_of<const T>(x), filters_of<const T>(w),
-                             b.defined() ? b.const_data_ptr<T>() : nullptr, images_of<T>(output));
+    const auto& kernel = choose<T>(g, implicit_gemm_forward<T>, depthwise_forward<T>, winograd_forward<float>);
+    kernel(g, images_of<const T>(x), filters_of<const T>(w), b.defined() ? b.const_data_ptr<T>() : nullptr,
+           images_of<T>(output));
   });
   return output;
 }
@@ -149,7 +167,8 @@ at::Tensor conv_input_grad(const at::Tensor& grad, const at::Tensor& weight, at:
   const at::Tensor dy = dense(grad), w = dense(weight);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_input_grad<T>(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(grad_input));
+    const auto& kernel = choose<T>(g, implicit_gemm_input_grad<T>, depthwise_input_grad<T>, winograd_input_grad<float>);
+    kernel(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(grad_input));
   });
   return grad_input;
 }
@@ -181,7 +200,8 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    implicit_gemm_weight_grad<T>(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
+    const auto& kernel = choose<T>(g, implicit_gemm_weight_grad<T>, depthwise_weight_grad<T>, winograd_weight_grad<float>);
+    kernel(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
   });
   return grad_weight;
 }

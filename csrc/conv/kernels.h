@@ -1,4 +1,4 @@
-// The fast convolution kernels: one algorithm a file in conv/cpu, chosen by geometry alone in conv.cpp.
+// The fast convolution kernels: one algorithm a file in conv/cpu, chosen by geometry alone in choice.cpp.
 #pragma once
 
 #include "common/dispatch.h"
@@ -28,5 +28,23 @@ template <class T>
 inline ConvInputGrad<T> implicit_gemm_input_grad;
 template <class T>
 inline ConvWeightGrad<T> implicit_gemm_weight_grad;
+
+// Every channel convolved with a filter of its own: groups = input channels = output channels (depthwise.cpp,
+// depthwise_weight_grad.cpp).
+template <class T>
+inline ConvForward<T> depthwise_forward;
+template <class T>
+inline ConvInputGrad<T> depthwise_input_grad;
+template <class T>
+inline ConvWeightGrad<T> depthwise_weight_grad;
+
+// 3x3 of stride 1, by Winograd's F(4x4, 3x3) (winograd.cpp, winograd_weight_grad.cpp), where choice.cpp says
+// it serves.
+template <class T>
+inline ConvForward<T> winograd_forward;
+template <class T>
+inline ConvInputGrad<T> winograd_input_grad;
+template <class T>
+inline ConvWeightGrad<T> winograd_weight_grad;
 
 }  // namespace scratchnn

@@ -1,8 +1,9 @@
-"""``scratchnn bench``: from command-line options to a table, a JSON file and a picture."""
+"""``scratchnn bench``: from command-line options to a table, its JSON and Markdown files, and a picture."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +15,7 @@ from scratchnn.bench import cases as catalogue
 from scratchnn.bench.cases import Case
 from scratchnn.bench.limits import measure_limits
 from scratchnn.bench.measure import Disagreement, measure, require_ours
-from scratchnn.bench.report import Report, Table, heading, summarize
+from scratchnn.bench.report import Report, Table, heading, markdown, summarize
 from scratchnn.errors import UserError, require
 from scratchnn.train.log import describe_hardware, describe_versions
 
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--threads must be 1 or more, got {args.threads}")
         torch.set_num_threads(args.threads)
     require_ours(cases)
+    load = os.getloadavg()[0]
     kept = args.keep_memory and scratchnn.keep_memory()
     now = datetime.now(timezone.utc)
     report = Report(
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             "torch_format": args.torch_format,
             "seconds": seconds,
             "min_rounds": QUICK_MIN_ROUNDS if args.quick else MIN_ROUNDS,
+            "load_before": round(load, 2),
         },
         limits=measure_limits({case.dtype for case in cases}, seconds=0.3 if args.quick else 1.0),
     )
@@ -155,10 +158,11 @@ def _finish(report: Report, files: Path, interrupted: bool) -> int:
         print("geometric means")
         for summary in summarize(report.results):
             print(summary)
-        table, picture = files.with_suffix(".json"), files.with_suffix(".png")
-        table.write_text(report.to_json())
+        data, table, picture = (files.with_suffix(suffix) for suffix in (".json", ".md", ".png"))
+        data.write_text(report.to_json())
+        table.write_text(markdown(report))
         draw(report, picture)
-        print(f"files: {table}, {picture}")
+        print(f"files: {data}, {table}, {picture}")
     for disagreement in report.disagreements:
         print(f"not timed, wrong results: {disagreement}")
     if interrupted:

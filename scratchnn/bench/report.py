@@ -14,6 +14,8 @@ from scratchnn.bench.timing import Spread, geometric_mean
 
 SCHEMA = 1
 
+BUSY = 0.5  # processes that ran beside the benchmark on average: from here on they cost it time
+
 _SHORT = {FORWARD: "fwd", FORWARD_BACKWARD: "fwd+bwd", TRAINING_STEP: "step"}
 
 
@@ -76,7 +78,7 @@ def heading(report: Report) -> list[str]:
     matmul = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {dtype}" for dtype, rate in report.limits.matmul.items())
     best = settings["torch_format"] == "best"
     torch_format = "the better of both memory formats" if best else "our memory format"
-    return [
+    lines = [
         f"{hardware['processor']}, {hardware['cores']} cores; {settings['threads']} threads, "
         f"{settings['instruction_set']}; allocator: {settings['allocator']}",
         ", ".join(f"{name} {version}" for name, version in report.versions.items()),
@@ -84,6 +86,12 @@ def heading(report: Report) -> list[str]:
         f"torch runs in {torch_format}; "
         "ratio = torch's time / ours, [quartiles over the rounds]; rates are ours",
     ]
+    if settings["load_before"] > BUSY:
+        lines.append(
+            f"WARNING: the machine was busy (load average {settings['load_before']}), "
+            "do not rely on these times"
+        )
+    return lines
 
 
 class Table:
@@ -183,3 +191,30 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
         for family, passes in groups.items()
         for which, group in passes.items()
     ]
+
+
+def markdown(report: Report) -> str:
+    """The summaries and the whole table as Markdown, to be pasted into a document."""
+    lines = [f"{line}  " for line in heading(report)]
+    lines += [
+        f"Measured {report.date[:10]}, {report.settings['seconds']:g} seconds a case.",
+        "",
+        "| family | pass | geometric mean | faster | even | slower |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for summary in summarize(report.results):
+        counts = " | ".join(str(count) for count in summary.verdicts.values())
+        lines.append(f"| {summary.family} | {summary.which} | {summary.mean:.2f}x | {counts} |")
+    lines += [
+        "",
+        "| family | case | pass | scratchnn | torch.nn | ratio | quartiles | rounds |",
+        "|---|---|---|---:|---:|---:|---|---:|",
+    ]
+    for result in report.results:
+        ratio, theirs = result.ratio, result.torch[result.torch_format]
+        lines.append(
+            f"| {result.family} | {result.case} | {result.which}"
+            f" | {duration(result.ours)} | {duration(theirs)}"
+            f" | {ratio.median:.2f}x | {ratio.lower:.2f} to {ratio.upper:.2f} | {result.rounds} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -14,8 +14,19 @@ import torch.nn as _torch_nn
 from scratchnn.nn.activation import ReLU
 from scratchnn.nn.conv import Conv2d
 from scratchnn.nn.linear import Linear
+from scratchnn.nn.norm import BatchNorm2d
+from scratchnn.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
-__all__ = ["Conv2d", "Linear", "ReLU", "implemented"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Conv2d",
+    "Linear",
+    "MaxPool2d",
+    "ReLU",
+    "implemented",
+]
 
 
 def implemented() -> dict[str, type[_torch_nn.Module]]:

@@ -68,6 +68,35 @@ inline Correlation forward_correlation(const ConvGeometry& g) {
   return c;
 }
 
+// Input pixel i met output pixel o through tap t where i = o S - P + t D. For the pixels of one residue
+// (i + P) mod S the taps are the same, and o = (i + P - t D) / S moves by one from pixel to pixel: a correlation of
+// dL/dy with those taps. One for each residue; together they give every input pixel.
+inline std::vector<Correlation> input_grad_correlations(const ConvGeometry& g) {
+  std::vector<Correlation> phases;
+  for (int64_t index = 0; index < volume(g.stride); ++index) {
+    const Extent residue{index / (g.stride[1] * g.stride[2]), index / g.stride[2] % g.stride[1], index % g.stride[2]};
+    Correlation c{{}, {1, 1, 1}, {}, g.stride, {}};
+    for (int d = 0; d < kSpatialRank; ++d) {
+      const int64_t first = ((residue[d] - g.padding[d]) % g.stride[d] + g.stride[d]) % g.stride[d];
+      c.out_base[d] = first;
+      c.count[d] = first < g.input[d] ? (g.input[d] - first + g.stride[d] - 1) / g.stride[d] : 0;
+    }
+    for (int64_t t = g.taps() - 1; t >= 0; --t) {  // the last tap meets the first output pixel
+      const Extent tap{t / (g.kernel[1] * g.kernel[2]), t / g.kernel[2] % g.kernel[1], t % g.kernel[2]};
+      Extent offset;
+      bool meets = true;
+      for (int d = 0; d < kSpatialRank; ++d) {
+        const int64_t distance = c.out_base[d] + g.padding[d] - tap[d] * g.dilation[d];
+        meets = meets && distance % g.stride[d] == 0;
+        offset[d] = distance / g.stride[d];
+      }
+      if (meets) c.taps.push_back({offset, t});
+    }
+    phases.push_back(std::move(c));
+  }
+  return phases;
+}
+
 // How a correlation is cut into bands: positions [first, first + size) of one image.
 struct Band {
   int64_t image;
@@ -78,9 +107,9 @@ struct Band {
 
 class Bands {
  public:
-  Bands(int64_t batch, const Extent& count) : count_(count) {
-    size_ = {1, 1, std::clamp<int64_t>(count[2], 1, kBandPixels)};
-    size_[1] = std::clamp<int64_t>(kBandPixels / size_[2], 1, std::max<int64_t>(count[1], 1));
+  Bands(int64_t batch, const Extent& count, int64_t most_pixels = kBandPixels) : count_(count) {
+    size_ = {1, 1, std::clamp<int64_t>(count[2], 1, most_pixels)};
+    size_[1] = std::clamp<int64_t>(most_pixels / size_[2], 1, std::max<int64_t>(count[1], 1));
     for (int d = 0; d < kSpatialRank; ++d) {
       // As even as can be: 9 rows in bands of 8 become 5 + 4, not 8 + 1.
       number_[d] = (count[d] + size_[d] - 1) / size_[d];
@@ -156,7 +185,9 @@ void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channe
       const int64_t pixel = (d * size[1] + h) * size[2] + r.first[2] + inside_first;
       const T* row = source + pixel * images.pixel_stride();
       T* to = out + inside_first * channels;
-      if (!images.channels_last) {
+      if (!images.channels_last && channels == 1) {
+        std::memcpy(to, row, static_cast<size_t>(count) * sizeof(T));
+      } else if (!images.channels_last) {
         transpose_block(row, images.pixels(), to, channels, channels, count);
       } else if (channels == images.channels) {
         std::memcpy(to, row, static_cast<size_t>(count * channels) * sizeof(T));
@@ -206,6 +237,15 @@ void segments_of(const Correlation& c, const Extent& low, const PixelView<T>& vi
     segments.push_back({(at[0] - low[0]) * view.stride[0] + (at[1] - low[1]) * view.stride[1] +
                             (at[2] - low[2]) * view.stride[2],
                         channels});
+  }
+}
+
+// Where the taps of a correlation read in a view, relative to an output's first input pixel.
+template <class T>
+void tap_offsets(const Correlation& correlation, const Extent& low, const PixelView<T>& view, int64_t* offsets) {
+  for (const Tap& tap : correlation.taps) {
+    *offsets++ = (tap.offset[0] - low[0]) * view.stride[0] + (tap.offset[1] - low[1]) * view.stride[1] +
+                 (tap.offset[2] - low[2]) * view.stride[2];
   }
 }
 

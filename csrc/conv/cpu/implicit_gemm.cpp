@@ -8,6 +8,7 @@
 
 #include "common/gemm.h"
 #include "conv/cpu/band.h"
+#include "conv/cpu/packed_weight.h"
 #include "conv/kernels.h"
 
 namespace scratchnn {
@@ -17,74 +18,6 @@ namespace {
 // Slices of the reduction are at most this long, so that a panel's slice stays in the first-level cache.
 template <class T>
 constexpr int64_t kReduction = 320 * 4 / sizeof(T);
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers, and a start
-// value (the bias) for each column. Columns beyond the last channel are zero.
-template <class T>
-struct PackedWeight {
-  const T* data;
-  const T* start;
-  int64_t panels;     // in a group
-  int64_t reduction;  // taps x channels summed over
-
-  const T* panel(int64_t group, int64_t index) const {
-    return data + (group * panels + index) * reduction * kTileColumns<T>;
-  }
-  const T* start_of(int64_t group, int64_t index) const {
-    return start + (group * panels + index) * kTileColumns<T>;
-  }
-};
-
-// The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
-template <class T>
-struct Operand {
-  Filters<const T> filters;
-  int64_t sum, sum_stride;
-  int64_t out, out_stride;
-  int64_t group_stride;
-};
-
-template <class T>
-PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>& taps, const T* bias) {
-  constexpr int64_t columns = kTileColumns<T>;
-  const int64_t panels = (w.out + columns - 1) / columns;
-  const int64_t tap_count = static_cast<int64_t>(taps.size());
-  const int64_t reduction = tap_count * w.sum;
-  const int64_t size = groups * panels * reduction * columns;
-  T* data = scratch<T>(size + groups * panels * columns, Scratch::kCall);
-  T* start = data + size;
-  parallel_for(0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t group = i / panels;
-      const int64_t channel = i % panels * columns;
-      const int64_t count = std::min(columns, w.out - channel);
-      const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
-      T* to = data + i * reduction * columns;
-      if (count < columns) std::fill(to, to + reduction * columns, T(0));
-      for (int64_t t = 0; t < tap_count; ++t) {
-        const T* tap = from + taps[t].weight * w.filters.tap_stride;
-        T* rows = to + t * w.sum * columns;
-        if (w.out_stride == 1) {
-          for (int64_t c = 0; c < w.sum; ++c) {
-            std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
-          }
-        } else if (w.sum_stride == 1) {
-          transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
-        } else {
-          for (int64_t k = 0; k < count; ++k) {
-            for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
-          }
-        }
-      }
-      for (int64_t k = 0; k < columns; ++k) {
-        start[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
-      }
-    }
-  });
-  return {data, start, panels, reduction};
-}
 
 // A slice [first, last) of the reduction: the segments it is made of.
 void slice_segments(const std::vector<Segment>& segments, int64_t first, int64_t last, std::vector<Segment>& slice) {
@@ -104,7 +37,9 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
   constexpr int64_t columns = kTileColumns<T>;
   const Bands bands(batch, correlation.count);
   if (bands.total() == 0) return;
-  const PackedWeight<T> weight = pack(operand, groups, correlation.taps, bias);
+  const auto taps = static_cast<int64_t>(correlation.taps.size());
+  T* weight_memory = scratch<T>(packed_size(operand, groups, taps), Scratch::kCall);
+  const PackedWeight<T> weight = pack(operand, groups, correlation.taps, bias, weight_memory);
   const Extent low = correlation.first_offset(), high = correlation.last_offset();
 
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
@@ -186,52 +121,15 @@ template <class T>
 void forward(const ConvGeometry& geometry, Images<const T> input, Filters<const T> weight, const T* bias,
              Images<T> output) {
   const ConvGeometry g = flatten_pointwise(geometry, input, output);
-  const Operand<T> operand{weight,        g.group_in(),      weight.in_stride,
-                           g.group_out(), weight.out_stride, g.group_out() * weight.out_stride};
-  correlate(forward_correlation(g), operand, g.batch, g.groups, input, bias, output);
+  correlate(forward_correlation(g), forward_operand(g, weight), g.batch, g.groups, input, bias, output);
 }
 
-// The values of one dimension that input pixels of one residue of the stride share.
-struct Phase {
-  int64_t first;  // the first such pixel
-  int64_t count;
-};
-
-Phase phase_of(int64_t residue, int64_t size, int64_t stride, int64_t padding) {
-  const int64_t first = ((residue - padding) % stride + stride) % stride;
-  return {first, first < size ? (size - first + stride - 1) / stride : 0};
-}
-
-// Input pixel i met output pixel o through tap t where i = o S - P + t D. For the pixels of one residue
-// (i + P) mod S the taps are the same, and o = (i + P - t D) / S moves by one from pixel to pixel: a correlation
-// of dL/dy with those taps.
 template <class T>
 void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<const T> weight, Images<T> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
-  const Operand<T> operand{weight,       g.group_out(),    weight.out_stride,
-                           g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
-  const int64_t phases = volume(g.stride);
-  for (int64_t index = 0; index < phases; ++index) {
-    Extent residue{index / (g.stride[1] * g.stride[2]), index / g.stride[2] % g.stride[1], index % g.stride[2]};
-    Correlation c{{}, {1, 1, 1}, {}, g.stride, {}};
-    for (int d = 0; d < kSpatialRank; ++d) {
-      const Phase phase = phase_of(residue[d], g.input[d], g.stride[d], g.padding[d]);
-      c.out_base[d] = phase.first;
-      c.count[d] = phase.count;
-    }
-    // Last tap first: its output pixel comes first.
-    for (int64_t t = g.taps() - 1; t >= 0; --t) {
-      const Extent tap{t / (g.kernel[1] * g.kernel[2]), t / g.kernel[2] % g.kernel[1], t % g.kernel[2]};
-      Extent offset;
-      bool meets = true;
-      for (int d = 0; d < kSpatialRank; ++d) {
-        const int64_t distance = c.out_base[d] + g.padding[d] - tap[d] * g.dilation[d];
-        meets = meets && distance % g.stride[d] == 0;
-        offset[d] = distance / g.stride[d];
-      }
-      if (meets) c.taps.push_back({offset, t});
-    }
-    correlate(c, operand, g.batch, g.groups, grad, static_cast<const T*>(nullptr), grad_input);
+  for (const Correlation& correlation : input_grad_correlations(g)) {
+    correlate(correlation, input_grad_operand(g, weight), g.batch, g.groups, grad, static_cast<const T*>(nullptr),
+              grad_input);
   }
 }
 

@@ -111,8 +111,8 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
               const T* b = view.data + segment.offset + c;
               for_each_tile(row_count, [&](int64_t first, int64_t rows) {
                 with_rows(rows, [&](auto count) {
-                  accumulate_outer_products<count, T>(packed_grad + first * band.pixels(), b, offsets, band.pixels(),
-                                                      column + first * width, width);
+                  accumulate_outer_products<count, T>(packed_grad + first * band.pixels(), count, b, offsets,
+                                                      band.pixels(), column + first * width, width);
                 });
               });
             }

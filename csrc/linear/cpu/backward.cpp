@@ -64,7 +64,7 @@ void product(int64_t rows, int64_t reduction, int64_t features, const T* left, i
             if (first > 0) std::copy_n(out + (row + r) * features + first_column, width, sum);
           }
           with_rows(tile_rows, [&](auto n) {
-            accumulate_outer_products<n, T>(packed_left, packed_right, offsets, count, sums, columns);
+            accumulate_outer_products<n, T>(packed_left, n, packed_right, offsets, count, sums, columns);
           });
           for (int64_t r = 0; r < tile_rows; ++r) {
             std::copy_n(sums + r * columns, width, out + (row + r) * features + first_column);

@@ -1,0 +1,49 @@
+#include "conv/choice.h"
+
+#include <atomic>
+
+#include "common/dispatch.h"
+
+namespace scratchnn {
+namespace {
+
+std::atomic<bool> winograd_allowed = true;
+
+// The Winograd kernels work on whole register tiles of channels: 32, 64 and 128 bytes, twice a vector.
+int64_t winograd_channels() {
+  switch (active_instruction_set()) {
+    case InstructionSet::AVX512:
+      return 32;
+    case InstructionSet::AVX2:
+      return 16;
+    default:
+      return 8;
+  }
+}
+
+// 36 multiplications a tile of up to 4x4 outputs, against 9 an output, must save more than the transforms cost:
+// maps of 2x2 and less do not.
+bool tiles_pay(const ConvGeometry& g) {
+  const int64_t tiles = ((g.output[1] + 3) / 4) * ((g.output[2] + 3) / 4);
+  return 3 * 36 * tiles <= 2 * 9 * g.output[1] * g.output[2];
+}
+
+bool winograd_serves(const ConvGeometry& g) {
+  const Extent ones{1, 1, 1};
+  const int64_t unit = winograd_channels();
+  return g.kernel == Extent{1, 3, 3} && g.stride == ones && g.dilation == ones && g.input[0] == 1 && g.groups == 1 &&
+         g.in_channels >= 16 && g.out_channels >= 16 && g.in_channels % unit == 0 && g.out_channels % unit == 0 &&
+         tiles_pay(g);
+}
+
+}  // namespace
+
+ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, bool is_float32) {
+  if (geometry.groups > 1 && geometry.group_in() == 1 && geometry.group_out() == 1) return ConvAlgorithm::kDepthwise;
+  if (is_float32 && winograd_allowed && winograd_serves(geometry)) return ConvAlgorithm::kWinograd;
+  return ConvAlgorithm::kImplicitGemm;
+}
+
+bool allow_winograd(bool allow) { return winograd_allowed.exchange(allow); }
+
+}  // namespace scratchnn

@@ -1,0 +1,101 @@
+// The weight, packed once per call into the right matrix of the products: panels of kTileColumns output channels.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "common/gemm.h"
+#include "common/runtime.h"
+#include "conv/cpu/band.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+
+// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers, and a start
+// value (the bias) for each column. Columns beyond the last channel are zero.
+template <class T>
+struct PackedWeight {
+  const T* data;
+  const T* start;
+  int64_t panels;     // in a group
+  int64_t reduction;  // taps x channels summed over
+
+  const T* panel(int64_t group, int64_t index) const {
+    return data + (group * panels + index) * reduction * kTileColumns<T>;
+  }
+  const T* start_of(int64_t group, int64_t index) const {
+    return start + (group * panels + index) * kTileColumns<T>;
+  }
+};
+
+// The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
+template <class T>
+struct Operand {
+  Filters<const T> filters;
+  int64_t sum, sum_stride;
+  int64_t out, out_stride;
+  int64_t group_stride;
+};
+
+// In the forward pass the sum runs over the input channels of a group ...
+template <class T>
+Operand<T> forward_operand(const ConvGeometry& g, const Filters<const T>& weight) {
+  return {weight,         g.group_in(),      weight.in_stride,
+          g.group_out(),  weight.out_stride, g.group_out() * weight.out_stride};
+}
+
+// ... and in the input gradient over its output channels.
+template <class T>
+Operand<T> input_grad_operand(const ConvGeometry& g, const Filters<const T>& weight) {
+  return {weight,       g.group_out(),    weight.out_stride,
+          g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
+}
+
+// How many elements pack() writes.
+template <class T>
+int64_t packed_size(const Operand<T>& w, int64_t groups, int64_t taps) {
+  const int64_t panels = (w.out + kTileColumns<T> - 1) / kTileColumns<T>;
+  return groups * panels * (taps * w.sum + 1) * kTileColumns<T>;
+}
+
+template <class T>
+PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>& taps, const T* bias, T* data) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t panels = (w.out + columns - 1) / columns;
+  const int64_t tap_count = static_cast<int64_t>(taps.size());
+  const int64_t reduction = tap_count * w.sum;
+  const int64_t size = groups * panels * reduction * columns;
+  T* start = data + size;
+  parallel_for(0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t group = i / panels;
+      const int64_t channel = i % panels * columns;
+      const int64_t count = std::min(columns, w.out - channel);
+      const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
+      T* to = data + i * reduction * columns;
+      if (count < columns) std::fill(to, to + reduction * columns, T(0));
+      for (int64_t t = 0; t < tap_count; ++t) {
+        const T* tap = from + taps[t].weight * w.filters.tap_stride;
+        T* rows = to + t * w.sum * columns;
+        if (w.out_stride == 1) {
+          for (int64_t c = 0; c < w.sum; ++c) {
+            std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
+          }
+        } else if (w.sum_stride == 1) {
+          transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
+        } else {
+          for (int64_t k = 0; k < count; ++k) {
+            for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
+          }
+        }
+      }
+      for (int64_t k = 0; k < columns; ++k) {
+        start[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
+      }
+    }
+  });
+  return {data, start, panels, reduction};
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

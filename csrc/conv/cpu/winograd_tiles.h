@@ -1,0 +1,125 @@
+// The tiles of a Winograd convolution in memory: from images to points, and from points back to images.
+//
+// A block of tiles, taken in the order image, row, column, is transformed together: plane p holds point p of every
+// tile and channel, so that the 36 products of the algorithm are 36 ordinary matrix products.
+#pragma once
+
+#include <algorithm>
+
+#include "conv/cpu/band.h"
+#include "conv/cpu/winograd_transforms.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace winograd {
+
+// The 4x4 tiles that cover the outputs of a batch.
+struct Tiles {
+  int64_t batch, height, width;  // of the outputs, in pixels
+  int64_t rows() const { return (height + kOut - 1) / kOut; }
+  int64_t columns() const { return (width + kOut - 1) / kOut; }
+  int64_t total() const { return batch * rows() * columns(); }
+};
+
+// Tiles side by side: `count` of one row of one image.
+struct Run {
+  int64_t image, row, column, count;
+};
+
+// Calls body(run, position) for the runs that make up the tiles [first, last); position counts from `first`.
+template <class Body>
+SCRATCHNN_INLINE void for_each_run(const Tiles& tiles, int64_t first, int64_t last, const Body& body) {
+  const int64_t columns = tiles.columns(), rows = tiles.rows();
+  for (int64_t t = first; t < last;) {
+    const int64_t column = t % columns, row = t / columns % rows;
+    const int64_t count = std::min(columns - column, last - t);
+    body(Run{t / (columns * rows), row, column, count}, t - first);
+    t += count;
+  }
+}
+
+// Where a transformed tile goes: point p of channel c of tile t is at
+// data + p * plane + t * tile + c / block * block_stride + c % block.
+template <class T>
+struct Points {
+  T* data;
+  int64_t plane, tile, block, block_stride;
+};
+
+// One tile, all channels: `size` rows and columns of pixels, of which columns outside [first, last) are zero.
+template <int size, bool border, class T, class Transform>
+SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel_stride, int64_t first, int64_t last,
+                                     int64_t channels, const Points<T>& out, T* to, const Transform& transform) {
+  for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
+    for (int64_t c = 0; c < out.block; c += kLanes<T>) {
+      Vec<T> half[size][kIn];  // transformed down the columns
+      for (int j = 0; j < size; ++j) {
+        if (border && (j < first || j >= last)) {
+          for (int i = 0; i < kIn; ++i) half[j][i] = Vec<T>{};
+          continue;
+        }
+        Vec<T> column[size];
+        for (int i = 0; i < size; ++i) column[i] = load(rows[i] + j * pixel_stride + block + c);
+        transform(column, half[j]);
+      }
+      for (int i = 0; i < kIn; ++i) {
+        Vec<T> row[size], points[kIn];
+        for (int j = 0; j < size; ++j) row[j] = half[j][i];
+        transform(row, points);
+        for (int j = 0; j < kIn; ++j) store(to + (i * kIn + j) * out.plane + c, points[j]);
+      }
+    }
+  }
+}
+
+// How many elements transform_tiles needs as memory: zeros to read in place of rows outside of the image, and for
+// contiguous images one row of tiles in channels-last order.
+template <int size, class T>
+int64_t tile_memory(const Images<const T>& images, int64_t channels, int64_t most_tiles) {
+  if (images.channels_last) return size * images.channels;
+  return size * (most_tiles * kOut + size - kOut) * channels;
+}
+
+// Transforms the tiles [first, last). Tile (r, c) reads size x size pixels from (r * kOut + top, c * kOut + left),
+// zero outside of the image; `channels` of them from `channel` on.
+template <int size, class T, class Transform>
+void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const T>& images, int64_t top,
+                     int64_t left, int64_t channel, int64_t channels, const Points<T>& out, T* memory,
+                     const Transform& transform) {
+  if (images.channels_last) std::fill_n(memory, size * images.channels, T(0));
+  const int64_t height = images.size[1], width = images.size[2];
+  for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
+    const int64_t y = run.row * kOut + top;
+    T* to = out.data + position * out.tile;
+    const T* rows[size];
+    if (!images.channels_last) {
+      const Rectangle r{{0, y, run.column * kOut + left}, {1, size, run.count * kOut + size - kOut}};
+      copy_rectangle(images, run.image, channel, channels, r, memory);
+      for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
+        for (int i = 0; i < size; ++i) rows[i] = memory + (i * r.size[2] + t * kOut) * channels;
+        transform_tile<size, false>(rows, channels, 0, size, channels, out, to, transform);
+      }
+      return;
+    }
+    const T* image = images.data + run.image * images.image_stride() + channel;
+    const bool rows_inside = y >= 0 && y + size <= height;
+    for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
+      const int64_t x = (run.column + t) * kOut + left;
+      for (int i = 0; i < size; ++i) {
+        const bool inside = y + i >= 0 && y + i < height;
+        rows[i] = inside ? image + ((y + i) * width + x) * images.channels : memory;
+      }
+      if (rows_inside && x >= 0 && x + size <= width) {
+        transform_tile<size, false>(rows, images.channels, 0, size, channels, out, to, transform);
+        continue;
+      }
+      const int64_t first_column = std::clamp<int64_t>(-x, 0, size);
+      const int64_t last_column = std::clamp<int64_t>(width - x, first_column, size);
+      transform_tile<size, true>(rows, images.channels, first_column, last_column, channels, out, to, transform);
+    }
+  });
+}
+
+}  // namespace winograd
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

@@ -1,0 +1,129 @@
+// The weight gradient of a 3x3 convolution of stride 1 by the exact adjoint of Winograd's F(4x4, 3x3):
+//
+//   dL/dw = G^T [ sum over tiles of (A dL/dY A^T) . (B^T x B) ] G
+//
+// Tiles of input and of gradient go to points, each point's sum over tiles is a matrix product, and only the sums
+// come back. The tiles are cut into chunks, a fixed number whatever the number of threads, whose sums are added up
+// in order.
+#include <algorithm>
+
+#include "conv/cpu/winograd_tiles.h"
+#include "conv/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+using namespace winograd;
+
+constexpr int64_t kBlockTiles = 96;     // transformed at a time
+constexpr int64_t kChunkTiles = 192;    // a chunk is worth its sums from here on
+constexpr int64_t kTasks = 16;          // chunks x blocks of output channels, at most
+constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
+constexpr int64_t kPlanePad = 16;
+
+template <class T>
+void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> input, Filters<T> grad_weight) {
+  constexpr int64_t columns = kTileColumns<T>;  // channels lie in panels of as many
+  const Tiles tiles{g.batch, g.output[1], g.output[2]};
+  const int64_t blocks = std::max<int64_t>(1, g.out_channels / (2 * kBlockChannels));
+  const int64_t chunks = std::clamp<int64_t>(std::min(kTasks / blocks, tiles.total() / kChunkTiles), 1, kTasks);
+  const int64_t block_channels = round_up((g.out_channels + blocks - 1) / blocks, columns);
+
+  // sums[chunk][point][k][c]
+  const int64_t plane = g.out_channels * g.in_channels;
+  T* sums = scratch<T>(chunks * kPoints * plane, Scratch::kCall);
+
+  const int64_t steps = std::max<int64_t>(1, (tiles.total() / chunks + kBlockTiles - 1) / kBlockTiles);
+  const int64_t most = std::max<int64_t>(1, (tiles.total() / chunks + 1 + steps - 1) / steps);
+  const int64_t panel = most * columns;  // kTileColumns channels of all tiles
+  const int64_t in_plane = panel * (g.in_channels / columns) + kPlanePad;
+  const int64_t grad_plane = panel * (block_channels / columns) + kPlanePad;
+  const int64_t in_memory = round_up(tile_memory<kIn>(input, g.in_channels, most), 16);
+  const int64_t grad_memory = round_up(tile_memory<kOut>(grad, block_channels, most), 16);
+
+  parallel_for(0, chunks * blocks, 1, [&](int64_t begin, int64_t end) {
+    T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + in_memory + grad_memory + 2 * most + 16);
+    T* grad_points = in_points + kPoints * in_plane;
+    T* in_scratch = grad_points + kPoints * grad_plane;
+    T* grad_scratch = in_scratch + in_memory;
+    int64_t* offsets = reinterpret_cast<int64_t*>(grad_scratch + grad_memory);
+    for (int64_t t = 0; t < most; ++t) offsets[t] = t * columns;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t chunk = task / blocks, block = task % blocks;
+      const int64_t first_k = std::min(g.out_channels, block * block_channels);
+      const int64_t k_count = std::min(block_channels, g.out_channels - first_k);
+      const int64_t first = tiles.total() * chunk / chunks, last = tiles.total() * (chunk + 1) / chunks;
+      T* own = sums + chunk * kPoints * plane;
+      for (int64_t p = 0; p < kPoints; ++p) {
+        T* block_sums = own + p * plane + first_k * g.in_channels;
+        std::fill(block_sums, block_sums + k_count * g.in_channels, T(0));
+      }
+      for (int64_t t = first; t < last; t += most) {
+        const int64_t until = std::min(last, t + most);
+        transform_tiles<kIn>(tiles, t, until, input, -g.padding[1], -g.padding[2], 0, g.in_channels,
+                             Points<T>{in_points, in_plane, columns, columns, panel}, in_scratch,
+                             [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+        transform_tiles<kOut>(
+            tiles, t, until, grad, 0, 0, first_k, k_count, Points<T>{grad_points, grad_plane, columns, columns, panel},
+            grad_scratch,
+            [](const auto& y, auto& m) __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
+        for (int64_t p = 0; p < kPoints; ++p) {
+          for (int64_t k = 0; k < k_count; k += columns) {
+            const T* a = grad_points + p * grad_plane + k / columns * panel;
+            T* row = own + p * plane + (first_k + k) * g.in_channels;
+            for (int64_t c = 0; c < g.in_channels; c += columns) {
+              const T* b = in_points + p * in_plane + c / columns * panel;
+              for_each_tile(columns, [&](int64_t r, int64_t rows) {
+                with_rows(rows, [&](auto n) {
+                  accumulate_outer_products<n, T>(a + r, columns, b, offsets, until - t, row + r * g.in_channels + c,
+                                                  g.in_channels);
+                });
+              });
+            }
+          }
+        }
+      }
+    }
+  });
+
+  // Add up the chunks, in order, and come back from points to taps.
+  parallel_for(0, g.out_channels, 1 + 2048 / g.in_channels, [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      for (int64_t c = 0; c < g.in_channels; c += kLanes<T>) {
+        const T* from = sums + k * g.in_channels + c;
+        Vec<T> half[kIn][kTaps];
+        for (int j = 0; j < kIn; ++j) {
+          Vec<T> column[kIn];
+          for (int i = 0; i < kIn; ++i) {
+            const T* point = from + (i * kIn + j) * plane;
+            column[i] = load(point);
+            for (int64_t chunk = 1; chunk < chunks; ++chunk) column[i] += load(point + chunk * kPoints * plane);
+          }
+          filter_transform_adjoint<T>(column, half[j]);
+        }
+        for (int i = 0; i < kTaps; ++i) {
+          Vec<T> row[kIn], taps[kTaps];
+          for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
+          filter_transform_adjoint<T>(row, taps);
+          for (int j = 0; j < kTaps; ++j) {
+            T* to = grad_weight.data + k * grad_weight.out_stride + (i * kTaps + j) * grad_weight.tap_stride +
+                    c * grad_weight.in_stride;
+            if (grad_weight.in_stride == 1) {
+              store(to, taps[j]);
+            } else {
+              for (int lane = 0; lane < kLanes<T>; ++lane) to[lane * grad_weight.in_stride] = taps[j][lane];
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<float>, &weight_grad<float>);
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

@@ -1,0 +1,400 @@
+// Normalization where the numbers of a set come in short runs: batch norm of N x H x W x C in memory.
+//
+// Memory is a table whose rows hold all sets; whole rows are read in order, and every column has its own
+// sums. The table is made wide enough for whole vectors by taking several rows as one, so a set owns several
+// columns; what does not fill a wide row at the end is done number by number. Sums are taken over fixed
+// chunks of rows and combined in order, so they are the same numbers however many threads there are.
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "common/runtime.h"
+#include "common/simd.h"
+#include "norm/cpu/formulas.h"
+#include "norm/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t kNarrowest = 64;  // columns a row should have
+constexpr int64_t kPanel = 512;     // numbers that are walked column by column
+constexpr int64_t kLongRow = 256;   // columns from which on the next numbers are further along the row
+constexpr int64_t kShortestPanel = 8, kBlock = 64;  // rows; a block is summed in its own precision
+constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at the least
+constexpr int64_t kMostChunks = 64;
+constexpr int64_t kGrain = 32768;  // numbers a thread must have to be worth waking
+
+// `rows` x `width` numbers and a remainder of less than a row.
+struct Table {
+  IndexSets geometry;
+  int64_t repeat;  // rows of the geometry in one of the table
+  int64_t width, rows, panel_rows, chunk_rows, chunks;
+
+  Table(const IndexSets& sets, int64_t lanes) : geometry(sets) {
+    const int64_t narrow = sets.sets * sets.inner;
+    repeat = 1;
+    while (repeat * narrow < kNarrowest || repeat * narrow % lanes != 0) repeat *= 2;
+    width = repeat * narrow;
+    rows = sets.outer / repeat;
+    panel_rows = width < kLongRow ? kShortestPanel : kShortestPanel / 2;
+    while (panel_rows < kBlock && 2 * panel_rows * width <= kPanel) panel_rows *= 2;
+    chunk_rows = std::max({(rows + kMostChunks - 1) / kMostChunks, (kChunk + width - 1) / width, panel_rows});
+    chunks = (rows + chunk_rows - 1) / chunk_rows;
+  }
+
+  int64_t set_of(int64_t column) const { return column / geometry.inner % geometry.sets; }
+  // How far from a number memory is to fetch: the next panel, or a few vectors on where rows are long.
+  int64_t ahead() const { return width < kLongRow ? panel_rows * width : 64; }
+  int64_t columns_of_a_set() const { return repeat * geometry.inner; }
+  // The i-th column of a set.
+  int64_t column_of(int64_t set, int64_t i) const {
+    return (i / geometry.inner * geometry.sets + set) * geometry.inner + i % geometry.inner;
+  }
+
+  // body(first row, last row) in pieces of at most `most` rows.
+  template <class Body>
+  static void in_pieces(int64_t first, int64_t last, int64_t most, const Body& body) {
+    for (int64_t row = first; row < last; row += most) body(row, std::min(row + most, last));
+  }
+
+  // body(chunk, first row, last row) for all chunks, on all threads; backwards on request, so that the second
+  // walk over a tensor begins with what the cache still has of the first.
+  template <class Body>
+  void for_each_chunk(bool backwards, const Body& body) const {
+    const int64_t grain = std::max<int64_t>(1, kGrain / (chunk_rows * width));
+    parallel_for(0, chunks, grain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t chunk = backwards ? first + last - 1 - i : i;
+        body(chunk, chunk * chunk_rows, std::min((chunk + 1) * chunk_rows, rows));
+      }
+    });
+  }
+};
+
+// add(offset, column, sums_a, sums_b) for all numbers of a panel, where offset is the position within the
+// panel; the sums of a column stay in registers from the first row to the last and are then added to a[] and
+// b[].
+template <class T, int columns, class Add>
+SCRATCHNN_INLINE void sum_columns(int64_t rows, int64_t width, int64_t column, T* a, T* b, const Add& add) {
+  Vec<T> even_a[columns] = {}, even_b[columns] = {}, odd_a[columns] = {}, odd_b[columns] = {};
+  int64_t row = 0;
+  for (; row + 2 <= rows; row += 2) {
+    for (int i = 0; i < columns; ++i) {
+      const int64_t here = column + i * kLanes<T>;
+      add(row * width + here, here, even_a[i], even_b[i]);
+      add((row + 1) * width + here, here, odd_a[i], odd_b[i]);
+    }
+  }
+  for (int i = 0; i < columns; ++i) {
+    const int64_t here = column + i * kLanes<T>;
+    if (row < rows) add(row * width + here, here, even_a[i], even_b[i]);
+    store(a + here, load(a + here) + (even_a[i] + odd_a[i]));
+    store(b + here, load(b + here) + (even_b[i] + odd_b[i]));
+  }
+}
+
+template <class T, class Add>
+SCRATCHNN_INLINE void sum_panel(int64_t rows, int64_t width, T* a, T* b, const Add& add) {
+  int64_t column = 0;
+  for (; column + 2 * kLanes<T> <= width; column += 2 * kLanes<T>) {
+    sum_columns<T, 2>(rows, width, column, a, b, add);
+  }
+  if (column < width) sum_columns<T, 1>(rows, width, column, a, b, add);
+}
+
+// One chunk's, later all chunks', sums: for every column two in double, two in the numbers' own precision.
+template <class T>
+struct ColumnSums {
+  double *first, *second;
+  T *shift, *a, *b;
+
+  static constexpr int64_t kBytes = 2 * sizeof(double) + 3 * sizeof(T);  // for one column
+  ColumnSums(char* memory, int64_t width) {
+    first = reinterpret_cast<double*>(memory);
+    second = first + width;
+    shift = reinterpret_cast<T*>(second + width);
+    a = shift + width;
+    b = a + width;
+    std::fill_n(first, 2 * width, 0.0);
+  }
+};
+
+// Adds the rows [first, last) of the table to the sums of a chunk, a block at a time.
+template <class T>
+void chunk_moments(const Table& table, const T* input, int64_t first, int64_t last,
+                   const ColumnSums<T>& sums) {
+  const int64_t width = table.width;
+  const int64_t ahead = table.ahead();
+  const int64_t sample = std::min(last - first, kShortestPanel);
+  std::fill_n(sums.shift, width, T(0));
+  for (int64_t row = first; row < first + sample; ++row) {
+    for (int64_t column = 0; column < width; ++column) sums.shift[column] += input[row * width + column];
+  }
+  for (int64_t column = 0; column < width; ++column) sums.shift[column] /= static_cast<T>(sample);
+  Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
+    std::fill_n(sums.a, 2 * width, T(0));
+    Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
+      const T* x = input + panel * width;
+      sum_panel(panel_end - panel, width, sums.a, sums.b,
+                [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
+                  prefetch(x + i + ahead);
+                  const Vec<T> d = load(x + i) - load(sums.shift + column);
+                  sum += d;
+                  squares = fma(d, d, squares);
+                });
+    });
+    const BlockWeights weights(static_cast<double>(block - first), static_cast<double>(block_end - block));
+    for (int64_t column = 0; column < width; ++column) {
+      merge_block(sums.first[column], sums.second[column], sums.shift[column], sums.a[column], sums.b[column],
+                  weights);
+      sums.shift[column] = static_cast<T>(sums.first[column]);
+    }
+  });
+}
+
+// The moments of the sets from those of the chunks' columns, and from the numbers after the last row.
+template <class T>
+void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks, double* mean,
+                 double* variance) {
+  const IndexSets& geometry = table.geometry;
+  double rows = 0;
+  for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
+    const double more =
+        static_cast<double>(std::min(table.chunk_rows, table.rows - chunk * table.chunk_rows));
+    const double share = more / (rows + more);
+    for (int64_t column = 0; chunk > 0 && column < table.width; ++column) {
+      merge(chunks[0].first[column], chunks[0].second[column], chunks[chunk].first[column],
+            chunks[chunk].second[column], share, share * rows);
+    }
+    rows += more;
+  }
+  std::fill_n(mean, geometry.sets, 0.0);
+  std::fill_n(variance, geometry.sets, 0.0);  // the sum of squared deviations, until the end
+  double count = 0;
+  for (int64_t i = 0; table.rows > 0 && i < table.columns_of_a_set(); ++i) {
+    const double share = rows / (count + rows);
+    for (int64_t set = 0; set < geometry.sets; ++set) {
+      const int64_t column = table.column_of(set, i);
+      merge(mean[set], variance[set], chunks[0].first[column], chunks[0].second[column], share,
+            share * count);
+    }
+    count += rows;
+  }
+  for (int64_t outer = table.rows * table.repeat; outer < geometry.outer; ++outer) {
+    for (int64_t inner = 0; inner < geometry.inner; ++inner) {
+      const double share = 1 / (count + 1);
+      for (int64_t set = 0; set < geometry.sets; ++set) {
+        const T x = input[(outer * geometry.sets + set) * geometry.inner + inner];
+        merge(mean[set], variance[set], x, 0, share, share * count);
+      }
+      count += 1;
+    }
+  }
+  for (int64_t set = 0; set < geometry.sets; ++set) variance[set] /= count;
+}
+
+// Writes every number of the table: vectors(position, column, rows) for a vector in each of 4 rows or 1, so
+// that the constants of a column are loaded once for four; numbers(position, column) for what follows the
+// last row.
+template <class T, class Vectors, class Numbers>
+SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors, const Numbers& numbers) {
+  const int64_t width = table.width;
+  table.for_each_chunk(/*backwards=*/true, [&](int64_t, int64_t first, int64_t last) {
+    const auto walk = [&](int64_t row, auto rows) {
+      for (int64_t column = 0; column < width; column += kLanes<T>)
+        vectors(row * width + column, column, rows);
+    };
+    int64_t row = first;
+    for (; row + 4 <= last; row += 4) walk(row, std::integral_constant<int, 4>());
+    for (; row < last; ++row) walk(row, std::integral_constant<int, 1>());
+  });
+  const int64_t done = table.rows * width;
+  for (int64_t i = done; i < table.geometry.size(); ++i) numbers(i, i - done);
+}
+
+// y = (x - centre) scale + offset, by vectors and number by number, rounded alike.
+template <class T>
+void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias,
+                   double eps, const double* mean, const double* variance, T* constants) {
+  const int64_t width = table.width;
+  T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
+  for (int64_t set = 0; set < table.geometry.sets; ++set) {
+    const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
+    for (int64_t i = 0; i < table.columns_of_a_set(); ++i) {
+      const int64_t column = table.column_of(set, i);
+      centre[column] = line.centre;
+      scale[column] = line.scale;
+      offset[column] = line.offset;
+    }
+  }
+  for_each_number<T>(
+      table,
+      [&](int64_t i, int64_t column, auto rows) {
+        const Vec<T> c = load(centre + column), s = load(scale + column), o = load(offset + column);
+        for (int row = 0; row < rows(); ++row, i += width) store(output + i, fma(load(input + i) - c, s, o));
+      },
+      [&](int64_t i, int64_t column) {
+        output[i] = fma(input[i] - centre[column], scale[column], offset[column]);
+      });
+}
+
+// This thread's scratch memory: `constants` arrays of a row's width, then the sums of every chunk.
+template <class T>
+struct Scratch {
+  T* constants;
+  std::vector<ColumnSums<T>> chunks;
+
+  Scratch(const Table& table, int64_t arrays) {
+    const int64_t constant_bytes = arrays * table.width * static_cast<int64_t>(sizeof(T));
+    const int64_t chunk_bytes = ColumnSums<T>::kBytes * table.width;
+    char* memory = scratch<char>(constant_bytes + table.chunks * chunk_bytes);
+    constants = reinterpret_cast<T*>(memory);
+    for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
+      chunks.emplace_back(memory + constant_bytes + chunk * chunk_bytes, table.width);
+    }
+  }
+};
+
+template <class T>
+void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight,
+                const double* bias, double eps, double* mean, double* variance) {
+  const Table table(geometry, kLanes<T>);
+  const Scratch<T> own(table, 3);
+  table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
+    chunk_moments(table, input, first, last, own.chunks[chunk]);
+  });
+  set_moments(table, input, own.chunks.data(), mean, variance);
+  apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants);
+}
+
+template <class T>
+void norm_eval(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+               double eps, const double* mean, const double* variance) {
+  const Table table(geometry, kLanes<T>);
+  T* constants = scratch<T>(3 * table.width);
+  apply_forward(table, input, output, weight, bias, eps, mean, variance, constants);
+}
+
+// Adds the rows [first, last) to the sums of g and of g (x - centre) of a chunk.
+template <class T>
+void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, int64_t first,
+                     int64_t last, const ColumnSums<T>& sums) {
+  const int64_t width = table.width;
+  const int64_t ahead = table.ahead();
+  Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
+    std::fill_n(sums.a, 2 * width, T(0));
+    Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
+      const T* g = grad + panel * width;
+      const T* x = input + panel * width;
+      sum_panel(panel_end - panel, width, sums.a, sums.b,
+                [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
+                  prefetch(g + i + ahead);
+                  prefetch(x + i + ahead);
+                  const Vec<T> slope = load(g + i);
+                  sum += slope;
+                  product = fma(slope, load(x + i) - load(centre + column), product);
+                });
+    });
+    for (int64_t column = 0; column < width; ++column) {
+      sums.first[column] += sums.a[column];
+      sums.second[column] += sums.b[column];
+    }
+  });
+}
+
+// The gradients of weight and bias: the sums over the columns of each set, and over what follows the last
+// row.
+template <class T>
+void set_grad_sums(const Table& table, const T* grad, const T* input, const ColumnSums<T>* chunks,
+                   const double* mean, const double* variance, double eps, double* grad_weight,
+                   double* grad_bias) {
+  const IndexSets& geometry = table.geometry;
+  for (int64_t chunk = 1; chunk < table.chunks; ++chunk) {
+    for (int64_t column = 0; column < table.width; ++column) {
+      chunks[0].first[column] += chunks[chunk].first[column];
+      chunks[0].second[column] += chunks[chunk].second[column];
+    }
+  }
+  for (int64_t set = 0; set < geometry.sets; ++set) {
+    double sum_g = 0, sum_g_x = 0;
+    for (int64_t i = 0; table.rows > 0 && i < table.columns_of_a_set(); ++i) {
+      sum_g += chunks[0].first[table.column_of(set, i)];
+      sum_g_x += chunks[0].second[table.column_of(set, i)];
+    }
+    const T centre = static_cast<T>(mean[set]);
+    for (int64_t outer = table.rows * table.repeat; outer < geometry.outer; ++outer) {
+      const int64_t start = (outer * geometry.sets + set) * geometry.inner;
+      for (int64_t i = start; i < start + geometry.inner; ++i) {
+        sum_g += grad[i];
+        sum_g_x += static_cast<double>(grad[i]) * (input[i] - centre);
+      }
+    }
+    grad_bias[set] = sum_g;
+    grad_weight[set] = sum_g_x_hat<T>(sum_g, sum_g_x, mean[set], variance[set], eps);
+  }
+}
+
+template <class T>
+void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input,
+                   const double* weight, const double* mean, const double* variance, double eps,
+                   bool training, double* grad_weight, double* grad_bias) {
+  const Table table(geometry, kLanes<T>);
+  const Scratch<T> own(table, 4);
+  const int64_t width = table.width;
+  T *centre = own.constants, *grad_scale = centre + table.width;
+  T *input_scale = grad_scale + table.width, *offset = input_scale + table.width;
+  for (int64_t column = 0; column < table.width; ++column) {
+    centre[column] = static_cast<T>(mean[table.set_of(column)]);
+  }
+  table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
+    chunk_grad_sums(table, grad, input, centre, first, last, own.chunks[chunk]);
+  });
+  set_grad_sums(table, grad, input, own.chunks.data(), mean, variance, eps, grad_weight, grad_bias);
+  const double count = static_cast<double>(geometry.count());
+  for (int64_t set = 0; set < geometry.sets; ++set) {
+    const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, grad_bias[set] / count,
+                               grad_weight[set] / count);
+    for (int64_t i = 0; i < table.columns_of_a_set(); ++i) {
+      const int64_t column = table.column_of(set, i);
+      grad_scale[column] = line.grad_scale;
+      input_scale[column] = line.input_scale;
+      offset[column] = line.offset;
+    }
+  }
+  if (training) {
+    for_each_number<T>(
+        table,
+        [&](int64_t i, int64_t column, auto rows) {
+          const Vec<T> c = load(centre + column), o = load(offset + column);
+          const Vec<T> g_scale = load(grad_scale + column), x_scale = load(input_scale + column);
+          for (int row = 0; row < rows(); ++row, i += width) {
+            store(grad_input + i, fma(load(grad + i), g_scale, fma(load(input + i) - c, x_scale, o)));
+          }
+        },
+        [&](int64_t i, int64_t column) {
+          grad_input[i] = fma(grad[i], grad_scale[column],
+                              fma(input[i] - centre[column], input_scale[column], offset[column]));
+        });
+  } else {
+    for_each_number<T>(
+        table,
+        [&](int64_t i, int64_t column, auto rows) {
+          const Vec<T> scale = load(grad_scale + column);
+          for (int row = 0; row < rows(); ++row, i += width) store(grad_input + i, load(grad + i) * scale);
+        },
+        [&](int64_t i, int64_t column) { grad_input[i] = grad[i] * grad_scale[column]; });
+  }
+}
+
+}  // namespace
+
+SCRATCHNN_REGISTER_KERNEL(norm_train_columns<float>, &norm_train<float>);
+SCRATCHNN_REGISTER_KERNEL(norm_train_columns<double>, &norm_train<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_eval_columns<float>, &norm_eval<float>);
+SCRATCHNN_REGISTER_KERNEL(norm_eval_columns<double>, &norm_eval<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_backward_columns<float>, &norm_backward<float>);
+SCRATCHNN_REGISTER_KERNEL(norm_backward_columns<double>, &norm_backward<double>);
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

@@ -1,0 +1,79 @@
+// What the two fast algorithms share: how sums become moments, and what becomes of a number once they are
+// known.
+#pragma once
+
+#include <cmath>
+
+#include "common/simd.h"
+#include "norm/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+
+// Numbers are summed in their own precision in blocks, and blocks in double. Where x is large beside its
+// deviations, sums of x and x^2 would cancel; so sums run over d = x - shift, the shift being the mean of
+// what came before (of the first few numbers at the start). That costs no accuracy, for if the block lies far
+// from the shift, the variance of everything together is as large as the sum of d^2.
+// Chan, Golub & LeVeque (1979): the mean and the sum of squared deviations of two groups of numbers together,
+// `share` being count_b / (count_a + count_b), and `between` share * count_a.
+SCRATCHNN_INLINE void merge(double& mean_a, double& squares_a, double mean_b, double squares_b, double share,
+                            double between) {
+  const double delta = mean_b - mean_a;
+  mean_a += delta * share;
+  squares_a += squares_b + delta * delta * between;
+}
+
+// How the moments of a block join those of the `before` numbers before it.
+struct BlockWeights {
+  double inverse, share, between;
+
+  BlockWeights(double before, double count)
+      : inverse(1 / count), share(count / (before + count)), between(share * before) {}
+};
+
+template <class T>
+SCRATCHNN_INLINE void merge_block(double& mean, double& squares, T shift, T sum, T sum_of_squares,
+                                  const BlockWeights& weights) {
+  const double deviation = sum;
+  merge(mean, squares, shift + deviation * weights.inverse,
+        sum_of_squares - deviation * deviation * weights.inverse, weights.share, weights.between);
+}
+
+// y = w (x - mean) r + b, written as (x - centre) scale + offset: the centre is the mean rounded to T, and
+// what the rounding took away is in the offset, so that a large mean costs nothing.
+template <class T>
+struct ForwardLine {
+  T centre, scale, offset;
+
+  ForwardLine(double weight, double bias, double mean, double variance, double eps) {
+    const double r = 1 / std::sqrt(variance + eps);
+    centre = static_cast<T>(mean);
+    scale = static_cast<T>(weight * r);
+    offset = static_cast<T>(bias + (static_cast<double>(centre) - mean) * weight * r);
+  }
+};
+
+// dx = w r (g - E[g] - x_hat E[g x_hat]), written as g grad_scale + ((x - centre) input_scale + offset).
+template <class T>
+struct BackwardLine {
+  T centre, grad_scale, input_scale, offset;
+
+  BackwardLine(double weight, double mean, double variance, double eps, double mean_g, double mean_g_x_hat) {
+    const double r = 1 / std::sqrt(variance + eps);
+    const double slope = -weight * r * r * mean_g_x_hat;
+    centre = static_cast<T>(mean);
+    grad_scale = static_cast<T>(weight * r);
+    input_scale = static_cast<T>(slope);
+    offset = static_cast<T>(slope * (static_cast<double>(centre) - mean) - weight * r * mean_g);
+  }
+};
+
+// The sum of g x_hat, from the sums of g and of g (x - centre).
+template <class T>
+SCRATCHNN_INLINE double sum_g_x_hat(double sum_g, double sum_g_x, double mean, double variance, double eps) {
+  const double centre = static_cast<T>(mean);
+  return (sum_g_x + (centre - mean) * sum_g) / std::sqrt(variance + eps);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

@@ -1,0 +1,298 @@
+// How the fast pooling kernels walk their images, whatever it is they compute.
+//
+// The unit of work is one row of the result, with the list of source rows it is computed from. In memory a
+// kernel always sees pixels whose channels lie side by side, so that a vector holds several channels of one
+// pixel, and windows of any size, stride and dilation need no shuffling:
+//
+// - channels_last images are so already;
+// - of contiguous (NCHW) images, a tile of some planes at a time is transposed into scratch memory, worked on
+//   there, and transposed back. Both transpositions run in cache.
+#pragma once
+
+#include <algorithm>
+#include <tuple>
+
+#include "common/runtime.h"
+#include "common/simd.h"
+#include "pool/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+
+// A row of source pixels that a result row is computed from: the number of its first pixel, and depth's and
+// height's parts of Link.
+struct SourceRow {
+  int64_t pixel;
+  int64_t tap;
+  double factor;
+};
+
+// The part of the source, in depth and height, that some result rows need.
+struct Region {
+  int64_t depth_begin, depth_end, height_begin, height_end;
+};
+
+// Lists the source rows of result row (z, y), pixels counted from the region's first. Returns their count.
+SCRATCHNN_INLINE int64_t source_rows(const Relation& relation, int64_t z, int64_t y, const Region& region,
+                                     SourceRow* rows) {
+  const Links& depth = relation.along[0];
+  const Links& height = relation.along[1];
+  int64_t count = 0;
+  for (int64_t i = 0; i < depth.count(z); ++i) {
+    const Link& d = depth.begin(z)[i];
+    const int64_t plane = (d.source - region.depth_begin) * (region.height_end - region.height_begin);
+    for (int64_t j = 0; j < height.count(y); ++j) {
+      const Link& h = height.begin(y)[j];
+      rows[count++] = {(plane + h.source - region.height_begin) * relation.source[2], d.tap + h.tap,
+                       d.factor * h.factor};
+    }
+  }
+  return count;
+}
+
+SCRATCHNN_INLINE Region whole(const Relation& relation) {
+  return {0, relation.source[0], 0, relation.source[1]};
+}
+
+// Numbers read or written that make a thread worth waking.
+constexpr int64_t kGrain = 32768;
+
+SCRATCHNN_INLINE int64_t numbers_per_row(const Relation& relation, int64_t channels) {
+  return channels * (relation.result[2] + relation.most_rows * relation.source[2]);
+}
+
+// Channels_last: row(n, rows, count, pixel) for every result row of image n; `pixel` is the number of its
+// first pixel within the result image.
+template <class Row>
+void for_each_row(const Relation& relation, const Row& row) {
+  const int64_t depth = relation.result[0], height = relation.result[1];
+  const int64_t grain = std::max<int64_t>(1, kGrain / numbers_per_row(relation, relation.channels));
+  parallel_for(0, relation.images * depth * height, grain, [&](int64_t first, int64_t last) {
+    SourceRow* rows = scratch<SourceRow>(relation.most_rows);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t y = i % height, z = i / height % depth, n = i / (height * depth);
+      const int64_t count = source_rows(relation, z, y, whole(relation), rows);
+      row(n, rows, count, (z * height + y) * relation.result[2]);
+    }
+  });
+}
+
+// Planes of a tile: a vector, or two, of channels.
+template <class T>
+constexpr int64_t kTilePlanes = 2 * kLanes<T>;
+
+// Some rows of some planes of an NCHW result, and the source region they are computed from.
+struct Tile {
+  int64_t first_plane, planes;
+  int64_t z, y_begin, y_end;
+  Region region;
+  int64_t source_pixels;  // of the region
+};
+
+// NCHW: body(tile) for tiles that cover the result. A tile's source and result together take about
+// kTileBytes, unless a single result row needs more.
+template <class T, class Body>
+void for_each_tile(const Relation& relation, const Body& body) {
+  constexpr int64_t kTileBytes = 160 * 1024;
+  const int64_t planes = relation.images * relation.channels;
+  const int64_t groups = (planes + kTilePlanes<T> - 1) / kTilePlanes<T>;
+  const int64_t depth = relation.result[0], height = relation.result[1];
+  int64_t most_depth = 1;
+  for (int64_t z = 0; z < depth; ++z) most_depth = std::max(most_depth, relation.along[0].count(z));
+  const int64_t rows_per_row = std::max<int64_t>(1, relation.source[1] / height) * most_depth;
+  const int64_t row_bytes =
+      (relation.result[2] + rows_per_row * relation.source[2]) * kTilePlanes<T> * sizeof(T);
+  const int64_t band = std::clamp<int64_t>(kTileBytes / row_bytes, 1, height);
+  const int64_t bands = (height + band - 1) / band;
+  const int64_t grain =
+      std::max<int64_t>(1, kGrain / (band * numbers_per_row(relation, std::min(planes, kTilePlanes<T>))));
+  parallel_for(0, groups * depth * bands, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      Tile tile;
+      tile.first_plane = i / (bands * depth) * kTilePlanes<T>;
+      tile.planes = std::min(kTilePlanes<T>, planes - tile.first_plane);
+      tile.z = i / bands % depth;
+      tile.y_begin = i % bands * band;
+      tile.y_end = std::min(height, tile.y_begin + band);
+      Region region{relation.source[0], 0, relation.source[1], 0};
+      const Links& along_depth = relation.along[0];
+      for (int64_t j = 0; j < along_depth.count(tile.z); ++j) {
+        const int64_t d = along_depth.begin(tile.z)[j].source;
+        region.depth_begin = std::min(region.depth_begin, d);
+        region.depth_end = std::max(region.depth_end, d + 1);
+      }
+      for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
+        for (int64_t j = 0; j < relation.along[1].count(y); ++j) {
+          const int64_t h = relation.along[1].begin(y)[j].source;
+          region.height_begin = std::min(region.height_begin, h);
+          region.height_end = std::max(region.height_end, h + 1);
+        }
+      }
+      if (region.depth_end == 0 || region.height_end == 0) region = {0, 0, 0, 0};  // rows without a source
+      tile.region = region;
+      tile.source_pixels = (region.depth_end - region.depth_begin) *
+                           (region.height_end - region.height_begin) * relation.source[2];
+      body(tile);
+    }
+  });
+}
+
+// Several arrays out of one piece of scratch memory, each aligned for vectors.
+template <class... Ts, class... Counts>
+SCRATCHNN_INLINE std::tuple<Ts*...> carve(Counts... counts) {
+  constexpr int64_t kAlignment = 64;
+  const int64_t bytes[] = {(static_cast<int64_t>(counts * sizeof(Ts)) + kAlignment - 1) / kAlignment *
+                           kAlignment...};
+  int64_t total = 0;
+  for (const int64_t size : bytes) total += size;
+  char* next = scratch<char>(total);
+  int i = 0;
+  const auto take = [&] {
+    char* piece = next;
+    next += bytes[i++];
+    return piece;
+  };
+  return std::tuple<Ts*...>{reinterpret_cast<Ts*>(take())...};  // braces: from left to right
+}
+
+// Tap numbers: lanes as wide as T's, so that masks fit; stored as Offset, which is narrower. The first
+// `count`.
+template <class T, class Offset>
+SCRATCHNN_INLINE Vec<IntOf<T>> load_offsets(const Offset* p, int64_t count = kLanes<T>) {
+  typedef Offset Narrow __attribute__((vector_size(kLanes<T> * sizeof(Offset))));
+  Narrow narrow = {};
+  std::memcpy(&narrow, p, static_cast<size_t>(count) * sizeof(Offset));
+  return __builtin_convertvector(narrow, Vec<IntOf<T>>);
+}
+template <class T, class Offset>
+SCRATCHNN_INLINE void store_offsets(Offset* p, Vec<IntOf<T>> offsets, int64_t count = kLanes<T>) {
+  typedef Offset Narrow __attribute__((vector_size(kLanes<T> * sizeof(Offset))));
+  const Narrow narrow = __builtin_convertvector(offsets, Narrow);
+  std::memcpy(p, &narrow, static_cast<size_t>(count) * sizeof(Offset));
+}
+
+// to[pixel][plane] = from[plane][pixel], for as many planes as a tile has; the tile's unused lanes repeat the
+// last plane. Lane is the type of a lane in the tile, Stored that in the image.
+template <class Lane, class Stored>
+void planes_to_tile(const Stored* from, int64_t plane_stride, int64_t planes, int64_t pixels, Lane* to) {
+  constexpr int n = kLanes<Lane>;
+  constexpr int64_t width = kTilePlanes<Lane>;
+  for (int64_t group = 0; group < width; group += n) {
+    const Stored* plane[n];
+    for (int i = 0; i < n; ++i) plane[i] = from + std::min(group + i, planes - 1) * plane_stride;
+    if (pixels < n) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int i = 0; i < n; ++i) to[p * width + group + i] = static_cast<Lane>(plane[i][p]);
+      }
+      continue;
+    }
+    for (int64_t p = 0; p < pixels; p += n) {
+      p = std::min(p, pixels - n);  // the last block overlaps the one before
+      Vec<Lane> block[n];
+      for (int i = 0; i < n; ++i) {
+        if constexpr (std::is_same_v<Lane, Stored>) {
+          block[i] = load(plane[i] + p);
+        } else {
+          block[i] = load_offsets<Lane>(plane[i] + p);
+        }
+      }
+      transpose<Lane>(block);
+      for (int i = 0; i < n; ++i) store(to + (p + i) * width + group, block[i]);
+    }
+  }
+}
+
+// to[plane][pixel] = from[pixel][plane].
+template <class Lane, class Stored>
+void tile_to_planes(const Lane* from, Stored* to, int64_t plane_stride, int64_t planes, int64_t pixels) {
+  constexpr int n = kLanes<Lane>;
+  constexpr int64_t width = kTilePlanes<Lane>;
+  for (int64_t group = 0; group < planes; group += n) {
+    const int used = static_cast<int>(std::min<int64_t>(n, planes - group));
+    Stored* plane = to + group * plane_stride;
+    if (pixels < n) {
+      for (int i = 0; i < used; ++i) {
+        for (int64_t p = 0; p < pixels; ++p) {
+          plane[i * plane_stride + p] = static_cast<Stored>(from[p * width + group + i]);
+        }
+      }
+      continue;
+    }
+    for (int64_t p = 0; p < pixels; p += n) {
+      p = std::min(p, pixels - n);
+      Vec<Lane> block[n];
+      for (int i = 0; i < n; ++i) block[i] = load(from + (p + i) * width + group);
+      transpose<Lane>(block);
+      for (int i = 0; i < used; ++i) {
+        if constexpr (std::is_same_v<Lane, Stored>) {
+          store(plane + i * plane_stride + p, block[i]);
+        } else {
+          store_offsets<Lane>(plane + i * plane_stride + p, block[i]);
+        }
+      }
+    }
+  }
+}
+
+// A tile's source region out of its planes; result rows back into theirs.
+template <class Lane, class Stored>
+void load_tile(const Relation& relation, const Tile& tile, const Stored* source, Lane* to) {
+  const int64_t plane_stride = volume(relation.source);
+  const Region& r = tile.region;
+  const int64_t pixels = (r.height_end - r.height_begin) * relation.source[2];
+  for (int64_t d = r.depth_begin; d < r.depth_end; ++d, to += pixels * kTilePlanes<Lane>) {
+    const int64_t pixel = (d * relation.source[1] + r.height_begin) * relation.source[2];
+    planes_to_tile(source + tile.first_plane * plane_stride + pixel, plane_stride, tile.planes, pixels, to);
+  }
+}
+template <class Lane, class Stored>
+void store_tile(const Relation& relation, const Tile& tile, const Lane* from, Stored* result) {
+  const int64_t plane_stride = volume(relation.result);
+  const int64_t pixel = (tile.z * relation.result[1] + tile.y_begin) * relation.result[2];
+  tile_to_planes(from, result + tile.first_plane * plane_stride + pixel, plane_stride, tile.planes,
+                 (tile.y_end - tile.y_begin) * relation.result[2]);
+}
+
+// A few vectors of channels that a kernel computes at once. Partial: a single vector, of fewer channels than
+// it has lanes.
+template <int kCount, bool kPartial>
+struct Block {
+  static constexpr int vectors = kCount;
+  static constexpr bool partial = kPartial;
+  int64_t channel;
+  int64_t lanes;
+};
+
+// body(block) over the channels of a pixel: four vectors at a time, then fewer; the last block overlaps the
+// one before where a vector would be incomplete.
+template <class T, class Body>
+SCRATCHNN_INLINE void for_each_block(int64_t channels, const Body& body) {
+  constexpr int64_t n = kLanes<T>;
+  if (channels < n) return body(Block<1, true>{0, channels});
+  int64_t c = 0;
+  for (; c + 4 * n <= channels; c += 4 * n) body(Block<4, false>{c, n});
+  if (c + 2 * n <= channels) {
+    body(Block<2, false>{c, n});
+    c += 2 * n;
+  }
+  if (c + n <= channels) {
+    body(Block<1, false>{c, n});
+    c += n;
+  }
+  if (c < channels) body(Block<1, false>{channels - n, n});
+}
+
+// Vector v of a block, from or to the pixel's channels at p.
+template <class T, class Block>
+SCRATCHNN_INLINE Vec<T> load_vector(const T* p, int v, const Block& block) {
+  if constexpr (Block::partial) return load_partial(p, block.lanes);
+  return load(p + v * kLanes<T>);
+}
+template <class T, class Block>
+SCRATCHNN_INLINE void store_vector(T* p, Vec<T> value, int v, const Block& block) {
+  if constexpr (Block::partial) return store_partial(p, value, block.lanes);
+  store(p + v * kLanes<T>, value);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

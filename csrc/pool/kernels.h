@@ -1,0 +1,61 @@
+// The fast pooling kernels, and the relation between pixels they all work from.
+//
+// Along each dimension by itself, pooling relates output positions to input positions: an output position's
+// window. Written down as a list per position, padding, stride, dilation, ceil mode and adaptive windows are
+// all the same to a kernel. The forward pass computes output pixels from their inputs; the backward pass
+// follows the same relation the other way round and computes each input pixel's gradient from the outputs
+// whose windows hold it, so that every result is written once, by one thread, its terms in a fixed order.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "common/dispatch.h"
+#include "common/geometry.h"
+
+namespace scratchnn {
+
+// One source position of a result position, along one dimension.
+struct Link {
+  int64_t source;
+  int64_t tap;    // max pooling: this dimension's part of the tap's number within the window
+  double factor;  // average pooling: this dimension's part of the divisor; backward, its reciprocal
+};
+
+// The links of result position i are links[first[i]] ... links[first[i + 1] - 1], by rising source.
+struct Links {
+  const int64_t* first;
+  const Link* links;
+
+  const Link* begin(int64_t i) const { return links + first[i]; }
+  int64_t count(int64_t i) const { return first[i + 1] - first[i]; }
+};
+
+// What the pixels of a result image are computed from. A result pixel's sources are the product of its links
+// along depth, height and width.
+struct Relation {
+  int64_t images;
+  int64_t channels;
+  bool channels_last;
+  Extent result;
+  Extent source;
+  std::array<Links, kSpatialRank> along;
+  int64_t most_rows;  // the most source rows that one result row has
+};
+
+// Values and, unless `offsets` is null, the number of each maximum's tap within its window.
+// Offset: uint8_t, or int32_t for windows of more than 256 taps. Offsets are laid out as the output is.
+template <class T, class Offset>
+inline Kernel<void(const T* input, T* output, Offset* offsets, const Relation& forward)> max_pool_kernel;
+
+template <class T, class Offset>
+inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const Relation& backward)>
+    max_pool_backward_kernel;
+
+template <class T>
+inline Kernel<void(const T* input, T* output, const Relation& forward)> average_kernel;
+
+template <class T>
+inline Kernel<void(const T* grad, T* grad_input, const Relation& backward)> average_backward_kernel;
+
+}  // namespace scratchnn
