@@ -8,6 +8,7 @@ each multiplies two of the matrices x, w, y into the third.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -75,7 +76,9 @@ class Linear(Function):
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         dx = LinearInputGrad.call(grad, weight) if needs_input else None
         dw = LinearWeightGrad.call(grad, input) if needs_weight else None
-        db = ChannelSum.call(grad.reshape(-1, grad.shape[-1])) if needs_bias else None
+        db = None
+        if needs_bias:
+            db = ChannelSum.call(grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1]))
         return dx, dw, db
 
     @staticmethod
