@@ -135,31 +135,41 @@ SCRATCHNN_INLINE Vec<T> load_every(const T* p, int64_t step) {
   return v;
 }
 
-// a0 b0 a1 b1 ... of the lower, or the upper, halves.
+// a0 b0 a1 b1 ... of the lower halves (offset 0), or of the upper ones (offset kLanes / 2).
 template <class T, int offset, int... i>
 SCRATCHNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
   return __builtin_shufflevector(a, b, (offset + i / 2 + (i % 2) * kLanes<T>)...);
 }
 
-// Transposes the kLanes x kLanes block whose rows are rows[0..]. Interleaving row i with row i + n/2, log2(n)
-// times over, is a transposition.
-template <class T>
+// Of two rows, the lanes whose number has the bit `step` unset, or set: a's on the left of b's, block by
+// block.
+template <class T, int step, int... i>
+SCRATCHNN_INLINE Vec<T> left_blocks(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i & step ? kLanes<T> + i - step : i)...);
+}
+template <class T, int step, int... i>
+SCRATCHNN_INLINE Vec<T> right_blocks(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (i & step ? kLanes<T> + i : i + step)...);
+}
+
+// Transposes the kLanes x kLanes block whose rows are rows[0..]: swaps its off-diagonal quarters, then those
+// of each quarter, and so on. One or two instructions a row and step.
+template <class T, int step = kLanes<T> / 2>
 SCRATCHNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int n = kLanes<T>;
-  constexpr auto lanes = std::make_integer_sequence<int, n>();
-  for (int step = 1; step < n; step *= 2) {
-    Vec<T> next[n];
-    for (int i = 0; i < n / 2; ++i) {
-      next[2 * i] = interleave<T, 0>(rows[i], rows[i + n / 2], lanes);
-      next[2 * i + 1] = interleave<T, n / 2>(rows[i], rows[i + n / 2], lanes);
-    }
-    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  constexpr auto lanes = std::make_integer_sequence<int, kLanes<T>>();
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (i & step) continue;
+    const Vec<T> a = rows[i], b = rows[i + step];
+    rows[i] = left_blocks<T, step>(a, b, lanes);
+    rows[i + step] = right_blocks<T, step>(a, b, lanes);
   }
+  if constexpr (step > 1) transpose<T, step / 2>(rows);
 }
 
 // out[c][r] = in[r][c] for a rows x columns block; the strides count elements.
 template <class T>
-void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
+void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
+                     int64_t columns) {
   constexpr int n = kLanes<T>;
   int64_t r = 0;
   for (; r + n <= rows; r += n) {

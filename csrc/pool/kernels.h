@@ -15,6 +15,17 @@
 
 namespace scratchnn {
 
+struct PoolShape {
+  int64_t images, channels;
+  bool channels_last;
+  Extent input, output;
+};
+
+// Windows of fixed size, sliding: max pooling.
+struct Window {
+  Extent kernel, stride, padding, dilation;
+};
+
 // One source position of a result position, along one dimension.
 struct Link {
   int64_t source;
@@ -40,6 +51,7 @@ struct Relation {
   Extent result;
   Extent source;
   std::array<Links, kSpatialRank> along;
+  Extent links;       // how many there are along each dimension
   int64_t most_rows;  // the most source rows that one result row has
 };
 
@@ -49,7 +61,8 @@ template <class T, class Offset>
 inline Kernel<void(const T* input, T* output, Offset* offsets, const Relation& forward)> max_pool_kernel;
 
 template <class T, class Offset>
-inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const Relation& backward)>
+inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
+                   const Window& window, const Relation& backward)>
     max_pool_backward_kernel;
 
 template <class T>

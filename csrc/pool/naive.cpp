@@ -78,6 +78,10 @@ void scatter(const at::Tensor& grad, const at::Tensor& grad_input, const PoolSha
   const Images<T> dx{grad_input.data_ptr<T>(), shape.channels, shape.input, shape.channels_last};
   std::vector<double> sums(dx.pixels());
   const int64_t last = volume(shape.output) - 1;
+  if (last < 0) {
+    grad_input.zero_();
+    return;
+  }
   int64_t done = 0;
   for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
     add(o, place, static_cast<double>(dy[place]), sums.data());

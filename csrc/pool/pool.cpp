@@ -124,6 +124,7 @@ at::Tensor run_max_pool(const at::Tensor& input, at::IntArrayRef kernel, at::Int
   if (offsets != nullptr) {
     *offsets = empty_images(shape, shape.output, rank, x.options().dtype(offset_type(name, window)));
   }
+  if (y.numel() == 0) return y;
   if (use_fast_kernels(x)) {
     const RelationTables forward = RelationTables::forward(shape, window);
     with_types(x, offsets != nullptr ? offsets->scalar_type() : at::kByte, [&](auto value, auto offset) {
@@ -175,13 +176,14 @@ at::Tensor max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, 
   const at::Tensor taps = in_format(offsets, shape.channels_last);
   const at::Tensor dy = in_format(grad, shape.channels_last);
   const at::Tensor dx = empty_images(shape, shape.input, rank, dy.options());
+  if (dx.numel() == 0) return dx;
   if (use_fast_kernels(dy)) {
     const RelationTables backward = RelationTables::backward(shape, window);
     with_types(dy, taps.scalar_type(), [&](auto value, auto offset) {
       using T = decltype(value);
       using Offset = decltype(offset);
       max_pool_backward_kernel<T, Offset>(dy.const_data_ptr<T>(), taps.const_data_ptr<Offset>(),
-                                          dx.data_ptr<T>(), backward.view());
+                                          dx.data_ptr<T>(), shape, window, backward.view());
     });
   } else {
     naive::max_pool_backward(dy, taps, dx, shape, window);
@@ -201,6 +203,7 @@ at::Tensor max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, a
   const PoolShape shape = shape_of_offsets(name, offsets, input.sizes().slice(2), window, rank);
   const at::Tensor x = in_format(input, shape.channels_last);
   const at::Tensor y = empty_images(shape, shape.output, rank, x.options());
+  if (y.numel() == 0) return y;
   naive::max_pool_gather(x, in_format(offsets, shape.channels_last), y, shape, window);
   return y;
 }
@@ -219,6 +222,7 @@ at::Tensor max_pool_indices(const at::Tensor& offsets, at::IntArrayRef size, at:
 at::Tensor run_average(const at::Tensor& input, const PoolShape& shape, const Spans& spans, int64_t rank) {
   const at::Tensor x = in_format(input, shape.channels_last);
   const at::Tensor y = empty_images(shape, shape.output, rank, x.options());
+  if (y.numel() == 0) return y;
   if (use_fast_kernels(x)) {
     const RelationTables forward = RelationTables::forward(shape, spans);
     with_fast_type(x, [&](auto value) {
@@ -235,6 +239,7 @@ at::Tensor run_average_backward(const at::Tensor& grad, const PoolShape& shape, 
                                 int64_t rank) {
   const at::Tensor dy = in_format(grad, shape.channels_last);
   const at::Tensor dx = empty_images(shape, shape.input, rank, dy.options());
+  if (dx.numel() == 0) return dx;
   if (use_fast_kernels(dy)) {
     const RelationTables backward = RelationTables::backward(shape, spans);
     with_fast_type(dy, [&](auto value) {

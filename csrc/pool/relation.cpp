@@ -33,7 +33,7 @@ RelationTables::Entries RelationTables::entries(const PoolShape& shape, const Sp
 }
 
 RelationTables::RelationTables(const PoolShape& shape, const Entries& entries, bool backward)
-    : relation_{shape.images, shape.channels, shape.channels_last, shape.output, shape.input, {}, 1} {
+    : relation_{shape.images, shape.channels, shape.channels_last, shape.output, shape.input, {}, {}, 1} {
   if (backward) std::swap(relation_.result, relation_.source);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     // A counting sort by result position; entries come by rising output and, within one, rising input, so
@@ -47,6 +47,7 @@ RelationTables::RelationTables(const PoolShape& shape, const Entries& entries, b
       first[i + 1] += first[i];
     }
     if (dim < kSpatialRank - 1) relation_.most_rows *= most;
+    relation_.links[dim] = static_cast<int64_t>(entries[dim].size());
     links_[dim].resize(entries[dim].size());
     std::vector<int64_t> next(first.begin(), first.end() - 1);
     for (const Entry& e : entries[dim]) {

@@ -10,23 +10,12 @@
 
 namespace scratchnn {
 
-// Windows of fixed size, sliding: max pooling.
-struct Window {
-  Extent kernel, stride, padding, dilation;
-};
-
 // Any windows: along one dimension, the input positions [begin, end) an output position averages over, and
 // its part of the divisor.
 struct Span {
   int64_t begin, end, divisor;
 };
 using Spans = std::array<std::vector<Span>, kSpatialRank>;
-
-struct PoolShape {
-  int64_t images, channels;
-  bool channels_last;
-  Extent input, output;
-};
 
 // Owns the lists a Relation points into.
 class RelationTables {

@@ -9,7 +9,7 @@ from scratchnn.ops import pool as ops
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
-    """:class:`torch.nn.MaxPool2d`: the maximum of each window; see :func:`scratchnn.functional.max_pool2d`."""
+    """:class:`torch.nn.MaxPool2d`: the maximum of windows; see :func:`scratchnn.functional.max_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return ops.max_pool2d(
@@ -24,7 +24,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
-    """:class:`torch.nn.AvgPool2d`: the average of each window; see :func:`scratchnn.functional.avg_pool2d`."""
+    """:class:`torch.nn.AvgPool2d`: the average of windows; see :func:`scratchnn.functional.avg_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.avg_pool2d(

@@ -1,7 +1,7 @@
 """Pooling: each output pixel is the maximum, or the average, of a window of its channel's plane.
 
-Lecture, section 7.4. Averaging whole planes in place of a fully connected head ("global average pooling", here
-:func:`adaptive_avg_pool2d` to size 1) is due to Lin, Chen & Yan, "Network In Network", ICLR 2014
+Lecture, section 7.4. Averaging whole planes in place of a fully connected head ("global average pooling",
+here :func:`adaptive_avg_pool2d` to size 1) is due to Lin, Chen & Yan, "Network In Network", ICLR 2014
 (arXiv:1312.4400, December 2013).
 
 A max pooling keeps, for its backward pass, where within its window each maximum was: one byte an output (four
@@ -37,15 +37,16 @@ def _pooled_size(
 ) -> list[int]:
     """Spatial output size of sliding windows, the arguments checked: ``pooled_size`` of csrc/pool/pool.cpp.
 
-    Ceil mode adds a window where one covers what is left over, provided it starts inside the input or its left
-    padding.
+    Ceil mode adds a window where one covers what is left over, provided it starts inside the input or its
+    left padding.
     """
     out = []
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
         if k <= 0 or s <= 0 or p < 0 or d <= 0 or p > k // 2:
             raise RuntimeError(
                 "expected kernel_size, stride and dilation greater than zero and padding of at most half of "
-                f"kernel_size, but got kernel_size {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
+                f"kernel_size, but got kernel_size {kernel}, stride {stride}, padding {padding}, "
+                f"dilation {dilation}"
             )
         o = output_size(n, k, 2 * p + (s - 1 if ceil_mode else 0), s, d)
         if ceil_mode and (o - 1) * s >= n + p:
@@ -128,11 +129,8 @@ def _fold(info: Any, in_dims: Sequence[int | None], *tensors: Tensor) -> list[Te
     """The mapped dimension of each tensor made part of its batch: pooling treats samples alike."""
     folded = []
     for tensor, dim in zip(tensors, in_dims, strict=False):
-        if dim is None:
-            tensor = tensor.expand(info.batch_size, *tensor.shape)
-        else:
-            tensor = tensor.movedim(dim, 0)
-        folded.append(tensor.flatten(0, 1))
+        batched = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        folded.append(batched.flatten(0, 1))
     return folded
 
 
@@ -141,7 +139,7 @@ def _unfold(info: Any, tensor: Tensor) -> Tensor:
 
 
 def _is_channels_last(output: Tensor) -> bool:
-    """Whether an operator's output, always without gaps, is channels_last: its columns are not side by side."""
+    """Whether an operator's output, always without gaps, is channels_last: no columns side by side."""
     return output.stride(-1) != 1
 
 
@@ -157,8 +155,8 @@ class Windows(NamedTuple):
 class MaxPool(Function):
     """``y[o] = max over k of x[o S - P + k D]``, with the offsets ``k`` of the maxima.
 
-    Which input is the maximum stays fixed under small changes, so the derivative is a selection: backward, each
-    gradient goes to the input pixel it was chosen from.
+    Which input is the maximum stays fixed under small changes, so the derivative is a selection: backward,
+    each gradient goes to the input pixel it was chosen from.
     """
 
     @staticmethod
@@ -223,7 +221,7 @@ class MaxPoolBackward(Function):
 
 
 class MaxPoolGather(Function):
-    """``y[o] = x[o S - P + k D]`` for given offsets ``k``: the other way round than :class:`MaxPoolBackward`."""
+    """``y[o] = x[o S - P + k D]`` for given offsets ``k``: :class:`MaxPoolBackward` transposed."""
 
     @staticmethod
     def forward(input: Tensor, offsets: Tensor, windows: Windows) -> Tensor:
@@ -400,7 +398,8 @@ def _batch(input: Any, function: str, rank: int = 2, error: type[Exception] = Ru
         return input.unsqueeze(0).contiguous()
     kind = error if input.dim() <= rank else RuntimeError
     raise kind(
-        f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, but got {list(input.shape)}"
+        f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, "
+        f"but got {list(input.shape)}"
     )
 
 
@@ -426,13 +425,14 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maximum of each window: ``y[n, c, o] = max over k of x[n, c, o S - P + k D]``.
 
-    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart; padding
-    counts as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major order
-    gets the gradient.
+    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart;
+    padding counts as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major
+    order gets the gradient.
 
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)``; each spatial size W becomes ``floor((W + 2 P - D (K - 1) - 1) / S)
-    + 1``. With ``ceil_mode`` the quotient is rounded up, provided the last window starts inside the input or
-    its left padding. The memory format is kept. Any floating or integer dtype.
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)``; each spatial size W becomes
+    ``floor((W + 2 P - D (K - 1) - 1) / S) + 1``. With ``ceil_mode`` the quotient is rounded up, provided the
+    last window starts inside the input or its left padding. The memory format is kept. Any floating or
+    integer dtype.
 
     Args:
         return_indices: also return the positions of the maxima, as indices into the flattened plane (-1 for a
@@ -441,8 +441,8 @@ def max_pool2d(
 
     Raises:
         TypeError: for arguments that are not integers.
-        RuntimeError: for an input of another rank or with empty channels or planes, sizes that are not positive,
-            padding of more than half of ``kernel_size``, or an output that would be empty.
+        RuntimeError: for an input of another rank or with empty channels or planes, sizes that are not
+            positive, padding of more than half of ``kernel_size``, or an output that would be empty.
     """
     function = "max_pool2d"
     x = _batch(input, function)
@@ -487,8 +487,8 @@ def avg_pool2d(
 ) -> Tensor:
     """The average of each window: ``y[n, c, o] = (sum over k of x[n, c, o S - P + k]) / divisor``.
 
-    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without those
-    in the padding either if not ``count_include_pad``; or ``divisor_override``. Padding counts as 0.
+    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without
+    those in the padding either if not ``count_include_pad``; or ``divisor_override``. Padding counts as 0.
 
     Shape: as in :func:`max_pool2d`, with dilation 1. The memory format is kept. Floating dtypes and int64.
 
@@ -496,8 +496,8 @@ def avg_pool2d(
         TypeError: for arguments that are not integers.
         IndexError: for an input of fewer than three dimensions.
         RuntimeError: for an input of more than four, or with empty channels or planes, sizes that are not
-            positive, padding of more than half of ``kernel_size``, an output that would be empty, or a divisor
-            of zero.
+            positive, padding of more than half of ``kernel_size``, an output that would be empty, or a
+            divisor of zero.
     """
     function = "avg_pool2d"
     x = _batch(input, function, error=IndexError)
@@ -510,14 +510,15 @@ def avg_pool2d(
     return output if x.dim() == input.dim() else output.squeeze(0)
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
-    """The averages of as many windows as the output is to have pixels: ``output_size``, whatever the input size.
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+    """The averages of as many windows as the output is to have pixels, whatever the input size.
 
-    Along each dimension, output o of O is the mean of inputs ``floor(o I / O)`` to ``ceil((o + 1) I / O) - 1``.
+    Along each dimension, output o of O is the mean of inputs ``floor(o I / O)`` to
+    ``ceil((o + 1) I / O) - 1``.
     Size 1 averages whole planes: global average pooling (Lin, Chen & Yan 2013).
 
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, one number or one for each dimension; None keeps
-    that dimension. The memory format is kept. Floating dtypes.
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, one number or one for each dimension; None
+    keeps that dimension. The memory format is kept. Floating dtypes.
 
     Raises:
         TypeError: for sizes that are neither integers nor None.

@@ -58,17 +58,22 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, 
                                       int64_t row_stride, int64_t pixel_stride, int64_t height, int64_t width) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
     Vec<T> half[kIn][kOut];
+#pragma GCC unroll 6
     for (int j = 0; j < kIn; ++j) {
       Vec<T> column[kIn];
+#pragma GCC unroll 6
       for (int i = 0; i < kIn; ++i) column[i] = load(m + (i * kIn + j) * plane + c);
       output_transform<T>(column, half[j]);
     }
     const Vec<T> b = bias != nullptr ? load(bias + c) : Vec<T>{};
+#pragma GCC unroll 4
     for (int i = 0; i < kOut; ++i) {
       if (!full && i >= height) break;
       Vec<T> row[kIn], out[kOut];
+#pragma GCC unroll 6
       for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
       output_transform<T>(row, out);
+#pragma GCC unroll 4
       for (int j = 0; j < kOut; ++j) {
         if (full || j < width) store(y + i * row_stride + j * pixel_stride + c, bias != nullptr ? out[j] + b : out[j]);
       }

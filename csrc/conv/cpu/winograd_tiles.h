@@ -53,19 +53,25 @@ SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel
   for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
     for (int64_t c = 0; c < out.block; c += kLanes<T>) {
       Vec<T> half[size][kIn];  // transformed down the columns
+#pragma GCC unroll 6
       for (int j = 0; j < size; ++j) {
         if (border && (j < first || j >= last)) {
+#pragma GCC unroll 6
           for (int i = 0; i < kIn; ++i) half[j][i] = Vec<T>{};
           continue;
         }
         Vec<T> column[size];
+#pragma GCC unroll 6
         for (int i = 0; i < size; ++i) column[i] = load(rows[i] + j * pixel_stride + block + c);
         transform(column, half[j]);
       }
+#pragma GCC unroll 6
       for (int i = 0; i < kIn; ++i) {
         Vec<T> row[size], points[kIn];
+#pragma GCC unroll 6
         for (int j = 0; j < size; ++j) row[j] = half[j][i];
         transform(row, points);
+#pragma GCC unroll 6
         for (int j = 0; j < kIn; ++j) store(to + (i * kIn + j) * out.plane + c, points[j]);
       }
     }

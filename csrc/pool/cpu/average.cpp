@@ -79,13 +79,83 @@ void walk(const T* source, T* result, const Relation& relation) {
   });
 }
 
+// Whether each plane has a single window, all of it.
+bool is_global(const Relation& relation, const Extent& input, const Extent& output) {
+  return volume(output) == 1 && relation.links == input;
+}
+
+// A vector whose lanes add up to the sum of `count` numbers. Runs are summed by themselves, four partial sums
+// at a time: the error grows with the number of runs, not of numbers.
+template <class T>
+SCRATCHNN_INLINE Vec<T> partial_sums(const T* p, int64_t count, Vec<IntOf<T>> lane) {
+  constexpr int64_t n = kLanes<T>, kRun = 64 * n;
+  if (count < n) return load_partial(p, count);
+  Vec<T> total = {};
+  int64_t i = 0;
+  while (i + n <= count) {
+    Vec<T> sums[4] = {};
+    const int64_t end = std::min(count, i + kRun);
+    for (; i + 4 * n <= end; i += 4 * n) {
+      for (int v = 0; v < 4; ++v) sums[v] += load(p + i + v * n);
+    }
+    for (; i + n <= end; i += n) sums[0] += load(p + i);
+    total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+  // The last n numbers, without those already counted.
+  const auto counted = static_cast<IntOf<T>>(n - (count - i));
+  return total + (lane >= counted ? load(p + count - n) : Vec<T>{});
+}
+
+// Global average pooling of contiguous planes: no window to slide, nothing to transpose.
+template <class T>
+void average_planes(const T* input, T* output, const Relation& forward) {
+  const int64_t pixels = volume(forward.source);
+  const T divisor = static_cast<T>(forward.along[0].links->factor * forward.along[1].links->factor *
+                                   forward.along[2].links->factor);
+  parallel_for(0, forward.images * forward.channels, std::max<int64_t>(1, kGrain / pixels),
+               [&](int64_t first, int64_t last) {
+                 constexpr int n = kLanes<T>;
+                 Vec<IntOf<T>> lane;
+                 for (int v = 0; v < n; ++v) lane[v] = v;
+                 for (int64_t i = first; i < last; i += n) {  // n planes, their lanes added up all at once
+                   Vec<T> sums[n];
+                   for (int v = 0; v < n; ++v) {
+                     sums[v] = partial_sums(input + std::min(i + v, last - 1) * pixels, pixels, lane);
+                   }
+                   transpose<T>(sums);
+                   for (int step = n / 2; step > 0; step /= 2) {
+                     for (int v = 0; v < step; ++v) sums[v] += sums[v + step];
+                   }
+                   store_partial(output + i, sums[0] / divisor, std::min<int64_t>(n, last - i));
+                 }
+               });
+}
+
+template <class T>
+void spread_over_planes(const T* grad, T* grad_input, const Relation& backward) {
+  const int64_t pixels = volume(backward.result);
+  const T share = static_cast<T>(backward.along[0].links->factor * backward.along[1].links->factor *
+                                 backward.along[2].links->factor);
+  parallel_for(0, backward.images * backward.channels, std::max<int64_t>(1, kGrain / pixels),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t i = first; i < last; ++i)
+                   std::fill_n(grad_input + i * pixels, pixels, share * grad[i]);
+               });
+}
+
 template <class T>
 void average(const T* input, T* output, const Relation& forward) {
+  if (!forward.channels_last && is_global(forward, forward.source, forward.result)) {
+    return average_planes(input, output, forward);
+  }
   walk<T, &average_row<T>>(input, output, forward);
 }
 
 template <class T>
 void average_backward(const T* grad, T* grad_input, const Relation& backward) {
+  if (!backward.channels_last && is_global(backward, backward.result, backward.source)) {
+    return spread_over_planes(grad, grad_input, backward);
+  }
   walk<T, &average_backward_row<T>>(grad, grad_input, backward);
 }
 

@@ -43,7 +43,7 @@ void max_row(const Relation& forward, const T* source, int64_t channels, const S
       for (int v = 0; v < block.vectors; ++v) {
         store_vector(output + block.channel, best[v], v, block);
         if constexpr (kOffsets) {
-          store_offsets<T>(offsets + x * channels + block.channel + v * kLanes<T>, best_tap[v], block.lanes);
+          store_offset_vector<T>(offsets + x * channels + block.channel, best_tap[v], v, block);
         }
       }
     });
@@ -107,7 +107,7 @@ void max_backward_row(const Relation& backward, const T* grad, const Offset* off
           const int64_t p = (rows[r].pixel + columns[k].source) * channels + block.channel;
           const auto tap = static_cast<IntOf<T>>(rows[r].tap + columns[k].tap);
           for (int v = 0; v < block.vectors; ++v) {
-            const Vec<IntOf<T>> chosen = load_offsets<T>(offsets + p + v * kLanes<T>, block.lanes);
+            const Vec<IntOf<T>> chosen = load_offset_vector<T>(offsets + p, v, block);
             sum[v] += chosen == tap ? load_vector(grad + p, v, block) : Vec<T>{};
           }
         }
@@ -118,30 +118,170 @@ void max_backward_row(const Relation& backward, const T* grad, const Offset* off
 }
 
 template <class T, class Offset>
-void max_pool_backward(const T* grad, const Offset* offsets, T* grad_input, const Relation& backward) {
-  if (backward.channels_last) {
-    const int64_t channels = backward.channels;
-    for_each_row(backward, [&](int64_t n, const SourceRow* rows, int64_t row_count, int64_t pixel) {
-      const int64_t image = n * volume(backward.source) * channels;
-      max_backward_row(backward, grad + image, offsets + image, channels, rows, row_count,
-                       grad_input + (n * volume(backward.result) + pixel) * channels);
-    });
-    return;
-  }
-  constexpr int64_t channels = kTilePlanes<T>;
-  for_each_tile<T>(backward, [&](const Tile& tile) {
-    const int64_t row_size = backward.result[2] * channels;
-    const int64_t source_size = tile.source_pixels * channels;
-    auto [dy, taps, dx, rows] = carve<T, IntOf<T>, T, SourceRow>(
-        source_size, source_size, (tile.y_end - tile.y_begin) * row_size, backward.most_rows);
-    load_tile(backward, tile, grad, dy);
-    load_tile(backward, tile, offsets, taps);
-    for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
-      const int64_t row_count = source_rows(backward, tile.z, y, tile.region, rows);
-      max_backward_row(backward, dy, taps, channels, rows, row_count, dx + (y - tile.y_begin) * row_size);
-    }
-    store_tile(backward, tile, dx, grad_input);
+void gather_gradients(const T* grad, const Offset* offsets, T* grad_input, const Relation& backward) {
+  const int64_t channels = backward.channels;
+  for_each_row(backward, [&](int64_t n, const SourceRow* rows, int64_t row_count, int64_t pixel) {
+    const int64_t image = n * volume(backward.source) * channels;
+    max_backward_row(backward, grad + image, offsets + image, channels, rows, row_count,
+                     grad_input + (n * volume(backward.result) + pixel) * channels);
   });
+}
+
+// Contiguous images, columns stepping by 1 or 2: the same, vectorised along the row. With stride S, the
+// pixels x = S m + phase of one phase lie in the windows m + shift, for a few pairs (tap, shift) all of them
+// share.
+template <int kStride, class T, class Offset>
+void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
+                 const Window& window, const Relation& backward) {
+  using Int = IntOf<T>;
+  constexpr int64_t n = kLanes<T>;
+  struct Tap {
+    int64_t shift;
+    Int tap;
+  };
+  const Extent in = shape.input, out = shape.output;
+  const int64_t kernel = window.kernel[2], padding = window.padding[2];
+  const int64_t out_rows = out[0] * out[1], in_rows = in[0] * in[1];
+  const int64_t steps = (in[2] + kStride - 1) / kStride;
+  // Output rows are copied next to enough columns that no window chose, so that borders need no branches.
+  const int64_t left = kernel / kStride + 1;
+  const int64_t width = left + std::max(out[2], steps + padding) + 2 * n;
+  const int64_t grain = std::max<int64_t>(1, kGrain / (volume(in) + volume(out)));
+  parallel_for(0, shape.images * shape.channels, grain, [&](int64_t first, int64_t last) {
+    auto [dy, chosen, all_rows, row_counts, taps, last_row] = carve<T, Int, SourceRow, int64_t, Tap, T>(
+        out_rows * width, out_rows * width, in_rows * backward.most_rows, in_rows, kernel,
+        steps * kStride + 2 * n);
+    for (int64_t y = 0; y < in_rows; ++y) {
+      SourceRow* rows = all_rows + y * backward.most_rows;
+      row_counts[y] = source_rows(backward, y / in[1], y % in[1], whole(backward), rows);
+      for (int64_t r = 0; r < row_counts[y]; ++r)
+        rows[r].pixel = rows[r].pixel / out[2] * width;  // in the copy
+    }
+    std::fill_n(dy, out_rows * width, T(0));
+    std::fill_n(chosen, out_rows * width, Int(-1));
+    int64_t phase_end[kStride], count = 0;
+    for (int64_t phase = 0; phase < kStride; ++phase) {
+      for (int64_t k = (phase + padding) % kStride; k < kernel; k += kStride) {
+        taps[count++] = {(phase + padding - k) / kStride + left, static_cast<Int>(k)};
+      }
+      phase_end[phase] = count;
+    }
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t r = 0; r < out_rows; ++r) {
+        const int64_t from = (i * out_rows + r) * out[2], to = r * width + left;
+        for (int64_t x = 0; x < out[2]; ++x) {
+          dy[to + x] = grad[from + x];
+          chosen[to + x] = static_cast<Int>(offsets[from + x]);
+        }
+      }
+      for (int64_t y = 0; y < in_rows; ++y) {
+        const SourceRow* rows = all_rows + y * backward.most_rows;
+        const int64_t row_count = row_counts[y];
+        T* const row = grad_input + (i * in_rows + y) * in[2];
+        // Whole vectors run over the end of a row into the next, which is written later; the last row's may
+        // not.
+        T* dx = y + 1 < in_rows ? row : last_row;
+        if (y + 1 < in_rows && (in_rows - y) * in[2] < (steps + n) * kStride) dx = last_row;
+        for (int64_t m = 0; m < steps; m += n) {
+          // The gradients of the windows whose maximum the pixels S m + phase were.
+          const auto gathered = [&](const Tap* begin, const Tap* end) {
+            Vec<T> sum = {};
+            for (int64_t r = 0; r < row_count; ++r) {
+              for (const Tap* tap = begin; tap < end; ++tap) {
+                const int64_t p = rows[r].pixel + m + tap->shift;
+                const Int wanted = static_cast<Int>(rows[r].tap) + tap->tap;
+                sum += load(chosen + p) == wanted ? load(dy + p) : Vec<T>{};
+              }
+            }
+            return sum;
+          };
+          const Vec<T> even = gathered(taps, taps + phase_end[0]);
+          if constexpr (kStride == 1) {
+            store(dx + m, even);
+          } else {
+            const Vec<T> odd = gathered(taps + phase_end[0], taps + phase_end[1]);
+            constexpr auto lanes = std::make_integer_sequence<int, n>();
+            store(dx + 2 * m, interleave<T, 0>(even, odd, lanes));
+            store(dx + 2 * m + n, interleave<T, n / 2>(even, odd, lanes));
+          }
+        }
+        if (dx == last_row) std::copy_n(last_row, in[2], row);
+      }
+    }
+  });
+}
+
+// Anything else, and images of few channels: each output hands its gradient on to the input pixel its offset
+// names, plane by plane.
+template <bool kContiguous, class T, class Offset>
+void scatter_gradients(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
+                       const Window& window) {
+  const Extent in = shape.input, out = shape.output;
+  const int64_t pixels = volume(in);
+  const Images<const T> y{grad, shape.channels, out, shape.channels_last};
+  const Images<T> x{grad_input, shape.channels, in, shape.channels_last};
+  const int64_t grain = std::max<int64_t>(1, kGrain / (pixels + volume(out)));
+  parallel_for(0, shape.images * shape.channels, grain, [&](int64_t first, int64_t last) {
+    // From a window's first tap to each other one, in pixels. Any byte may be looked up.
+    const int64_t taps = volume(window.kernel);
+    int64_t* steps = scratch<int64_t>(std::max<int64_t>(taps, 256));
+    std::fill_n(steps, std::max<int64_t>(taps, 256), 0);
+    for (int64_t kd = 0, tap = 0; kd < window.kernel[0]; ++kd) {
+      for (int64_t kh = 0; kh < window.kernel[1]; ++kh) {
+        for (int64_t kw = 0; kw < window.kernel[2]; ++kw, ++tap) {
+          steps[tap] =
+              (kd * window.dilation[0] * in[1] + kh * window.dilation[1]) * in[2] + kw * window.dilation[2];
+        }
+      }
+    }
+    const int64_t stride = kContiguous ? 1 : shape.channels;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t n = i / shape.channels, c = i % shape.channels;
+      const int64_t place = n * y.image_stride() + c * y.channel_stride();
+      T* plane = grad_input + n * x.image_stride() + c * x.channel_stride();
+      for (int64_t p = 0; p < pixels; ++p) plane[p * stride] = T(0);
+      const T* dy = grad + place;
+      const Offset* tap = offsets + place;
+      for (int64_t od = 0; od < out[0]; ++od) {
+        for (int64_t oh = 0; oh < out[1]; ++oh) {
+          int64_t start = ((od * window.stride[0] - window.padding[0]) * in[1] + oh * window.stride[1] -
+                           window.padding[1]) *
+                              in[2] -
+                          window.padding[2];
+          for (int64_t ow = 0; ow < out[2]; ++ow, start += window.stride[2], dy += stride, tap += stride) {
+            if constexpr (sizeof(Offset) > 1) {
+              if (*tap < 0 || *tap >= taps) continue;
+            }
+            const int64_t p = start + steps[*tap];
+            if (p >= 0 && p < pixels) plane[p * stride] += *dy;  // whatever the offsets are, memory is safe
+          }
+        }
+      }
+    }
+  });
+}
+
+template <class T, class Offset>
+void max_pool_backward(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
+                       const Window& window, const Relation& backward) {
+  // gather_rows keeps a copy of an output plane, asks every window about every pixel it holds, and needs rows
+  // of several vectors.
+  const bool by_rows =
+      volume(shape.output) <= 65536 && volume(window.kernel) <= 32 && shape.input[2] >= 4 * kLanes<T>;
+  if (volume(shape.output) > 0 && volume(backward.links) == 0) {
+    std::fill_n(grad_input, shape.images * shape.channels * volume(shape.input),
+                T(0));  // all windows lie in padding
+  } else if (shape.channels_last && shape.channels >= kLanes<T>) {
+    gather_gradients(grad, offsets, grad_input, backward);
+  } else if (shape.channels_last) {
+    scatter_gradients<false>(grad, offsets, grad_input, shape, window);
+  } else if (by_rows && window.dilation[2] == 1 && window.stride[2] == 1) {
+    gather_rows<1>(grad, offsets, grad_input, shape, window, backward);
+  } else if (by_rows && window.dilation[2] == 1 && window.stride[2] == 2) {
+    gather_rows<2>(grad, offsets, grad_input, shape, window, backward);
+  } else {
+    scatter_gradients<true>(grad, offsets, grad_input, shape, window);
+  }
 }
 
 }  // namespace

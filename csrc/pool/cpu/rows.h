@@ -9,6 +9,10 @@
 //   there, and transposed back. Both transpositions run in cache.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <tuple>
 
@@ -155,20 +159,55 @@ SCRATCHNN_INLINE std::tuple<Ts*...> carve(Counts... counts) {
   return std::tuple<Ts*...>{reinterpret_cast<Ts*>(take())...};  // braces: from left to right
 }
 
-// Tap numbers: lanes as wide as T's, so that masks fit; stored as Offset, which is narrower. The first
-// `count`.
+// Tap numbers: in lanes as wide as T's, so that masks of T fit; stored as Offset, which is narrower. Bytes
+// take the processor's own instructions, where the compiler would take them lane by lane.
 template <class T, class Offset>
-SCRATCHNN_INLINE Vec<IntOf<T>> load_offsets(const Offset* p, int64_t count = kLanes<T>) {
+SCRATCHNN_INLINE Vec<IntOf<T>> load_offsets(const Offset* p) {
   typedef Offset Narrow __attribute__((vector_size(kLanes<T> * sizeof(Offset))));
-  Narrow narrow = {};
-  std::memcpy(&narrow, p, static_cast<size_t>(count) * sizeof(Offset));
+  Narrow narrow;
+  std::memcpy(&narrow, p, sizeof(narrow));
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(Offset) == 1) {
+    __m128i bytes = {};
+    std::memcpy(&bytes, &narrow, sizeof(narrow));
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (sizeof(T) == 4) return (Vec<IntOf<T>>)_mm512_maskz_cvtepu8_epi32(0xFFFF, bytes);
+    if constexpr (sizeof(T) == 8) return (Vec<IntOf<T>>)_mm512_maskz_cvtepu8_epi64(0xFF, bytes);
+#else
+    if constexpr (sizeof(T) == 4) return (Vec<IntOf<T>>)_mm256_cvtepu8_epi32(bytes);
+    if constexpr (sizeof(T) == 8) return (Vec<IntOf<T>>)_mm256_cvtepu8_epi64(bytes);
+#endif
+  }
+#endif
   return __builtin_convertvector(narrow, Vec<IntOf<T>>);
 }
+
 template <class T, class Offset>
-SCRATCHNN_INLINE void store_offsets(Offset* p, Vec<IntOf<T>> offsets, int64_t count = kLanes<T>) {
+SCRATCHNN_INLINE void store_offsets(Offset* p, Vec<IntOf<T>> offsets) {
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(Offset) == 1) {
+    __m128i bytes;
+#if defined(CPU_CAPABILITY_AVX512)
+    bytes = sizeof(T) == 4 ? _mm512_cvtepi32_epi8((__m512i)offsets) : _mm512_cvtepi64_epi8((__m512i)offsets);
+#else
+    const __m128i low = _mm256_castsi256_si128((__m256i)offsets);
+    const __m128i high = _mm256_extracti128_si256((__m256i)offsets, 1);
+    __m128i words;
+    if constexpr (sizeof(T) == 4) {
+      words = _mm_packs_epi32(low, high);
+    } else {
+      const __m128 halves = _mm_shuffle_ps(_mm_castsi128_ps(low), _mm_castsi128_ps(high), 0x88);
+      words = _mm_packs_epi32(_mm_castps_si128(halves), __m128i{});
+    }
+    bytes = _mm_packus_epi16(words, words);
+#endif
+    std::memcpy(p, &bytes, kLanes<T>);
+    return;
+  }
+#endif
   typedef Offset Narrow __attribute__((vector_size(kLanes<T> * sizeof(Offset))));
   const Narrow narrow = __builtin_convertvector(offsets, Narrow);
-  std::memcpy(p, &narrow, static_cast<size_t>(count) * sizeof(Offset));
+  std::memcpy(p, &narrow, sizeof(narrow));
 }
 
 // to[pixel][plane] = from[plane][pixel], for as many planes as a tile has; the tile's unused lanes repeat the
@@ -292,6 +331,20 @@ template <class T, class Block>
 SCRATCHNN_INLINE void store_vector(T* p, Vec<T> value, int v, const Block& block) {
   if constexpr (Block::partial) return store_partial(p, value, block.lanes);
   store(p + v * kLanes<T>, value);
+}
+template <class T, class Offset, class Block>
+SCRATCHNN_INLINE Vec<IntOf<T>> load_offset_vector(const Offset* p, int v, const Block& block) {
+  if constexpr (!Block::partial) return load_offsets<T>(p + v * kLanes<T>);
+  Offset all[kLanes<T>] = {};
+  for (int64_t i = 0; i < block.lanes; ++i) all[i] = p[i];
+  return load_offsets<T>(all);
+}
+template <class T, class Offset, class Block>
+SCRATCHNN_INLINE void store_offset_vector(Offset* p, Vec<IntOf<T>> offsets, int v, const Block& block) {
+  if constexpr (!Block::partial) return store_offsets<T>(p + v * kLanes<T>, offsets);
+  Offset all[kLanes<T>];
+  store_offsets<T>(all, offsets);
+  for (int64_t i = 0; i < block.lanes; ++i) p[i] = all[i];
 }
 
 }  // namespace CPU_CAPABILITY
