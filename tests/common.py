@@ -23,7 +23,7 @@ def layouts(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Iterato
 
 def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
     """``(output, *gradients of the floating inputs)`` of a function for an incoming gradient."""
-    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
+    leaves = [x.detach().requires_grad_() for x in inputs]  # views stay views: a clone would close their gaps
     output = function(*leaves)
     return output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))
 
@@ -49,6 +49,7 @@ def assert_as_accurate(
 ) -> None:
     """Our error against float64 truth is at most ``factor`` times torch's own, give or take a rounding step.
 
+    In float64 the truth is torch's own result, whose error is not known: there, a few rounding steps more.
     Shapes, dtypes and the output's strides must be torch's as well, and NaN and infinity in the same places.
     """
     for position, (mine, other, exact) in enumerate(zip(ours, theirs, truth, strict=True)):
@@ -61,7 +62,8 @@ def assert_as_accurate(
         finite = exact.isfinite()
         assert torch.equal(mine.isfinite(), other.isfinite()), f"tensor {position}: not finite elsewhere"
         error = relative_error(mine[finite], exact[finite])
-        allowed = factor * relative_error(other[finite], exact[finite]) + 2 * torch.finfo(mine.dtype).eps
+        steps = 32 if mine.dtype == torch.float64 else 2
+        allowed = factor * relative_error(other[finite], exact[finite]) + steps * torch.finfo(mine.dtype).eps
         assert error <= allowed, f"tensor {position}: error {error:.2e}, allowed {allowed:.2e}"
 
 

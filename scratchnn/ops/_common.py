@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "autocast",
     "empty_as",
     "expand",
+    "integer",
     "kernels",
     "output_size",
     "suggest_memory_format",
@@ -82,15 +84,34 @@ def output_size(size: int, kernel: int, padding: int, stride: int, dilation: int
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def integer(value: Any, name: str) -> int:
+    """One whole number, of any type torch takes for one: ``int``, NumPy's integers, integer tensors.
+
+    Raises:
+        TypeError: for everything else, booleans included.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"argument '{name}' must be made of ints, but got {value!r} of type {type(value).__name__}"
+        ) from None
+
+
 def expand(value: int | Sequence[int], rank: int, name: str) -> list[int]:
     """One number for all spatial dimensions, or one for each, as a list of ``rank`` numbers.
 
     Raises:
         RuntimeError: for any other count, as torch's own layers do.
+        TypeError: for anything but whole numbers, and lists and tuples of them.
     """
-    if isinstance(value, (int, torch.SymInt)):
-        return [value] * rank
-    values = list(value)
+    if not isinstance(value, (list, tuple)):
+        return [integer(value, name)] * rank
+    values = [integer(number, name) for number in value]
     if len(values) == 1:
         return values * rank
     if len(values) != rank:
@@ -114,7 +135,7 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """
     first = next(tensor for tensor in tensors if tensor is not None)
     device = first.device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function, autocast, expand, output_size, suggest_memory_format
+from scratchnn.ops._common import Function, autocast, expand, integer, output_size, suggest_memory_format
 from scratchnn.ops._sum import ChannelSum
 
 _ops = torch.ops.scratchnn
@@ -79,6 +79,13 @@ def _(
             input.shape[2:], weight.shape[2:], padding[::2], padding[1::2], stride, dilation, strict=True
         )
     ]
+    torch._check(
+        all(size > 0 for size in spatial),
+        lambda: (
+            f"Kernel size can't be greater than actual input size: input {list(input.shape)}, "
+            f"padding {list(padding)}, weight {list(weight.shape)}, dilation {list(dilation)}"
+        ),
+    )
     return _empty(input, (input.shape[0], weight.shape[0], *spatial), _is_channels_last(input, weight))
 
 
@@ -313,8 +320,8 @@ def _conv(
     groups: int,
 ) -> Tensor:
     """Any rank: unbatched inputs, autocast, and the window's numbers, one for each dimension."""
-    for name, tensor in (("input", input), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name != "bias"):
             raise TypeError(f"conv{rank}d(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
     if weight.dim() != rank + 2:
         raise RuntimeError(
@@ -327,7 +334,7 @@ def _conv(
         amounts = _named_padding(padding, weight.shape[2:], stride, dilation)
     else:
         amounts = [amount for amount in expand(padding, rank, "padding") for _ in range(2)]
-    window = Window(stride, amounts, dilation, groups)
+    window = Window(stride, amounts, dilation, integer(groups, "groups"))
     if input.dim() == rank + 1:
         return Conv.call(input.unsqueeze(0), weight, bias, window).squeeze(0)
     if input.dim() != rank + 2:
@@ -347,7 +354,9 @@ def _named_padding(
     if name != "same":
         raise RuntimeError(f"Invalid padding string: {name!r}; it is 'same' or 'valid'")
     if any(step != 1 for step in stride):
-        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={list(stride)}")
+        raise RuntimeError(
+            f"padding='same' is not supported for strided convolutions, got stride={list(stride)}"
+        )
     amounts = []
     for kernel, spread in zip(kernel_size, dilation, strict=True):
         total = spread * (kernel - 1)
@@ -384,7 +393,7 @@ def conv2d(
 
     Raises:
         RuntimeError: where shapes, types or numbers do not fit, with the numbers; before anything is computed.
-        TypeError: where input or weight is not a tensor.
+        TypeError: where input, weight or bias is not a tensor, or a number is not whole.
 
     Source: lecture, section 7.2.
     """

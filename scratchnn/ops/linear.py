@@ -8,6 +8,7 @@ each multiplies two of the matrices x, w, y into the third.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -75,7 +76,9 @@ class Linear(Function):
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         dx = LinearInputGrad.call(grad, weight) if needs_input else None
         dw = LinearWeightGrad.call(grad, input) if needs_weight else None
-        db = ChannelSum.call(grad.reshape(-1, grad.shape[-1])) if needs_bias else None
+        db = None
+        if needs_bias:
+            db = ChannelSum.call(grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1]))
         return dx, dw, db
 
     @staticmethod
@@ -179,23 +182,29 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Args:
         input: ``(*, C)`` with any number of leading dimensions, none included.
         weight: ``(K, C)``, or ``(C)`` for a single output without a dimension of its own.
-        bias: ``(K)``, or none.
+        bias: ``(K)``, or none; like torch, also what broadcasts to the output's shape, such as a single number.
 
     Returns:
         ``(*, K)``.
 
     Raises:
         RuntimeError: where shapes or types do not fit, with the numbers.
-        TypeError: where input or weight is not a tensor.
+        TypeError: where input, weight or bias is not a tensor.
 
     Source: lecture, section 7.1.
     """
-    for name, tensor in (("input", input), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name != "bias"):
             raise TypeError(f"linear(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
     input, weight, bias = autocast(input, weight, bias)
     if weight.dim() == 1:
-        if bias is not None and bias.dim() == 0:
-            bias = bias.unsqueeze(0)
-        return Linear.call(input, weight.unsqueeze(0), bias).squeeze(-1)
+        if bias is not None and bias.dim() != 0:
+            raise RuntimeError(
+                f"linear: weight of shape {list(weight.shape)} has a single output, so bias must be a number "
+                f"without dimensions, but got shape {list(bias.shape)}"
+            )
+        return linear(input, weight.unsqueeze(0), bias).squeeze(-1)
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] == 1 != weight.shape[0]):
+        output = Linear.call(input, weight, None)
+        return output + bias.expand(output.shape)
     return Linear.call(input, weight, bias)

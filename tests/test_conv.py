@@ -1,0 +1,787 @@
+"""Convolution against torch, float64 truth and its formula."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from common import (
+    ALL_DTYPES,
+    FAST_DTYPES,
+    assert_as_accurate,
+    check_against_torch,
+    gradients,
+    layouts,
+    same_error,
+    strides,
+)
+from torch import Tensor
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+
+import scratchnn
+import scratchnn.functional as F
+import scratchnn.nn as nn
+
+_ops = torch.ops.scratchnn
+
+# Error allowed, as a multiple of torch's own. Sums in another order are as good as torch's, up to chance.
+DIRECT = 2.0
+# Winograd's transforms (float32, 3x3, stride 1) trade a little accuracy for fewer multiplications.
+WINOGRAD = 4.0
+
+
+def allowed(kernel_size: Any, options: dict[str, Any], dtype: torch.dtype) -> float:
+    winograd = tuple(kernel_size) == (3, 3) and options.get("stride", 1) == 1 and dtype == torch.float32
+    return WINOGRAD if winograd else DIRECT
+
+
+def samples_of(
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], window: tuple, channels_last: bool = False
+) -> tuple[Tensor, Tensor, Tensor, tuple]:
+    """Input, weight and incoming gradient of one convolution, and its window."""
+    x, w = torch.randn(x_shape), torch.randn(w_shape)
+    if channels_last:
+        x, w = (tensor.to(memory_format=torch.channels_last) for tensor in (x, w))
+    y = _ops.conv(x, w, None, *window)
+    return x, w, torch.randn_like(y), window
+
+
+def operator_samples() -> list[tuple[Tensor, Tensor, Tensor, tuple]]:
+    return [
+        samples_of((2, 4, 6, 5), (6, 2, 3, 2), ([2, 1], [1, 1, 0, 2], [1, 2], 2)),
+        samples_of((2, 4, 6, 5), (6, 4, 3, 3), ([1, 1], [1, 1, 1, 1], [1, 1], 1), channels_last=True),
+        samples_of((2, 3, 9), (4, 3, 3), ([2], [1, 1], [1], 1)),
+        samples_of((1, 2, 4, 3, 5), (2, 2, 3, 1, 2), ([1, 1, 1], [1, 1, 0, 0, 1, 0], [1, 1, 1], 1)),
+    ]
+
+
+OPERATOR_SAMPLES = {
+    "conv": lambda: [
+        (x, w, bias, *window)
+        for x, w, _, window in operator_samples()
+        for bias in (None, torch.randn(w.shape[0]))
+    ],
+    "conv_input_grad": lambda: [(dy, w, x.shape[2:], *window) for x, w, dy, window in operator_samples()],
+    "conv_weight_grad": lambda: [
+        (dy, x, w.shape[2:], *window, channels_last)
+        for x, w, dy, window in operator_samples()
+        for channels_last in (False, True)
+    ],
+    "channel_sum": lambda: [
+        (torch.randn(2, 3, 5),),
+        (torch.randn(4, 3),),
+        (torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),),
+    ],
+}
+
+
+# The ladder: formula, naive loops, fast kernels.
+
+
+def conv_formula(
+    x: Tensor, w: Tensor, b: Tensor, stride: int, padding: int, dilation: int, groups: int
+) -> Tensor:
+    """``y[n, k, o] = b[k] + sum over c, t of w[k, c, t] x[n, c, o S - P + t D]``, one number at a time."""
+    N, _, H, W = x.shape
+    K, group_in, R, S = w.shape
+    height, width = (
+        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for size, taps in ((H, R), (W, S))
+    )
+    y = torch.zeros(N, K, height, width, dtype=torch.float64)
+    for n, k, i, j in itertools.product(range(N), range(K), range(height), range(width)):
+        y[n, k, i, j] = b[k]
+        first = k // (K // groups) * group_in
+        for c, r, s in itertools.product(range(group_in), range(R), range(S)):
+            h, v = i * stride - padding + r * dilation, j * stride - padding + s * dilation
+            if 0 <= h < H and 0 <= v < W:
+                y[n, k, i, j] += w[k, c, r, s].double() * x[n, first + c, h, v].double()
+    return y
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 0, 1, 2), (1, 2, 2, 4)]
+)
+def test_the_ladder_formula_naive_fast(stride: int, padding: int, dilation: int, groups: int) -> None:
+    x, w, b = torch.randn(2, 4, 5, 6), torch.randn(4, 4 // groups, 3, 2), torch.randn(4)
+    formula = conv_formula(x, w, b, stride, padding, dilation, groups)
+    with scratchnn.kernels("naive"):
+        naive = F.conv2d(x, w, b, stride, padding, dilation, groups)
+    torch.testing.assert_close(naive.double(), formula, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        F.conv2d(x, w, b, stride, padding, dilation, groups), naive, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_gradients_are_the_adjoints_of_the_formula(rank: int) -> None:
+    """``<dy, conv(x, w)> = <input_grad(dy, w), x> = <weight_grad(dy, x), w>``, exact for whole numbers."""
+    sizes, kernel = (7, 5, 6)[:rank], (3, 2, 3)[:rank]
+    window = ([2, 1, 1][:rank], [1, 0, 2, 1, 0, 3][: 2 * rank], [1, 2, 1][:rank], 2)
+
+    def whole(*shape: int) -> Tensor:
+        return torch.randint(-4, 5, shape).double()
+
+    x, w = whole(2, 4, *sizes), whole(6, 2, *kernel)
+    for which in ("naive", "fast"):
+        with scratchnn.kernels(which):
+            y = _ops.conv(x, w, None, *window)
+            dy = whole(*y.shape)
+            dx = _ops.conv_input_grad(dy, w, sizes, *window)
+            dw = _ops.conv_weight_grad(dy, x, kernel, *window, False)
+        assert (dy * y).sum() == (dx * x).sum() == (dw * w).sum()
+
+
+# Values and gradients.
+
+GEOMETRIES = [
+    # input, output channels, kernel, options
+    ((2, 3, 9, 7), 4, (3, 3), {}),
+    ((2, 16, 12, 13), 24, (3, 3), {"padding": 1}),
+    ((1, 33, 17, 19), 17, (3, 3), {"padding": 1}),
+    ((3, 5, 8, 9), 7, (3, 3), {"stride": 2, "padding": 1}),
+    ((2, 3, 23, 21), 8, (7, 7), {"stride": 2, "padding": 3}),
+    ((2, 8, 9, 6), 5, (1, 1), {}),
+    ((2, 8, 9, 6), 5, (1, 1), {"stride": 2}),
+    ((2, 8, 9, 6), 5, (1, 1), {"padding": 1}),
+    ((2, 4, 8, 9), 6, (3, 2), {"stride": (2, 1), "padding": (0, 1)}),
+    ((2, 4, 11, 12), 6, (3, 3), {"dilation": 2, "padding": 2}),
+    ((2, 4, 11, 12), 6, (2, 3), {"dilation": (3, 1), "stride": (1, 3)}),
+    ((2, 6, 8, 7), 9, (3, 3), {"groups": 3, "padding": 1}),
+    ((2, 40, 6, 7), 80, (3, 3), {"groups": 2, "padding": 1}),
+    ((2, 6, 8, 7), 6, (3, 3), {"groups": 6, "padding": 1}),
+    ((2, 6, 8, 7), 12, (5, 5), {"groups": 6, "padding": 2, "stride": 2}),
+    ((2, 20, 8, 7), 20, (3, 3), {"groups": 20, "padding": 1, "dilation": 2}),
+    ((2, 3, 9, 7), 4, (3, 3), {"padding": "same"}),
+    ((2, 3, 9, 7), 4, (2, 4), {"padding": "same"}),
+    ((2, 3, 9, 7), 4, (4, 2), {"padding": "same", "dilation": (1, 3)}),
+    ((2, 3, 9, 7), 4, (3, 2), {"padding": "valid", "stride": 2}),
+    ((2, 3, 1, 1), 4, (1, 1), {}),
+    ((2, 3, 1, 1), 4, (3, 3), {"padding": 1}),
+    ((2, 3, 2, 3), 4, (3, 3), {"padding": 5}),  # more padding than image
+    ((2, 3, 2, 3), 4, (2, 2), {"padding": 4, "stride": 3}),
+    ((2, 3, 10, 10), 4, (2, 2), {"stride": 5}),  # pixels no tap meets
+    ((2, 3, 7, 7), 4, (7, 7), {}),  # the kernel covers the image
+    ((0, 3, 7, 6), 4, (3, 3), {"padding": 1}),
+    ((1, 1, 5, 5), 1, (3, 3), {}),
+    ((2, 1, 8, 8), 1, (3, 3), {"padding": 1}),
+    ((1, 70, 3, 3), 66, (3, 3), {"padding": 1}),
+    ((1, 2, 30, 500), 3, (3, 3), {"padding": 1}),  # rows longer than a block of pixels
+]
+
+
+def conv_operands(
+    shape: tuple[int, ...],
+    out_channels: int,
+    kernel: tuple[int, int],
+    options: dict[str, Any],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    group_in = shape[1] // options.get("groups", 1)
+    x = torch.randn(shape, dtype=dtype)
+    w = torch.randn(out_channels, group_in, *kernel, dtype=dtype) / (group_in * kernel[0] * kernel[1]) ** 0.5
+    return x, w, torch.randn(out_channels, dtype=dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), GEOMETRIES)
+def test_values_and_gradients(
+    shape: tuple, out_channels: int, kernel: tuple, options: dict, dtype: torch.dtype, bias: bool
+) -> None:
+    x, w, b = conv_operands(shape, out_channels, kernel, options, dtype)
+    for x_format, w_format in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        operands = [x.to(memory_format=x_format), w.to(memory_format=w_format), *([b] if bias else [])]
+        check_against_torch(
+            lambda *operands: F.conv2d(*operands, **options),
+            lambda *operands: torch.conv2d(*operands, **options),
+            operands,
+            allowed(kernel, options, dtype),
+        )
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("which", ["fast", "naive"])
+def test_types(dtype: torch.dtype, which: str) -> None:
+    for shape, out_channels, kernel, options in [
+        ((2, 3, 7, 6), 4, (3, 3), {"padding": 1}),
+        ((2, 4, 6, 5), 6, (2, 3), {"stride": 2, "groups": 2, "padding": "valid"}),
+        ((2, 3, 5, 5), 4, (2, 2), {"padding": "same", "dilation": 3}),
+    ]:
+        operands = conv_operands(shape, out_channels, kernel, options, dtype)
+        with scratchnn.kernels(which):
+            check_against_torch(
+                lambda *operands, options=options: F.conv2d(*operands, **options),
+                lambda *operands, options=options: torch.conv2d(*operands, **options),
+                operands,
+                allowed(kernel, options, dtype),
+            )
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("which", ["fast", "naive"])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "groups": 2}], ids=str)
+def test_layouts(dtype: torch.dtype, which: str, options: dict) -> None:
+    """Inputs, weights and incoming gradients in every layout: dense, with gaps, overlapping."""
+    groups = options.get("groups", 1)
+
+    def ours(x: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(x, w, **options)
+
+    def theirs(x: Tensor, w: Tensor) -> Tensor:
+        return torch.conv2d(x, w, **options)
+
+    x, w = torch.randn(2, 4, 6, 7, dtype=dtype), torch.randn(6, 4 // groups, 3, 3, dtype=dtype)
+    factor = allowed((3, 3), options, dtype)
+    with scratchnn.kernels(which):
+        for _, view in layouts((2, 4, 6, 7), dtype):
+            check_against_torch(ours, theirs, [view, w], factor)
+        for _, view in layouts((6, 4 // groups, 3, 3), dtype):
+            check_against_torch(ours, theirs, [x, view], factor)
+        y = torch.conv2d(x, w, **options)
+        for _, dy in layouts(tuple(y.shape), dtype):
+            results = (gradients(f, [x, w], dy) for f in (ours, theirs))
+            truth = gradients(theirs, [x.double(), w.double()], dy.double())
+            assert_as_accurate(*results, truth, factor)
+
+
+def test_gradients_keep_the_layout_of_what_they_belong_to() -> None:
+    for x_format, w_format in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        x = torch.randn(2, 4, 6, 7).to(memory_format=x_format)
+        w = torch.randn(6, 4, 3, 3).to(memory_format=w_format)
+        dy = torch.randn_like(F.conv2d(x, w))
+        (_, dx, dw), (_, torch_dx, _) = (gradients(f, [x, w], dy) for f in (F.conv2d, torch.conv2d))
+        assert strides(dx) == strides(torch_dx)
+        assert strides(dw) == strides(w)
+
+
+def test_unbatched() -> None:
+    x, w, b = torch.randn(3, 8, 7), torch.randn(4, 3, 3, 3), torch.randn(4)
+    for options in ({}, {"stride": 2, "padding": 1}):
+        check_against_torch(
+            lambda *operands, options=options: F.conv2d(*operands, **options),
+            lambda *operands, options=options: torch.conv2d(*operands, **options),
+            [x, w, b],
+            WINOGRAD,
+        )
+
+
+def test_one_gradient_at_a_time() -> None:
+    operands = [torch.randn(2, 3, 6, 5), torch.randn(4, 3, 3, 3), torch.randn(4)]
+    for wanted in range(3):
+        results = []
+        for conv2d in (F.conv2d, torch.conv2d):
+            leaves = [x.clone().requires_grad_(i == wanted) for i, x in enumerate(operands)]
+            conv2d(*leaves, padding=1).square().sum().backward()
+            assert [leaf.grad is not None for leaf in leaves] == [i == wanted for i in range(3)]
+            results.append(leaves[wanted].grad)
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_large_sums_are_as_accurate_as_torchs(memory_format: torch.memory_format) -> None:
+    x = torch.randn(8, 32, 40, 40).to(memory_format=memory_format) + 1
+    w = torch.randn(32, 32, 3, 3)
+    for options in ({"padding": 1}, {"padding": 1, "stride": 2}):
+        check_against_torch(
+            lambda x, w, options=options: F.conv2d(x, w, **options),
+            lambda x, w, options=options: torch.conv2d(x, w, **options),
+            [x, w],
+            allowed((3, 3), options, torch.float32),
+        )
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_other_ranks(rank: int, dtype: torch.dtype) -> None:
+    """The raw operators in one and three dimensions."""
+    conv = {1: torch.conv1d, 3: torch.conv3d}[rank]
+    channels_last_3d = [torch.channels_last_3d] if rank == 3 else []
+    for size, kernel, stride, padding, dilation, groups in [
+        (6, 3, 1, 1, 1, 1),
+        (7, 2, 2, 0, 1, 2),
+        (8, 3, 1, 2, 2, 1),
+        (5, 3, 3, 3, 1, 4),
+        (4, 1, 1, 0, 1, 1),
+    ]:
+        sizes, taps = tuple(range(size, size + rank)), (kernel,) * rank
+        window = ([stride] * rank, [padding] * (2 * rank), [dilation] * rank, groups)
+        for memory_format in (torch.contiguous_format, *channels_last_3d):
+            x = torch.randn(2, 4, *sizes, dtype=dtype).to(memory_format=memory_format)
+            w = torch.randn(8, 4 // groups, *taps, dtype=dtype).to(memory_format=memory_format)
+            b = torch.randn(8, dtype=dtype)
+            options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+            def theirs(x: Tensor, w: Tensor, b: Tensor, options: dict = options) -> Tensor:
+                return conv(x, w, b, **options)
+
+            exact = theirs(x.double(), w.double(), b.double())
+            dy = torch.randn_like(exact).to(dtype)
+            truth = gradients(theirs, [x.double(), w.double(), b.double()], dy.double())
+            for which in ("fast", "naive"):
+                with scratchnn.kernels(which):
+                    y = _ops.conv(x, w, b, *window)
+                    assert y.is_contiguous(memory_format=memory_format)  # torch's is not, in float64
+                    ours = (
+                        y.contiguous(),
+                        _ops.conv_input_grad(dy, w, sizes, *window),
+                        _ops.conv_weight_grad(dy, x, taps, *window, False),
+                        _ops.channel_sum(dy),
+                    )
+                y, *grads = gradients(theirs, [x, w, b], dy)
+                assert_as_accurate(ours, (y.contiguous(), *grads), truth, DIRECT)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_channel_sum(dtype: torch.dtype) -> None:
+    views = [
+        view for shape in [(3, 5, 7, 9), (2, 40, 30, 20), (0, 3, 2, 2)] for _, view in layouts(shape, dtype)
+    ]
+    views += [torch.randn(300, 17, dtype=dtype), torch.randn(4, 3, 50, dtype=dtype)]
+    for view in views:
+        dims = [dim for dim in range(view.dim()) if dim != 1]
+        exact = view.double().sum(dims)
+        for which in ("fast", "naive"):
+            with scratchnn.kernels(which):
+                ours = _ops.channel_sum(view)
+            assert_as_accurate([ours], [view.sum(dims)], [exact])
+
+
+# Derivatives and transforms.
+
+DERIVATIVE_OPTIONS = [{"padding": 1}, {"stride": 2, "groups": 2}, {"padding": "same", "dilation": (1, 2)}]
+
+
+@pytest.mark.parametrize("options", DERIVATIVE_OPTIONS, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_derivatives(options: dict, channels_last: bool) -> None:
+    def leaf(*shape: int) -> Tensor:
+        x = torch.randn(shape, dtype=torch.float64)
+        if channels_last and len(shape) == 4:
+            x = x.to(memory_format=torch.channels_last)
+        return x.requires_grad_()
+
+    groups = options.get("groups", 1)
+    operands = (leaf(1, 2, 4, 3), leaf(2, 2 // groups, 2, 3), leaf(2))
+
+    def function(*operands: Tensor) -> Tensor:
+        return F.conv2d(*operands, **options)
+
+    assert torch.autograd.gradcheck(function, operands, check_forward_ad=True)
+    assert torch.autograd.gradcheck(function, operands, fast_mode=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, operands)
+    assert torch.autograd.gradgradcheck(function, operands, fast_mode=True, check_fwd_over_rev=True)
+
+
+def test_forward_derivative_of_each_operand() -> None:
+    operands = (torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3), torch.randn(4))
+    tangents = tuple(torch.randn_like(x) for x in operands)
+    for wanted in itertools.product((False, True), repeat=3):
+        results = []
+        for conv2d in (F.conv2d, torch.conv2d):
+            with torch.autograd.forward_ad.dual_level():
+                duals = [
+                    torch.autograd.forward_ad.make_dual(x, tangent) if want else x
+                    for x, tangent, want in zip(operands, tangents, wanted, strict=True)
+                ]
+                y = conv2d(*duals, padding=1)
+                results.append(torch.autograd.forward_ad.unpack_dual(y).tangent)
+        assert (results[0] is None) == (results[1] is None)
+        if results[0] is not None:
+            assert results[0].shape == results[1].shape
+            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "groups": 2}], ids=str)
+@pytest.mark.parametrize(
+    "mapped", [m for m in itertools.product((None, 0, 1), repeat=3) if any(d is not None for d in m)]
+)
+def test_vmap(options: dict, mapped: tuple) -> None:
+    groups = options.get("groups", 1)
+    shapes = [(2, 4, 5, 6), (6, 4 // groups, 3, 3), (6,)]
+    operands = []
+    for shape, dim in zip(shapes, mapped, strict=True):
+        x = torch.randn(shape if dim is None else (3, *shape))
+        operands.append(x if dim is None else x.movedim(0, dim).contiguous())
+
+    def value(conv2d: Any) -> Any:
+        return lambda *operands: conv2d(*operands, **options)
+
+    def gradient(conv2d: Any) -> Any:
+        return grad(lambda *operands: conv2d(*operands, **options).square().sum(), argnums=(0, 1, 2))
+
+    for transform in (value, gradient):
+        ours, theirs = (vmap(transform(f), in_dims=mapped)(*operands) for f in (F.conv2d, torch.conv2d))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_vmap_of_nothing_and_nested() -> None:
+    w = torch.randn(4, 3, 3, 3)
+    x = torch.randn(2, 3, 2, 3, 5, 5)
+    ours, theirs = (vmap(vmap(lambda x, f=f: f(x, w)))(x) for f in (F.conv2d, torch.conv2d))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    empty = x[:, :, :0]
+    ours, theirs = (vmap(vmap(lambda x, f=f: f(x, w)))(empty) for f in (F.conv2d, torch.conv2d))
+    assert ours.shape == theirs.shape
+
+
+def test_per_sample_gradients() -> None:
+    model = nn.Conv2d(3, 4, 3, padding=1)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    x = torch.randn(5, 3, 6, 6)
+
+    def loss(weights: dict, image: Tensor) -> Tensor:
+        return functional_call(model, weights, (image.unsqueeze(0),)).square().sum()
+
+    together = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for i in range(5):
+        alone = grad(loss)(weights, x[i])
+        for name in weights:
+            torch.testing.assert_close(together[name][i], alone[name], rtol=1e-4, atol=1e-3)
+
+
+def test_jvp_and_jacobian() -> None:
+    operands = (torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3), torch.randn(3))
+    tangents = tuple(torch.randn_like(x) for x in operands)
+    for transform in (
+        lambda f: jvp(f, operands, tangents),
+        lambda f: jacrev(f, argnums=(0, 1, 2))(*operands),
+        lambda f: torch.func.jacfwd(f, argnums=(0, 1, 2))(*operands),
+        lambda f: torch.func.hessian(lambda x, w: f(x, w).square().sum())(*operands[:2]),
+    ):
+        torch.testing.assert_close(transform(F.conv2d), transform(torch.conv2d), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"padding": "same", "groups": 2}, {"stride": 2}], ids=str
+)
+def test_compile(dynamic: bool, options: dict) -> None:
+    torch._dynamo.reset()
+    layer = nn.Conv2d(4, 6, 3, **options)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for size in (8, 9, 11):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(2, 4, size, size + 1).to(memory_format=memory_format).requires_grad_()
+            results = []
+            for function in (compiled, layer):
+                y = function(x)
+                leaves = [x, *layer.parameters()]
+                results.append((y.detach(), *torch.autograd.grad(y.square().sum(), leaves)))
+            torch.testing.assert_close(*results, rtol=0, atol=0)
+            assert strides(results[0][0]) == strides(results[1][0])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict: bool) -> None:
+    layer = nn.Conv2d(3, 4, 3, padding=1).eval()
+    x = torch.randn(2, 3, 8, 8)
+    exported = torch.export.export(
+        layer, (x,), dynamic_shapes={"input": {0: torch.export.Dim("batch", min=2)}}, strict=strict
+    )
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(exported.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    for x_dtype in (torch.float32, torch.float64, dtype):
+        results = []
+        x = torch.randn(2, 3, 6, 6).to(x_dtype)
+        for namespace in (nn, torch.nn):
+            torch.manual_seed(1)
+            layer = namespace.Conv2d(3, 4, 3)
+            if x_dtype == torch.float64:
+                layer = layer.double()
+            with torch.autocast("cpu", dtype=dtype):
+                y = layer(x)
+            y.sum().backward()
+            results.append([y.detach(), layer.weight.grad, layer.bias.grad])
+        for ours, theirs in zip(*results, strict=True):
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+# Reproducible to the bit.
+
+BITWISE = [
+    ((8, 16, 14, 14), 24, (3, 3), {"padding": 1}),
+    ((8, 16, 14, 14), 24, (3, 3), {"padding": 1, "stride": 2}),
+    ((8, 16, 14, 13), 24, (1, 1), {}),
+    ((8, 3, 30, 30), 8, (7, 7), {"padding": 3, "stride": 2}),
+    ((8, 12, 14, 14), 12, (3, 3), {"padding": 1, "groups": 12}),
+    ((8, 12, 14, 14), 24, (5, 5), {"padding": 2, "groups": 3}),
+    ((9, 64, 7, 7), 64, (3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), BITWISE)
+def test_the_rest_of_the_batch_changes_no_bit(
+    shape: tuple, out_channels: int, kernel: tuple, options: dict, memory_format: torch.memory_format
+) -> None:
+    x, w, b = conv_operands(shape, out_channels, kernel, options, torch.float32)
+    x = x.to(memory_format=memory_format)
+    dy = torch.randn_like(F.conv2d(x, w, b, **options))
+
+    def run(rows: slice) -> tuple[Tensor, Tensor]:
+        part = x[rows].detach().requires_grad_()
+        y = F.conv2d(part, w, b, **options)
+        return y.detach(), torch.autograd.grad(y, part, dy[rows])[0]
+
+    whole = run(slice(None))
+    for rows in (slice(0, 1), slice(1, 4), slice(4, None)):
+        for ours, expected in zip(run(rows), whole, strict=True):
+            assert torch.equal(ours, expected[rows])
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), BITWISE)
+def test_the_number_of_threads_changes_no_bit(
+    shape: tuple,
+    out_channels: int,
+    kernel: tuple,
+    options: dict,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
+) -> None:
+    operands = conv_operands(shape, out_channels, kernel, options, dtype)
+    operands = [x.to(memory_format=memory_format) if x.dim() == 4 else x for x in operands]
+    dy = torch.randn_like(F.conv2d(*operands, **options))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(gradients(lambda *operands: F.conv2d(*operands, **options), operands, dy))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+# Errors and odd arguments.
+
+X, W, B = torch.zeros(2, 4, 6, 6), torch.zeros(6, 4, 3, 3), torch.zeros(6)
+
+BAD_CALLS = {
+    # call, what our message must say
+    "channels": (
+        lambda f: f.conv2d(X[:, :3], W),
+        r"groups=1.*\[6, 4, 3, 3\].*\[2, 3, 6, 6\].*4 channels.*got 3",
+    ),
+    "channels unbatched": (lambda f: f.conv2d(X[0, :3], W), "4 channels.*got 3"),
+    "channels of groups": (lambda f: f.conv2d(X, W, groups=3), "groups=3.*12 channels.*got 4"),
+    "no groups": (lambda f: f.conv2d(X, W, groups=0), "got 0"),
+    "negative groups": (lambda f: f.conv2d(X, W, groups=-2), "got -2"),
+    "more groups than filters": (lambda f: f.conv2d(torch.zeros(1, 32, 6, 6), W, groups=8), "at least 8"),
+    "filters not divisible": (lambda f: f.conv2d(torch.zeros(1, 16, 6, 6), W, groups=4), "divisible by 4"),
+    "fractional groups": (lambda f: f.conv2d(X, W, groups=1.0), r"groups.*1\.0.*float"),
+    "boolean groups": (lambda f: f.conv2d(X, W, groups=True), "groups.*True.*bool"),
+    "groups None": (lambda f: f.conv2d(X, W, groups=None), "groups.*None"),
+    "bias size": (lambda f: f.conv2d(X, W, B[:5]), r"6 elements.*\[5\]"),
+    "bias rank": (lambda f: f.conv2d(X, W, B[None]), r"1-dimensional with 6.*\[1, 6\]"),
+    "bias type": (lambda f: f.conv2d(X, W, B.double()), "Float.*Double|float.*double"),
+    "bias a number": (lambda f: f.conv2d(X, W, 1.0), "bias.*float"),
+    "stride 0": (lambda f: f.conv2d(X, W, stride=0), r"stride.*0"),
+    "stride 0 in one dimension": (lambda f: f.conv2d(X, W, stride=(1, 0)), r"stride.*\[1, 0\]"),
+    "negative stride": (lambda f: f.conv2d(X, W, stride=-1), "stride.*-1"),
+    "fractional stride": (lambda f: f.conv2d(X, W, stride=1.5), r"stride.*1\.5.*float"),
+    "whole but floating stride": (lambda f: f.conv2d(X, W, stride=1.0), r"stride.*1\.0.*float"),
+    "fractional stride in one dimension": (lambda f: f.conv2d(X, W, stride=(1, 1.5)), r"stride.*1\.5"),
+    "boolean stride": (lambda f: f.conv2d(X, W, stride=True), "stride.*True"),
+    "stride None": (lambda f: f.conv2d(X, W, stride=None), "stride.*None"),
+    "stride of text": (lambda f: f.conv2d(X, W, stride="2"), "stride.*'2'"),
+    "stride a set": (lambda f: f.conv2d(X, W, stride={2, 1}), "stride.*set"),
+    "stride an array": (lambda f: f.conv2d(X, W, stride=np.array([2, 2])), "stride.*ndarray"),
+    "three strides": (lambda f: f.conv2d(X, W, stride=(1, 2, 3)), r"stride.*2 values.*\[1, 2, 3\]"),
+    "no strides": (lambda f: f.conv2d(X, W, stride=()), r"stride.*2 values.*\[\]"),
+    "negative padding": (lambda f: f.conv2d(X, W, padding=-1), "negative padding.*-1"),
+    "negative padding in one dimension": (lambda f: f.conv2d(X, W, padding=(1, -2)), "negative padding.*-2"),
+    "fractional padding": (lambda f: f.conv2d(X, W, padding=0.5), r"padding.*0\.5"),
+    "three paddings": (lambda f: f.conv2d(X, W, padding=(1, 2, 3)), r"padding.*2 values.*\[1, 2, 3\]"),
+    "padding None": (lambda f: f.conv2d(X, W, padding=None), "padding.*None"),
+    "unknown padding": (lambda f: f.conv2d(X, W, padding="full"), "padding.*'full'"),
+    "upper-case padding": (lambda f: f.conv2d(X, W, padding="SAME"), "padding.*'SAME'"),
+    "two padding names": (lambda f: f.conv2d(X, W, padding=("same", "same")), "padding.*'same'"),
+    "same with stride": (lambda f: f.conv2d(X, W, padding="same", stride=2), r"same.*strided.*\[2, 2\]"),
+    "same with a stride": (lambda f: f.conv2d(X, W, padding="same", stride=(1, 2)), r"same.*\[1, 2\]"),
+    "same with dilation 0": (lambda f: f.conv2d(X, W, padding="same", dilation=0), "dilation.*0|padding.*-"),
+    "dilation 0": (lambda f: f.conv2d(X, W, dilation=0), "dilation.*0"),
+    "negative dilation": (lambda f: f.conv2d(X, W, dilation=-1), "dilation.*-1"),
+    "fractional dilation": (lambda f: f.conv2d(X, W, dilation=1.5), r"dilation.*1\.5"),
+    "three dilations": (lambda f: f.conv2d(X, W, dilation=(1, 2, 3)), r"dilation.*2 values.*\[1, 2, 3\]"),
+    "kernel too large": (lambda f: f.conv2d(X, torch.zeros(6, 4, 7, 8)), r"\(6 x 6\).*\(7 x 8\)"),
+    "kernel too large, spread": (lambda f: f.conv2d(X, W, padding=1, dilation=4), r"\(8 x 8\).*\(3 x 3\).*4"),
+    "input of rank 2": (lambda f: f.conv2d(X[0, 0], W), r"3D.*4D.*\[6, 6\]"),
+    "input of rank 5": (lambda f: f.conv2d(X[None], W), r"3D.*4D.*\[1, 2, 4, 6, 6\]"),
+    "scalar input": (lambda f: f.conv2d(torch.zeros(()), W), r"3D.*4D.*\[\]"),
+    "weight of rank 3": (lambda f: f.conv2d(X, W[0]), r"\[4, 3, 3\]"),
+    "weight of rank 5": (lambda f: f.conv2d(X, W[None]), r"\[1, 6, 4, 3, 3\]"),
+    "scalar weight": (lambda f: f.conv2d(X, torch.zeros(())), r"\[\]"),
+    "types differ": (lambda f: f.conv2d(X.double(), W), "Double.*Float|double.*float"),
+    "half input": (lambda f: f.conv2d(X.bfloat16(), W), "BFloat16.*Float|bfloat16.*float"),
+    "whole input": (lambda f: f.conv2d(X.long(), W), "Long.*Float|int64.*float"),
+    "booleans": (lambda f: f.conv2d(X.bool(), W.bool()), "conv"),
+    "list for input": (lambda f: f.conv2d(X.tolist(), W), "input.*list"),
+    "array for input": (lambda f: f.conv2d(X.numpy(), W), "input.*ndarray"),
+    "list for weight": (lambda f: f.conv2d(X, W.tolist()), "weight.*list"),
+    "no weight": (lambda f: f.conv2d(X, None), "weight.*NoneType"),
+    "image without pixels": (lambda f: f.conv2d(X[:, :, :0], W, padding=3), r"\[2, 4, 0, 6\]"),
+    "kernel without taps": (lambda f: f.conv2d(X, W[:, :, :0]), r"\[6, 4, 0, 3\]"),
+    "unknown argument": (lambda f: f.conv2d(X, W, strides=1), "strides"),
+    "weight missing": (lambda f: f.conv2d(X), "weight"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_errors_are_torchs(name: str) -> None:
+    call, pattern = BAD_CALLS[name]
+    message = same_error(lambda: call(F), lambda: call(torch.nn.functional))
+    with pytest.raises(AssertionError, match=pattern):  # the message itself, searched as pytest does
+        raise AssertionError(message)
+
+
+BAD_LAYERS = {
+    "groups": lambda n: n.Conv2d(4, 6, 3, groups=3),
+    "padding mode": lambda n: n.Conv2d(4, 6, 3, padding_mode="mirror"),
+    "padding name": lambda n: n.Conv2d(4, 6, 3, padding="full"),
+    "same with stride": lambda n: n.Conv2d(4, 6, 3, padding="same", stride=2),
+    "channels": lambda n: n.Conv2d(4, 6, 3)(torch.zeros(1, 3, 5, 5)),
+    "fractional stride": lambda n: n.Conv2d(4, 6, 3, stride=1.5)(torch.zeros(1, 4, 5, 5)),
+    "reflection larger than the image": lambda n: n.Conv2d(4, 6, 3, padding=7, padding_mode="reflect")(X),
+    "more than one turn": lambda n: n.Conv2d(4, 6, 3, padding=7, padding_mode="circular")(X),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LAYERS)
+def test_errors_of_the_layer_are_torchs(name: str) -> None:
+    same_error(lambda: BAD_LAYERS[name](nn), lambda: BAD_LAYERS[name](torch.nn))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": [2, 1]},
+        {"stride": (2,), "padding": [1], "dilation": (1,)},
+        {"stride": torch.Size([2, 2])},
+        {"stride": np.int64(2), "padding": np.int32(1)},
+        {"stride": (np.int32(2), torch.tensor(1))},
+        {"stride": torch.tensor(2)},
+        {"stride": 2**40},
+    ],
+    ids=str,
+)
+def test_numbers_in_every_form_torch_takes(options: dict) -> None:
+    x, w = torch.randn(2, 4, 6, 6), torch.randn(6, 4, 3, 3)
+    torch.testing.assert_close(F.conv2d(x, w, **options), torch.conv2d(x, w, **options), rtol=1e-4, atol=1e-4)
+
+
+def test_whole_numbers() -> None:
+    x, w, b = torch.randint(-9, 9, (2, 4, 6, 6)), torch.randint(-9, 9, (6, 4, 3, 3)), torch.arange(6)
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        operands = [tensor.to(dtype) for tensor in (x.abs(), w.abs(), b)]
+        assert torch.equal(F.conv2d(*operands), torch.conv2d(*operands))
+    assert torch.equal(F.conv2d(x, w, b, 2, 1), torch.conv2d(x, w, b, 2, 1))
+
+
+def test_no_channels_leave_the_bias() -> None:
+    """A sum over nothing is zero. (torch gives a tensor without channels instead.)"""
+    b = torch.randn(6)
+    y = F.conv2d(torch.zeros(2, 0, 6, 6), torch.zeros(6, 0, 3, 3), b)
+    assert torch.equal(y, b.reshape(1, 6, 1, 1).expand(2, 6, 4, 4))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("options", [{"padding": 1, "stride": 2}, {"padding": 1}], ids=str)
+def test_nan_and_infinity_reach_every_output_that_sees_them(
+    special: float, options: dict, memory_format: torch.memory_format
+) -> None:
+    x = torch.randn(1, 3, 9, 9).to(memory_format=memory_format)
+    x[0, 1, 4, 4] = special
+    w = torch.randn(4, 3, 3, 3)
+    ours, theirs = F.conv2d(x, w, **options), torch.conv2d(x, w, **options)
+    assert not ours[~theirs.isfinite()].isfinite().any()
+    if "stride" in options:  # Winograd's transforms spread them over a tile of outputs
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+    assert ours[..., 0, 0].isfinite().all()
+
+
+# The module.
+
+LAYERS = [
+    {},
+    {"stride": 2, "padding": 1, "bias": False},
+    {"padding": (2, 1), "dilation": (2, 1), "groups": 2},
+    {"padding": "same", "kernel_size": (2, 4)},
+    {"padding": "valid", "dtype": torch.float64},
+    *({"padding": (2, 1), "padding_mode": mode} for mode in ("reflect", "replicate", "circular")),
+    *({"padding": "same", "kernel_size": 4, "padding_mode": mode} for mode in ("reflect", "circular")),
+]
+
+
+def pair(options: dict) -> tuple[nn.Conv2d, torch.nn.Conv2d]:
+    layers = []
+    for namespace in (nn, torch.nn):
+        torch.manual_seed(3)
+        layers.append(namespace.Conv2d(4, 6, **{"kernel_size": 3, **options}))
+    return tuple(layers)
+
+
+@pytest.mark.parametrize("options", LAYERS, ids=str)
+def test_the_layer_is_torchs(options: dict) -> None:
+    ours, theirs = pair(options)
+    assert isinstance(ours, torch.nn.Conv2d)
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    dtype = options.get("dtype", torch.float32)
+    names, weights = zip(*((name, weight.detach()) for name, weight in ours.named_parameters()), strict=True)
+
+    def through(layer: torch.nn.Module) -> Any:
+        return lambda x, *weights: functional_call(layer, dict(zip(names, weights, strict=True)), (x,))
+
+    for _, x in layouts((2, 4, 7, 6), dtype):
+        factor = allowed(ours.kernel_size, options, dtype)
+        check_against_torch(through(ours), through(theirs), [x, *weights], factor)
+
+
+@pytest.mark.parametrize("options", LAYERS[:4], ids=str)
+def test_copies_and_files(options: dict) -> None:
+    ours, theirs = pair(options)
+    x = torch.randn(2, 4, 7, 6)
+    expected = ours(x)
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(copied) is nn.Conv2d
+        assert torch.equal(copied(x), expected)
+    for weight in theirs.parameters():
+        torch.nn.init.normal_(weight)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    torch.nn.init.zeros_(ours.weight)
+    theirs.load_state_dict(ours.state_dict())
+    assert not theirs.weight.any()
+
+
+def test_meta_device() -> None:
+    x = torch.randn(2, 4, 7, 6)
+    for options in LAYERS[:5]:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            layer, _ = pair(options)
+            image = x.to(memory_format=memory_format, dtype=layer.weight.dtype)
+            on_cpu, on_meta = layer(image), layer.to("meta")(image.to("meta"))
+            assert on_meta.device.type == "meta"
+            assert on_meta.shape == on_cpu.shape
+            assert strides(on_meta) == strides(on_cpu)
+    y = nn.Conv2d(3, 4, 3, device="meta")(torch.zeros(1, 3, 5, 5, device="meta", requires_grad=True))
+    y.sum().backward()
+
+
+def test_meta_device_refuses_what_the_processor_refuses() -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        F.conv2d(X[:, :3].to("meta"), W.to("meta"))
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        F.conv2d(X.to("meta"), torch.zeros(6, 4, 9, 9, device="meta"))

@@ -1,0 +1,418 @@
+"""Turning models over to scratchnn: what changes, what stays, and what is said about it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from common import relative_error
+from torch import Tensor
+
+import scratchnn
+from scratchnn.convert import Conversion
+
+OURS = scratchnn.nn.implemented()
+
+
+def small_model() -> torch.nn.Sequential:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.5),
+        torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=False), torch.nn.Flatten()),
+        torch.nn.Linear(4 * 5 * 5, 7),
+    )
+
+
+IMAGES = (2, 3, 5, 5)
+
+
+# Classes as users write them.
+
+
+class Scaled(torch.nn.Conv2d):
+    """Reaches the layer through super(), and has state of its own."""
+
+    def __init__(self, *args: Any, scale: float = 2.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.scale * super().forward(input)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale={self.scale}"
+
+
+class Standardized(torch.nn.Conv2d):
+    """Reaches the layer through the method that Conv2d offers for it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class Plain(torch.nn.Linear):
+    """Changes nothing."""
+
+
+class ScaledAgain(Scaled):
+    """Two steps away."""
+
+
+class Own(torch.nn.Linear):
+    """Computes by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input @ self.weight.T * 3
+
+
+class OwnBelow(Own):
+    """Its super() leads to a class that computes by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+class Slotted(torch.nn.Linear):
+    """Takes an argument when it is derived from: not by us."""
+
+    def __init_subclass__(cls, *, role: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+
+
+def user_layers() -> dict[str, torch.nn.Module]:
+    return {
+        "scaled": Scaled(3, 4, 3, scale=1.5),
+        "standardized": Standardized(3, 4, 3),
+        "plain": Plain(6, 5),
+        "scaled_again": ScaledAgain(3, 4, 3),
+    }
+
+
+def example_for(layer: torch.nn.Module) -> Tensor:
+    return torch.randn(2, 6) if isinstance(layer, torch.nn.Linear) else torch.randn(2, 3, 6, 6)
+
+
+def runs_on_ours(layer: torch.nn.Module) -> bool:
+    """Whether a call arrives at an operator of scratchnn."""
+    with torch.profiler.profile() as profile:
+        layer(example_for(layer))
+    return any(event.name.startswith("scratchnn::") for event in profile.events())
+
+
+# What stays.
+
+
+def test_everything_a_layer_holds_stays() -> None:
+    model = small_model()
+    model[3].eval()
+    model[4].weight.requires_grad_(False)
+    calls: list[str] = []
+    model[0].register_forward_hook(lambda *_: calls.append("forward"))
+    model[0].register_full_backward_hook(lambda *_: calls.append("backward"))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = {
+        name: (id(module), module.training, dict(vars(module))) for name, module in model.named_modules()
+    }
+    parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
+
+    conversion = scratchnn.convert(model)
+
+    assert conversion.model is model
+    assert before == {
+        name: (id(module), module.training, dict(vars(module))) for name, module in model.named_modules()
+    }
+    assert parameters == {name: id(parameter) for name, parameter in model.named_parameters()}
+    for index in (0, 1, 4):
+        assert type(model[index]) is OURS[type(model[index]).__name__]
+    assert type(model[3][0]) is OURS["Conv2d"]
+    old = model[0].weight.detach().clone()
+    model(torch.randn(IMAGES)).square().sum().backward()
+    optimizer.step()
+    assert calls == ["forward", "backward"]
+    assert not torch.equal(model[0].weight, old)
+
+
+def test_results_and_gradients_are_the_same() -> None:
+    theirs = small_model().eval()
+    ours = scratchnn.convert(copy.deepcopy(theirs)).model
+    x = torch.randn(IMAGES)
+    for model in (ours, theirs):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_tied_weights_and_shared_layers_stay_so() -> None:
+    shared = torch.nn.Linear(4, 4)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), shared, shared, torch.nn.Linear(4, 4))
+    model[3].weight = model[0].weight
+    conversion = scratchnn.convert(model)
+    assert model[1] is model[2] is shared
+    assert model[3].weight is model[0].weight
+    assert list(conversion.converted) == ["0", "1", "3"]
+
+
+def test_state_travels_both_ways() -> None:
+    theirs, ours = small_model().eval(), scratchnn.convert(small_model().eval()).model
+    x = torch.randn(IMAGES)
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    another = small_model().eval()
+    another.load_state_dict(ours.state_dict())
+    assert torch.equal(another(x), theirs(x))
+
+
+def test_a_single_layer() -> None:
+    layer = torch.nn.Linear(3, 2)
+    conversion = scratchnn.convert(layer)
+    assert conversion.model is layer
+    assert type(layer) is OURS["Linear"]
+    assert conversion.converted == {"": "Linear"}
+    conversion = scratchnn.convert(torch.nn.Dropout())
+    assert not conversion.converted
+    assert "the model itself" in str(conversion)
+
+
+def test_a_second_time_changes_nothing() -> None:
+    model = torch.nn.Sequential(small_model(), *user_layers().values())
+    scratchnn.convert(model)
+    types = [type(module) for module in model.modules()]
+    again = scratchnn.convert(model)
+    assert not again.converted
+    assert [type(module) for module in model.modules()] == types
+    assert again.left["0.0"].reason == again.left["1"].reason == "already scratchnn's"
+
+
+def test_every_layer_we_have_is_converted() -> None:
+    arguments = {
+        "Conv2d": (3, 4, 3),
+        "Linear": (3, 4),
+        "MaxPool2d": (2,),
+        "AvgPool2d": (2,),
+        "AdaptiveAvgPool2d": (2,),
+        "BatchNorm2d": (3,),
+    }
+    for name, ours in OURS.items():
+        layer = getattr(torch.nn, name)(*arguments.get(name, ()))
+        shown = repr(layer)
+        assert scratchnn.convert(layer).converted == {"": name}
+        assert type(layer) is ours
+        assert repr(layer) == shown
+
+
+# Classes derived from torch's layers.
+
+
+@pytest.mark.parametrize("name", user_layers())
+def test_derived_classes(name: str) -> None:
+    torch.manual_seed(1)
+    layer = user_layers()[name]
+    user_class, shown = type(layer), repr(layer)
+    x = example_for(layer)
+    expected = layer(x)
+    conversion = scratchnn.convert(layer)
+    assert conversion.converted == {"": user_class.__name__}
+    assert runs_on_ours(layer)
+    assert isinstance(layer, user_class)
+    assert isinstance(layer, tuple(OURS.values()))
+    assert repr(layer) == shown
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+    other = user_layers()[name]
+    scratchnn.convert(other)
+    assert type(other) is type(layer)
+    assert not runs_on_ours(user_layers()[name])  # the user's class itself is as it was
+
+
+@pytest.mark.parametrize("name", user_layers())
+def test_copies_and_files_of_derived_classes(name: str) -> None:
+    layer = scratchnn.convert(user_layers()[name]).model
+    layer.note = "kept"
+    x = example_for(layer)
+    saved = io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    copies = [copy.copy(layer), copy.deepcopy(layer), torch.load(saved, weights_only=False)]
+    copies += [pickle.loads(pickle.dumps(layer, protocol)) for protocol in range(2, 6)]
+    for copied in copies:
+        assert type(copied) is type(layer)
+        assert vars(copied).keys() == vars(layer).keys()
+        assert copied.note == "kept"
+        assert torch.equal(copied(x), layer(x))
+    assert copies[1].weight is not layer.weight
+
+
+def test_derived_classes_that_never_reach_the_layer_are_left() -> None:
+    for cls in (Own, OwnBelow):
+        layer = cls(6, 5)
+        x = torch.randn(2, 6)
+        expected = layer(x)
+        conversion = scratchnn.convert(layer)
+        assert not conversion.converted
+        assert type(layer) is cls
+        assert conversion.left[""].type == cls.__name__
+        assert "forward does not call super()" in conversion.left[""].reason
+        assert torch.equal(layer(x), expected)
+
+
+def test_a_forward_replaced_on_the_layer_is_left() -> None:
+    layer = torch.nn.Linear(6, 5)
+    layer.forward = lambda input: input
+    assert "forward is replaced" in scratchnn.convert(layer).left[""].reason
+    assert type(layer) is torch.nn.Linear
+
+
+def test_a_class_that_cannot_be_derived_from_is_left() -> None:
+    layer = Slotted(6, 5)
+    assert "cannot be changed" in scratchnn.convert(layer).left[""].reason
+    assert type(layer) is Slotted
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d, Scaled])
+def test_parametrized_layers(layer: type) -> None:
+    """Weights computed anew for each call: torch slips a class over the layer's, and takes it off again."""
+    model = layer(3, 4, 3)
+    parametrized = torch.nn.utils.parametrizations.weight_norm(model)
+    x = torch.randn(2, 3, 6, 6)
+    expected = parametrized(x)
+    conversion = scratchnn.convert(parametrized)
+    assert "" in conversion.converted
+    assert runs_on_ours(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert not scratchnn.convert(model).converted
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    torch.nn.utils.parametrize.remove_parametrizations(model, "weight")
+    assert runs_on_ours(model)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert runs_on_ours(scratchnn.convert(torch.nn.utils.spectral_norm(layer(3, 4, 3))).model)
+
+
+# What is left, and what is said.
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_what_is_left_and_why() -> None:
+    model = torch.nn.ModuleDict(
+        {
+            "lazy": torch.nn.LazyConv2d(4, 3),
+            "dropout": torch.nn.Dropout(),
+            "complex": torch.nn.Linear(3, 3, dtype=torch.complex64),
+            "attention": torch.nn.MultiheadAttention(4, 2),
+            "fake_quantised": torch.ao.nn.qat.Linear(3, 3, qconfig=torch.ao.quantization.default_qat_qconfig),
+            "fine": torch.nn.Linear(3, 3),
+        }
+    )
+    types = {name: type(module) for name, module in model.named_modules() if name != "fine"}
+    conversion = scratchnn.convert(model)
+    assert conversion.converted == {"fine": "Linear"}
+    assert types == {name: type(module) for name, module in model.named_modules() if name != "fine"}
+    for name, reason in {
+        "lazy": "not initialised yet",
+        "dropout": "no such layer",
+        "complex": "complex",
+        "attention": "no such layer",
+        "attention.out_proj": "own variant of Linear",
+        "fake_quantised": "own variant of Linear",
+    }.items():
+        assert reason in conversion.left[name].reason
+
+    model["lazy"](torch.randn(1, 2, 5, 5))
+    assert scratchnn.convert(model).converted == {"lazy": "Conv2d"}
+
+
+def test_layers_on_the_meta_device_are_converted() -> None:
+    layer = scratchnn.convert(torch.nn.Linear(6, 4, device="meta")).model.to_empty(device="cpu")
+    assert runs_on_ours(layer)
+
+
+def test_the_summary() -> None:
+    model = torch.nn.Sequential(
+        *(torch.nn.Linear(2, 2) for _ in range(3)), *(torch.nn.Dropout() for _ in range(4)), Own(2, 2)
+    )
+    assert str(scratchnn.convert(model)) == (
+        "3 of 8 layers converted\n"
+        "  3 Linear\n"
+        "5 left as they were\n"
+        "  4 Dropout: scratchnn has no such layer (3, 4, 5, ...)\n"
+        "  1 Own: its forward does not call super().forward() (7)"
+    )
+    assert str(scratchnn.convert(torch.nn.Linear(2, 2))) == "1 of 1 layers converted\n  1 Linear"
+
+
+def test_the_summary_is_printed_on_demand(capsys: pytest.CaptureFixture) -> None:
+    conversion = scratchnn.convert(small_model())
+    assert isinstance(conversion, Conversion)
+    assert capsys.readouterr().out == ""
+    conversion = scratchnn.convert(small_model(), verbose=True)
+    assert capsys.readouterr().out == f"{conversion}\n"
+
+
+def test_only_modules() -> None:
+    for wrong in (None, [torch.nn.Linear(2, 2)], torch.nn.Linear, torch.zeros(2)):
+        with pytest.raises(TypeError, match=r"model.*torch\.nn\.Module"):
+            scratchnn.convert(wrong)
+
+
+# A whole network.
+
+
+def one_step(model: torch.nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Output, loss and gradients of a training step, then the state after it and the output in evaluation."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model.train()
+    output = model(images)
+    loss = torch.nn.functional.cross_entropy(output, labels)
+    loss.backward()
+    results = {"output": output, "loss": loss}
+    results |= {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+    optimizer.step()
+    results |= {f"{name} after": tensor for name, tensor in model.state_dict().items()}
+    model.eval()
+    with torch.no_grad():
+        results["evaluation"] = model(images)
+    return {name: tensor.detach().clone() for name, tensor in results.items()}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_residual_network_learns_as_accurately(memory_format: torch.memory_format) -> None:
+    theirs = torchvision.models.resnet18(weights=None, num_classes=10).to(memory_format=memory_format)
+    truth = copy.deepcopy(theirs).double()
+    ours = copy.deepcopy(theirs)
+    conversion = scratchnn.convert(ours)
+    expected = sum(type(module).__name__ in OURS for module in theirs.modules())
+    assert len(conversion.converted) == expected
+    assert {left.reason for left in conversion.left.values()} <= {"scratchnn has no such layer"}
+
+    images = torch.randn(4, 3, 64, 64).to(memory_format=memory_format)
+    labels = torch.tensor([1, 7, 3, 3])
+    exact = one_step(truth, images.double(), labels)
+    results = {name: one_step(model, images, labels) for name, model in [("ours", ours), ("torch", theirs)]}
+    for name, value in exact.items():
+        error, allowed = (relative_error(results[side][name], value) for side in ("ours", "torch"))
+        assert error <= 4 * allowed + 1e-6, f"{name}: error {error:.2e}, torch's {allowed:.2e}"
+
+
+def test_the_network_under_compile_and_transforms() -> None:
+    model = scratchnn.convert(
+        torch.nn.Sequential(Scaled(3, 4, 3), torch.nn.ReLU(), Standardized(4, 2, 3))
+    ).model
+    x = torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict, image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    assert each["0.weight"].shape == (2, 4, 3, 3, 3)
