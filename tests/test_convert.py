@@ -385,20 +385,27 @@ def one_step(model: torch.nn.Module, images: Tensor, labels: Tensor) -> dict[str
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_residual_network_learns_as_accurately(memory_format: torch.memory_format) -> None:
-    theirs = torchvision.models.resnet18(weights=None, num_classes=10).to(memory_format=memory_format)
-    truth = copy.deepcopy(theirs).double()
-    ours = copy.deepcopy(theirs)
-    conversion = scratchnn.convert(ours)
-    expected = sum(type(module).__name__ in OURS for module in theirs.modules())
-    assert len(conversion.converted) == expected
-    assert {left.reason for left in conversion.left.values()} <= {"scratchnn has no such layer"}
+    errors: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(3):
+        theirs = torchvision.models.resnet18(weights=None, num_classes=10).to(memory_format=memory_format)
+        truth = copy.deepcopy(theirs).double()
+        ours = copy.deepcopy(theirs)
+        conversion = scratchnn.convert(ours)
+        expected = sum(type(module).__name__ in OURS for module in theirs.modules())
+        assert len(conversion.converted) == expected
+        assert {left.reason for left in conversion.left.values()} <= {"scratchnn has no such layer"}
 
-    images = torch.randn(4, 3, 64, 64).to(memory_format=memory_format)
-    labels = torch.tensor([1, 7, 3, 3])
-    exact = one_step(truth, images.double(), labels)
-    results = {name: one_step(model, images, labels) for name, model in [("ours", ours), ("torch", theirs)]}
-    for name, value in exact.items():
-        error, allowed = (relative_error(results[side][name], value) for side in ("ours", "torch"))
+        images = torch.randn(4, 3, 64, 64).to(memory_format=memory_format)
+        labels = torch.tensor([1, 7, 3, 3])
+        exact = one_step(truth, images.double(), labels)
+        mine, other = one_step(ours, images, labels), one_step(theirs, images, labels)
+        for name, value in exact.items():
+            pair = (relative_error(mine[name], value), relative_error(other[name], value))
+            errors.setdefault(name, []).append(pair)
+    # The median of three networks: a rounding error that turns a ReLU or a maximum over, which happens to either
+    # side now and then, changes a gradient by a thousand times its usual error.
+    for name, pairs in errors.items():
+        error, allowed = (sorted(side)[1] for side in zip(*pairs, strict=True))
         assert error <= 4 * allowed + 1e-6, f"{name}: error {error:.2e}, torch's {allowed:.2e}"
 
 
