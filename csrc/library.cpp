@@ -70,25 +70,47 @@ std::string instruction_set() {
   }
 }
 
+// The autograd kernel of the operators that write into their arguments. They have no output to hang an error on for the
+// backward pass, as torch's own fallback does, so they refuse at once; and what they write counts up its version, so
+// that the backward pass notices a saved tensor that was overwritten.
+void in_place(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto& arguments = op.schema().arguments();
+  std::vector<at::Tensor> written;
+  const auto values = torch::jit::last(*stack, arguments.size());
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!values[i].isTensor()) continue;
+    const at::Tensor& tensor = values[i].toTensor();
+    TORCH_CHECK(!(at::GradMode::is_enabled() && tensor.requires_grad()), "derivative for ", op.schema().name(),
+                " is not implemented");
+    const c10::AliasInfo* alias = arguments[i].alias_info();
+    if (alias != nullptr && alias->isWrite()) written.push_back(tensor);
+  }
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  for (const at::Tensor& tensor : written) {
+    if (tensor.defined() && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
 }  // namespace
 
 TORCH_LIBRARY(scratchnn, library) {
   for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
   library.def("instruction_set() -> str", instruction_set);
-  library.def("allow_winograd(bool allow) -> bool", scratchnn::allow_winograd);
+  library.def("allow_winograd(bool? allow=None) -> bool", scratchnn::allow_winograd);
   library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
 }
 
 TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
   for (const char* schema : kOperators) {
     const std::string text(schema);
-    library.impl(text.substr(0, text.find('(')).c_str(), torch::autograd::autogradNotImplementedFallback());
+    const std::string name = text.substr(0, text.find('('));
+    library.impl(name.c_str(), name.back() == '_' ? torch::CppFunction::makeFromBoxedFunction<&in_place>()
+                                                  : torch::autograd::autogradNotImplementedFallback());
   }
 }
 
 // Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -3,10 +3,10 @@
 Start with ``import scratchnn.nn as nn``, or turn an existing model over with :func:`convert`.
 """
 
-from scratchnn import functional, nn
+from scratchnn import backends, functional, nn
 from scratchnn._version import __version__
 from scratchnn.convert import convert
 from scratchnn.memory import keep_memory
 from scratchnn.ops._common import kernels
 
-__all__ = ["__version__", "convert", "functional", "keep_memory", "kernels", "nn"]
+__all__ = ["__version__", "backends", "convert", "functional", "keep_memory", "kernels", "nn"]

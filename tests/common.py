@@ -30,11 +30,7 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: T
 
 def strides(x: Tensor) -> tuple[int, ...]:
     """The strides that say something: none of an empty tensor, none of dimensions of size 1."""
-    return (
-        tuple(stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1)
-        if x.numel()
-        else ()
-    )
+    return tuple(stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1) if x.numel() else ()
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
@@ -56,9 +52,7 @@ def assert_as_accurate(
         assert mine.shape == other.shape, f"tensor {position}: shape {mine.shape}, torch's {other.shape}"
         assert mine.dtype == other.dtype, f"tensor {position}: {mine.dtype}, torch's {other.dtype}"
         if position == 0:
-            assert strides(mine) == strides(other), (
-                f"output strides {mine.stride()}, torch's {other.stride()}"
-            )
+            assert strides(mine) == strides(other), f"output strides {mine.stride()}, torch's {other.stride()}"
         finite = exact.isfinite()
         assert torch.equal(mine.isfinite(), other.isfinite()), f"tensor {position}: not finite elsewhere"
         error = relative_error(mine[finite], exact[finite])
@@ -89,17 +83,16 @@ def check_against_torch(
 
 def same_error(ours: Callable[[], object], theirs: Callable[[], object]) -> str:
     """Both calls raise, and the same exception type; gives our message back."""
+    expected, _ = _raised(theirs)
+    assert expected is not None, "torch raises nothing here"
+    found, message = _raised(ours)
+    assert found is expected, f"{found} instead of {expected}: {message}"
+    return message
+
+
+def _raised(call: Callable[[], object]) -> tuple[type[Exception] | None, str]:
     try:
-        theirs()
+        call()
     except Exception as error:
-        expected = type(error)
-    else:
-        raise AssertionError("torch raises nothing here")
-    try:
-        ours()
-    except expected as error:
-        assert type(error) is expected, f"{type(error).__name__} instead of {expected.__name__}"
-        return str(error)
-    except Exception as error:
-        raise AssertionError(f"{type(error).__name__} instead of {expected.__name__}: {error}") from error
-    raise AssertionError(f"nothing raised; torch raises {expected.__name__}")
+        return type(error), str(error)
+    return None, ""

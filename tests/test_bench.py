@@ -337,13 +337,9 @@ class TestCommand:
         assert sentence in error
         assert error.count("\n") == 1
 
-    def test_a_run(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr("scratchnn.bench.cases.CASES", [SMALL])
-        monkeypatch.setattr(
-            "scratchnn.bench.command.measure_limits", lambda *_, **__: Limits(1e10, {"float32": 1e11})
-        )
+        monkeypatch.setattr("scratchnn.bench.command.measure_limits", lambda *_, **__: Limits(1e10, {"float32": 1e11}))
         options = [
             "--quick",
             "--seconds",

@@ -161,18 +161,14 @@ def test_not_even_a_part_of_a_run_is_overwritten(capsys, tmp_path: Path, picture
 def test_out_that_is_a_file_or_below_one(capsys, tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "file").write_text("precious")
     assert "is a file" in refused(capsys, train("--data", pictures, "--out", tmp_path / "file"))
-    assert "cannot make the folder" in refused(
-        capsys, train("--data", pictures, "--out", tmp_path / "file" / "a")
-    )
+    assert "cannot make the folder" in refused(capsys, train("--data", pictures, "--out", tmp_path / "file" / "a"))
     assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_corrupt_image_is_named_and_nothing_is_left(capsys, tmp_path: Path) -> None:
     tree = split_tree() | {"train/red/004.png": b"not an image"}
     archive = write_tar(tree, tmp_path / "bad.tar")
-    assert "the image train/red/004.png of" in refused(
-        capsys, train("--data", archive, "--out", tmp_path / "out")
-    )
+    assert "the image train/red/004.png of" in refused(capsys, train("--data", archive, "--out", tmp_path / "out"))
     assert list(files(tmp_path)) == ["bad.tar"]
 
 
@@ -192,15 +188,10 @@ def test_default_folder_and_data(capsys, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["tqdm", "matplotlib"])
-def test_missing_optional_dependency(
-    capsys, tmp_path: Path, pictures: Path, monkeypatch, module: str
-) -> None:
+def test_missing_optional_dependency(capsys, tmp_path: Path, pictures: Path, monkeypatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     said = refused(capsys, train("--data", pictures, "--out", tmp_path / "out"))
-    assert (
-        f"the optional dependency {module} is missing, install it with: pip install 'scratchnn[train]'"
-        in said
-    )
+    assert f"the optional dependency {module} is missing, install it with: pip install 'scratchnn[train]'" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from common import (
     check_against_torch,
     gradients,
     layouts,
+    relative_error,
     same_error,
     strides,
 )
@@ -62,9 +64,7 @@ def operator_samples() -> list[tuple[Tensor, Tensor, Tensor, tuple]]:
 
 OPERATOR_SAMPLES = {
     "conv": lambda: [
-        (x, w, bias, *window)
-        for x, w, _, window in operator_samples()
-        for bias in (None, torch.randn(w.shape[0]))
+        (x, w, bias, *window) for x, w, _, window in operator_samples() for bias in (None, torch.randn(w.shape[0]))
     ],
     "conv_input_grad": lambda: [(dy, w, x.shape[2:], *window) for x, w, dy, window in operator_samples()],
     "conv_weight_grad": lambda: [
@@ -83,15 +83,11 @@ OPERATOR_SAMPLES = {
 # The ladder: formula, naive loops, fast kernels.
 
 
-def conv_formula(
-    x: Tensor, w: Tensor, b: Tensor, stride: int, padding: int, dilation: int, groups: int
-) -> Tensor:
+def conv_formula(x: Tensor, w: Tensor, b: Tensor, stride: int, padding: int, dilation: int, groups: int) -> Tensor:
     """``y[n, k, o] = b[k] + sum over c, t of w[k, c, t] x[n, c, o S - P + t D]``, one number at a time."""
     N, _, H, W = x.shape
     K, group_in, R, S = w.shape
-    height, width = (
-        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for size, taps in ((H, R), (W, S))
-    )
+    height, width = ((size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 for size, taps in ((H, R), (W, S)))
     y = torch.zeros(N, K, height, width, dtype=torch.float64)
     for n, k, i, j in itertools.product(range(N), range(K), range(height), range(width)):
         y[n, k, i, j] = b[k]
@@ -103,18 +99,14 @@ def conv_formula(
     return y
 
 
-@pytest.mark.parametrize(
-    ("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 0, 1, 2), (1, 2, 2, 4)]
-)
+@pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), [(1, 1, 1, 1), (2, 0, 1, 2), (1, 2, 2, 4)])
 def test_the_ladder_formula_naive_fast(stride: int, padding: int, dilation: int, groups: int) -> None:
     x, w, b = torch.randn(2, 4, 5, 6), torch.randn(4, 4 // groups, 3, 2), torch.randn(4)
     formula = conv_formula(x, w, b, stride, padding, dilation, groups)
     with scratchnn.kernels("naive"):
         naive = F.conv2d(x, w, b, stride, padding, dilation, groups)
     torch.testing.assert_close(naive.double(), formula, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(
-        F.conv2d(x, w, b, stride, padding, dilation, groups), naive, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(F.conv2d(x, w, b, stride, padding, dilation, groups), naive, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -338,9 +330,7 @@ def test_other_ranks(rank: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 def test_channel_sum(dtype: torch.dtype) -> None:
-    views = [
-        view for shape in [(3, 5, 7, 9), (2, 40, 30, 20), (0, 3, 2, 2)] for _, view in layouts(shape, dtype)
-    ]
+    views = [view for shape in [(3, 5, 7, 9), (2, 40, 30, 20), (0, 3, 2, 2)] for _, view in layouts(shape, dtype)]
     views += [torch.randn(300, 17, dtype=dtype), torch.randn(4, 3, 50, dtype=dtype)]
     for view in views:
         dims = [dim for dim in range(view.dim()) if dim != 1]
@@ -457,9 +447,7 @@ def test_jvp_and_jacobian() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize(
-    "options", [{"padding": 1}, {"padding": "same", "groups": 2}, {"stride": 2}], ids=str
-)
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": "same", "groups": 2}, {"stride": 2}], ids=str)
 def test_compile(dynamic: bool, options: dict) -> None:
     torch._dynamo.reset()
     layer = nn.Conv2d(4, 6, 3, **options)
@@ -785,3 +773,63 @@ def test_meta_device_refuses_what_the_processor_refuses() -> None:
         F.conv2d(X[:, :3].to("meta"), W.to("meta"))
     with pytest.raises(RuntimeError, match="Kernel size"):
         F.conv2d(X.to("meta"), torch.zeros(6, 4, 9, 9, device="meta"))
+
+
+# Winograd: 3x3, stride 1, float32.
+
+
+@pytest.fixture
+def winograd_setting() -> Iterator[None]:
+    yield
+    scratchnn.backends.conv.allow_winograd = True
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2, 3])
+@pytest.mark.parametrize("shape", [(2, 32, 9, 7), (1, 64, 4, 33), (3, 96, 14, 14), (5, 32, 8, 8)])
+def test_winograd_is_nearly_as_accurate(shape: tuple, padding: int, layout: torch.memory_format) -> None:
+    for filters in (32, 64, 160):
+        x, w, b = torch.randn(shape), torch.randn(filters, shape[1], 3, 3), torch.randn(filters)
+        operands = [x.to(memory_format=layout), w.to(memory_format=layout), b]
+        check_against_torch(
+            lambda *tensors: F.conv2d(*tensors, padding=padding),
+            lambda *tensors: torch.conv2d(*tensors, padding=padding),
+            operands,
+            WINOGRAD,
+        )
+
+
+def test_winograd_can_be_switched_off(winograd_setting: None) -> None:
+    assert scratchnn.backends.conv.allow_winograd
+    x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)
+    truth = torch.conv2d(x.double(), w.double(), padding=1)
+    fast = F.conv2d(x, w, padding=1)
+    scratchnn.backends.conv.allow_winograd = False
+    assert not scratchnn.backends.conv.allow_winograd
+    direct = F.conv2d(x, w, padding=1)
+    assert not torch.equal(fast, direct), "the switch chose no other algorithm"
+    assert relative_error(direct, truth) < relative_error(fast, truth) < 4 * relative_error(direct, truth)
+    x[0, 3, 8, 8] = torch.inf  # summed directly, it reaches its nine neighbours and nobody else
+    assert (~F.conv2d(x, w, padding=1)[0].isfinite()).any(0).sum() == 9
+
+
+def test_winograd_gives_the_same_bits_for_any_batch_and_threads() -> None:
+    x, w = torch.randn(7, 32, 11, 10), torch.randn(64, 32, 3, 3)
+    g = torch.randn(7, 64, 11, 10)
+    window = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
+
+    def results(x: Tensor, g: Tensor) -> list[Tensor]:
+        return [_ops.conv(x, w, None, *window), _ops.conv_input_grad(g, w, x.shape[2:], *window)]
+
+    def weight_grad() -> Tensor:
+        return _ops.conv_weight_grad(g, x, [3, 3], *window, False)
+
+    torch.set_num_threads(2)
+    whole, filters = results(x, g), weight_grad()
+    torch.set_num_threads(1)
+    assert torch.equal(weight_grad(), filters)
+    for other in (
+        results(x, g),
+        [torch.cat(p) for p in zip(results(x[:3], g[:3]), results(x[3:], g[3:]), strict=True)],
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))

@@ -117,17 +117,13 @@ def test_everything_a_layer_holds_stays() -> None:
     model[0].register_forward_hook(lambda *_: calls.append("forward"))
     model[0].register_full_backward_hook(lambda *_: calls.append("backward"))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    before = {
-        name: (id(module), module.training, dict(vars(module))) for name, module in model.named_modules()
-    }
+    before = {name: (id(module), module.training, dict(vars(module))) for name, module in model.named_modules()}
     parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
 
     conversion = scratchnn.convert(model)
 
     assert conversion.model is model
-    assert before == {
-        name: (id(module), module.training, dict(vars(module))) for name, module in model.named_modules()
-    }
+    assert before == {name: (id(module), module.training, dict(vars(module))) for name, module in model.named_modules()}
     assert parameters == {name: id(parameter) for name, parameter in model.named_parameters()}
     for index in (0, 1, 4):
         assert type(model[index]) is OURS[type(model[index]).__name__]
@@ -410,9 +406,7 @@ def test_a_residual_network_learns_as_accurately(memory_format: torch.memory_for
 
 
 def test_the_network_under_compile_and_transforms() -> None:
-    model = scratchnn.convert(
-        torch.nn.Sequential(Scaled(3, 4, 3), torch.nn.ReLU(), Standardized(4, 2, 3))
-    ).model
+    model = scratchnn.convert(torch.nn.Sequential(Scaled(3, 4, 3), torch.nn.ReLU(), Standardized(4, 2, 3))).model
     x = torch.randn(2, 3, 8, 8)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))

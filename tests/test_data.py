@@ -89,9 +89,7 @@ def test_unused_split_is_told(load, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_without_test_images_a_fifth_of_each_class_is_set_apart(load, tmp_path: Path, prefix: str) -> None:
-    tree = {
-        f"{prefix}{name}/{n}.png": png(n, c) for name, c, m in (("a", 0, 20), ("b", 1, 10)) for n in range(m)
-    }
+    tree = {f"{prefix}{name}/{n}.png": png(n, c) for name, c, m in (("a", 0, 20), ("b", 1, 10)) for n in range(m)}
     first = load(write_tar(tree, tmp_path / "first.tar"))
     assert first.train.labels.bincount().tolist() == [16, 8]
     assert first.test.labels.bincount().tolist() == [4, 2]
@@ -369,9 +367,7 @@ def test_cifar10_without_a_network(load, tmp_path: Path, monkeypatch) -> None:
         load("cifar10")
 
 
-def test_auto_takes_what_is_there_and_downloads_nothing(
-    cifar_root: Path, monkeypatch, tmp_path: Path
-) -> None:
+def test_auto_takes_what_is_there_and_downloads_nothing(cifar_root: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         "torchvision.datasets.cifar.download_and_extract_archive", lambda *_, **__: pytest.fail("download")
     )
@@ -485,9 +481,7 @@ def test_disk_full_is_one_sentence(tmp_path: Path) -> None:
         "try: replace_text(Path(sys.argv[1]), 'new' * 99)\n"
         "except UserError as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout == f"cannot write {path}: File too large\n"
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -26,9 +26,7 @@ OPERATOR_SAMPLES = {
         for leading in [(4,), (), (2, 3)]
         for bias in (None, torch.randn(3))
     ],
-    "linear_input_grad": lambda: [
-        (torch.randn(*leading, 3), torch.randn(3, 5)) for leading in [(4,), (), (2, 3)]
-    ],
+    "linear_input_grad": lambda: [(torch.randn(*leading, 3), torch.randn(3, 5)) for leading in [(4,), (), (2, 3)]],
     "linear_weight_grad": lambda: [
         (torch.randn(*leading, 3), torch.randn(*leading, 5)) for leading in [(4,), (), (2, 3)]
     ],
@@ -47,10 +45,7 @@ def matrices(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Iter
 
 def linear_formula(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """``y[n, k] = b[k] + sum over c of x[n, c] w[k, c]``, one number at a time."""
-    rows = [
-        [b[k] + sum(x[n][c] * w[k][c] for c in range(len(w[k]))) for k in range(len(w))]
-        for n in range(len(x))
-    ]
+    rows = [[b[k] + sum(x[n][c] * w[k][c] for c in range(len(w[k]))) for k in range(len(w))] for n in range(len(x))]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -99,9 +94,7 @@ SIZES = [  # leading dimensions, features in, features out
 def test_values_and_gradients(
     leading: tuple, features: int, outputs: int, dtype: torch.dtype, which: str, bias: bool
 ) -> None:
-    x, w, b = (
-        torch.randn(shape, dtype=dtype) for shape in [(*leading, features), (outputs, features), (outputs,)]
-    )
+    x, w, b = (torch.randn(shape, dtype=dtype) for shape in [(*leading, features), (outputs, features), (outputs,)])
     with scratchnn.kernels(which):
         check_against_torch(F.linear, torch.nn.functional.linear, [x, w, *([b] if bias else [])])
 
@@ -199,17 +192,13 @@ def test_vmap(mapped: tuple, leading: tuple) -> None:
         return grad(lambda *operands: linear(*operands).square().sum(), argnums=(0, 1, 2))
 
     for transform in (lambda linear: linear, gradient):
-        ours, theirs = (
-            vmap(transform(f), in_dims=mapped)(*operands) for f in (F.linear, torch.nn.functional.linear)
-        )
+        ours, theirs = (vmap(transform(f), in_dims=mapped)(*operands) for f in (F.linear, torch.nn.functional.linear))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_vmap_nested() -> None:
     x, w = torch.randn(2, 3, 4, 5), torch.randn(3, 2, 6, 5)
-    ours, theirs = (
-        vmap(vmap(f), in_dims=(0, 1))(x, w).square() for f in (F.linear, torch.nn.functional.linear)
-    )
+    ours, theirs = (vmap(vmap(f), in_dims=(0, 1))(x, w).square() for f in (F.linear, torch.nn.functional.linear))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -291,8 +280,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("features", "outputs"), [(5, 3), (64, 10), (300, 200), (1500, 7), (9, 600)])
 def test_the_rest_of_the_batch_changes_no_bit(features: int, outputs: int, dtype: torch.dtype) -> None:
     x, w, b, dy = (
-        torch.randn(shape, dtype=dtype)
-        for shape in [(65, features), (outputs, features), (outputs,), (65, outputs)]
+        torch.randn(shape, dtype=dtype) for shape in [(65, features), (outputs, features), (outputs,), (65, outputs)]
     )
     y, dx, *_ = gradients(F.linear, [x, w, b], dy)
     for rows in (slice(0, 1), slice(1, 5), slice(5, 12), slice(12, 64), slice(64, 65)):
@@ -305,12 +293,8 @@ def test_the_rest_of_the_batch_changes_no_bit(features: int, outputs: int, dtype
 @pytest.mark.parametrize(
     ("rows", "features", "outputs"), [(65, 64, 10), (256, 300, 200), (1, 1500, 700), (900, 70, 33)]
 )
-def test_the_number_of_threads_changes_no_bit(
-    rows: int, features: int, outputs: int, dtype: torch.dtype
-) -> None:
-    operands = [
-        torch.randn(shape, dtype=dtype) for shape in [(rows, features), (outputs, features), (outputs,)]
-    ]
+def test_the_number_of_threads_changes_no_bit(rows: int, features: int, outputs: int, dtype: torch.dtype) -> None:
+    operands = [torch.randn(shape, dtype=dtype) for shape in [(rows, features), (outputs, features), (outputs,)]]
     dy = torch.randn(rows, outputs, dtype=dtype)
     results = []
     for threads in (1, 2, 3):

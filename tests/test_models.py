@@ -121,9 +121,7 @@ def test_only_projections_have_shortcut_parameters() -> None:
         return sum(p.numel() for name, p in model.named_parameters() if "shortcut" in name)
 
     assert shortcut_parameters(models.resnet20(nn=torch.nn)) == 0
-    assert shortcut_parameters(models.resnet18(nn=torch.nn)) == sum(
-        c * 2 * c + 2 * (2 * c) for c in (64, 128, 256)
-    )
+    assert shortcut_parameters(models.resnet18(nn=torch.nn)) == sum(c * 2 * c + 2 * (2 * c) for c in (64, 128, 256))
 
 
 def test_initial_weights_have_the_deviation_of_the_paper() -> None:

@@ -119,9 +119,7 @@ def check(x: Tensor, training: bool, affine: bool = True, running: bool = True, 
     ours = run(F.batch_norm, *arguments, training, grad)
     theirs = run(torch_batch_norm, *arguments, training, grad)
     if x.dtype != torch.float64:
-        sums = (
-            slice(2, 4) if affine else slice(2, 2)
-        )  # the gradients of weight and bias: sums that may cancel
+        sums = slice(2, 4) if affine else slice(2, 2)  # the gradients of weight and bias: sums that may cancel
         terms = gradient_terms(x, grad, *arguments[3:], training)
         for mine, other, true, scale in zip(ours[sums], theirs[sums], truth[sums], terms, strict=False):
             assert mine.dtype == other.dtype
@@ -296,9 +294,7 @@ def functions() -> list[Any]:
         w, b, mean, var = parameters(shape[1], torch.float64)
         for training in (True, False):
 
-            def function(
-                x: Tensor, *affine: Tensor, t: bool = training, m: Tensor = mean, v: Tensor = var
-            ) -> Tensor:
+            def function(x: Tensor, *affine: Tensor, t: bool = training, m: Tensor = mean, v: Tensor = var) -> Tensor:
                 return F.batch_norm(x, None if t else m, None if t else v, *affine, training=t)
 
             name = f"{len(shape)}d-{'train' if training else 'eval'}"
@@ -336,9 +332,7 @@ def test_transforms(function: Callable[..., Tensor], arguments: tuple[Tensor, ..
         close(both(function), both(formula))  # fmt: skip
     stacked = torch.stack([x, 2 * x + x.cos(), -x], 1)
     for dims in [(1, *[None] * len(affine)), (1, *[0] * len(affine))]:
-        batched = [
-            a if d is None else torch.stack([a, a + 1, 2 * a]) for a, d in zip(affine, dims[1:], strict=True)
-        ]
+        batched = [a if d is None else torch.stack([a, a + 1, 2 * a]) for a, d in zip(affine, dims[1:], strict=True)]
         close(
             torch.func.vmap(function, dims)(stacked, *batched),
             torch.func.vmap(formula, dims)(stacked, *batched),

@@ -64,8 +64,7 @@ OPERATOR_SAMPLES = {
         for last in (False, True)
     ],
     "max_pool_indices": lambda: [
-        (offsets_of(images(2, 3, 7, 6, channels_last=last), *K3S2P1), [7, 6], *K3S2P1)
-        for last in (False, True)
+        (offsets_of(images(2, 3, 7, 6, channels_last=last), *K3S2P1), [7, 6], *K3S2P1) for last in (False, True)
     ],
     "avg_pool": lambda: [
         (images(2, 3, 7, 6), *K3S2P1[:3], False, True, None),
@@ -139,9 +138,7 @@ def functions(name: str, arguments: dict[str, Any]) -> tuple[Callable, Callable]
 # The ladder: formulas, naive kernels, fast kernels
 
 
-def max_pool_formula(
-    x: Tensor, kernel: int, stride: int, padding: int, dilation: int
-) -> tuple[Tensor, Tensor]:
+def max_pool_formula(x: Tensor, kernel: int, stride: int, padding: int, dilation: int) -> tuple[Tensor, Tensor]:
     """Maxima of the windows of a plane, and the taps they were at, number by number."""
     height, width = x.shape
     values = [
@@ -273,9 +270,7 @@ def test_special_values(which: str, dtype: torch.dtype) -> None:
                 torch.testing.assert_close(ours[0], theirs[0], equal_nan=True, rtol=0, atol=0)
                 assert torch.equal(ours[1], theirs[1])
             torch.testing.assert_close(F.avg_pool2d(x, 3), T.avg_pool2d(x, 3), equal_nan=True)
-            torch.testing.assert_close(
-                F.adaptive_avg_pool2d(x, 1), T.adaptive_avg_pool2d(x, 1), equal_nan=True
-            )
+            torch.testing.assert_close(F.adaptive_avg_pool2d(x, 1), T.adaptive_avg_pool2d(x, 1), equal_nan=True)
 
 
 def test_a_window_of_padding_alone() -> None:
@@ -412,9 +407,7 @@ def test_transforms(function: Callable) -> None:
     _, pullback = torch.func.vjp(function, x[0])
     w = torch.randn_like(tangent)
     torch.testing.assert_close((tangent * w).sum(), (pullback(w)[0] * v[0]).sum())
-    torch.testing.assert_close(
-        torch.func.vmap(lambda x, v: torch.func.jvp(function, (x,), (v,))[1])(x, v)[0], tangent
-    )
+    torch.testing.assert_close(torch.func.vmap(lambda x, v: torch.func.jvp(function, (x,), (v,))[1])(x, v)[0], tangent)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -433,9 +426,7 @@ def test_compile(dynamic: bool) -> None:
         for output in outputs:
             output.square().sum().backward()
         assert torch.equal(leaves[0].grad, leaves[1].grad)
-    indices = torch.compile(
-        lambda x: F.max_pool2d(x, 2, return_indices=True)[1], fullgraph=True, backend="aot_eager"
-    )
+    indices = torch.compile(lambda x: F.max_pool2d(x, 2, return_indices=True)[1], fullgraph=True, backend="aot_eager")
     assert torch.equal(indices(x), T.max_pool2d(x, 2, return_indices=True)[1])
 
 

@@ -111,9 +111,7 @@ def test_a_run_and_its_files(train: Train, tmp_path: Path, capsys, layers: str) 
     steps, epochs = read_table(out / "steps.csv"), read_table(out / "epochs.csv")
     assert [row["step"] for row in steps] == list(range(1, 16))
     assert [row["epoch"] for row in steps] == [1] * 5 + [2] * 5 + [3] * 5
-    assert [row["lr"] for row in steps] == pytest.approx(
-        [learning_rate(s, 15, 0.1, "cosine", 0.15) for s in range(15)]
-    )
+    assert [row["lr"] for row in steps] == pytest.approx([learning_rate(s, 15, 0.1, "cosine", 0.15) for s in range(15)])
     assert [row["epoch"] for row in epochs] == [1, 2, 3]
     for row in epochs:
         own = [step["loss"] for step in steps if step["epoch"] == row["epoch"]]
@@ -135,9 +133,7 @@ def test_a_run_and_its_files(train: Train, tmp_path: Path, capsys, layers: str) 
     said = capsys.readouterr()
     assert said.err == ""
     lines = said.out.splitlines()
-    assert [line.split(":")[0] for line in lines if line.startswith("epoch ")] == [
-        f"epoch {n}/3" for n in (1, 2, 3)
-    ]
+    assert [line.split(":")[0] for line in lines if line.startswith("epoch ")] == [f"epoch {n}/3" for n in (1, 2, 3)]
     assert lines[-2] == f"test accuracy: {summary['test_accuracy']:.2%}"
     assert lines[-1].startswith(f"files: {out} (")
 
@@ -293,9 +289,7 @@ def test_data_may_have_moved(train: Train, tmp_path: Path, stop_at, monkeypatch)
 
 
 @pytest.mark.parametrize("where", ["step", "test"])
-def test_loss_that_is_not_finite_stops_the_run(
-    train: Train, tmp_path: Path, capsys, monkeypatch, where: str
-) -> None:
+def test_loss_that_is_not_finite_stops_the_run(train: Train, tmp_path: Path, capsys, monkeypatch, where: str) -> None:
     out = tmp_path / "out"
     loss = Trainer._loss
 
@@ -334,9 +328,7 @@ def changed(path: Path, change: Callable[[dict], None]) -> None:
         ("--lr", "1", "0.1"),
     ],
 )
-def test_resume_with_another_option(
-    train: Train, whole: Path, capsys, option: str, value: str, stored: str
-) -> None:
+def test_resume_with_another_option(train: Train, whole: Path, capsys, option: str, value: str, stored: str) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     assert train(whole, option, value, "--resume") == 2
     said = capsys.readouterr().err
@@ -391,9 +383,7 @@ def test_damaged_checkpoint(train: Train, tmp_path: Path, capsys, damage: str) -
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     assert train(out, "--max-steps", "1", "--resume") == 2
     said = capsys.readouterr().err
-    expected = {"newer": "scratchnn 9.9", "missing": "does not exist"}.get(
-        damage, "is damaged or not a checkpoint"
-    )
+    expected = {"newer": "scratchnn 9.9", "missing": "does not exist"}.get(damage, "is damaged or not a checkpoint")
     assert expected in said
     assert str(path) in said
     assert said.count("\n") == 1

@@ -1,10 +1,9 @@
 // The activation operators on the CPU: check, allocate, choose a kernel.
-#include "activation/naive.h"
-
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "activation/kernels.h"
+#include "activation/naive.h"
 #include "common/tensors.h"
 
 namespace scratchnn {
@@ -47,8 +46,8 @@ void relu_(at::Tensor input) {
 }
 
 at::Tensor relu_backward(const at::Tensor& grad, const at::Tensor& output) {
-  TORCH_CHECK(grad.sizes() == output.sizes(), "relu_backward: expected grad of shape ", output.sizes(),
-              ", but got ", grad.sizes());
+  TORCH_CHECK(grad.sizes() == output.sizes(), "relu_backward: expected grad of shape ", output.sizes(), ", but got ",
+              grad.sizes());
   check_same_type(grad, "grad", output, "output", "relu_backward");
   const at::Tensor y = dense(output);
   const at::Tensor dx = at::empty_like(y);

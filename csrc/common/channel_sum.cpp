@@ -42,6 +42,8 @@ at::Tensor channel_sum(const at::Tensor& input) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(scratchnn, CPU, library) { library.impl("channel_sum", channel_sum); }
+TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
+  library.impl("channel_sum", channel_sum);
+}
 
 }  // namespace scratchnn

@@ -43,6 +43,6 @@ class Kernel<void(Args...)> {
 
 #define SCRATCHNN_CONCAT_(a, b) a##b
 #define SCRATCHNN_CONCAT(a, b) SCRATCHNN_CONCAT_(a, b)
-#define SCRATCHNN_REGISTER_KERNEL(kernel, function)                      \
+#define SCRATCHNN_REGISTER_KERNEL(kernel, function)                               \
   [[maybe_unused]] static const bool SCRATCHNN_CONCAT(registered_, __COUNTER__) = \
       ((kernel).add(InstructionSet::CPU_CAPABILITY, function), true)

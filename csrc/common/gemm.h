@@ -51,8 +51,9 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const T* const (&a)
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written
 //   start c itself where `accumulate`, else `bias` (kTileColumns numbers, for each row the same)
 template <int rows, class T>
-__attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments, int64_t segment_count, const T* b,
-                   T* c, const int64_t* c_offsets, int64_t columns, bool accumulate, const T* bias) {
+__attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments,
+                                             int64_t segment_count, const T* b, T* c, const int64_t* c_offsets,
+                                             int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
   if (!accumulate) {
@@ -115,8 +116,9 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
 //   b  row p starts at b + b_offsets[p]; kTileColumns numbers are read
 //   c  rows c_stride apart
 template <int rows, class T>
-__attribute__((noinline)) void accumulate_outer_products(const T* a, int64_t a_stride, const T* b, const int64_t* b_offsets, int64_t count,
-                               T* c, int64_t c_stride) {
+__attribute__((noinline)) void accumulate_outer_products(const T* a, int64_t a_stride, const T* b,
+                                                         const int64_t* b_offsets, int64_t count, T* c,
+                                                         int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
 #pragma GCC unroll 16

@@ -12,7 +12,9 @@ namespace scratchnn {
 constexpr int kSpatialRank = 3;
 using Extent = std::array<int64_t, kSpatialRank>;
 
-[[gnu::always_inline]] inline int64_t volume(const Extent& extent) { return extent[0] * extent[1] * extent[2]; }
+[[gnu::always_inline]] inline int64_t volume(const Extent& extent) {
+  return extent[0] * extent[1] * extent[2];
+}
 
 [[gnu::always_inline]] inline int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -20,7 +22,8 @@ using Extent = std::array<int64_t, kSpatialRank>;
 
 // floor((W + P - D (K - 1) - 1) / S) + 1, P the padding of both sides together. The same rule in Python is
 // output_size in scratchnn/ops/_common.py.
-[[gnu::always_inline]] inline int64_t output_size(int64_t size, int64_t kernel, int64_t padding, int64_t stride, int64_t dilation) {
+[[gnu::always_inline]] inline int64_t output_size(int64_t size, int64_t kernel, int64_t padding, int64_t stride,
+                                                  int64_t dilation) {
   const int64_t span = size + padding - dilation * (kernel - 1) - 1;
   return (span >= 0 ? span / stride : -1) + 1;
 }

@@ -53,13 +53,16 @@ void* detail::scratch(size_t bytes, int slot) {
 }
 
 void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
-  at::parallel_for(begin, end, grain,
-                   [=](int64_t first, int64_t last) { function(context, first, last); });
+  at::parallel_for(begin, end, grain, [=](int64_t first, int64_t last) { function(context, first, last); });
 }
 
-int64_t thread_count() { return at::get_num_threads(); }
+int64_t thread_count() {
+  return at::get_num_threads();
+}
 
-bool naive_kernels_requested() { return naive_requested; }
+bool naive_kernels_requested() {
+  return naive_requested;
+}
 
 bool request_naive_kernels(bool naive) {
   const bool before = naive_requested;

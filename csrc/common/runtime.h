@@ -19,9 +19,7 @@ void* scratch(size_t bytes, int slot);
 // least `grain` items. Kernels make results independent of how the ranges fall.
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
-  auto call = [](void* context, int64_t first, int64_t last) {
-    (*static_cast<const Body*>(context))(first, last);
-  };
+  auto call = [](void* context, int64_t first, int64_t last) { (*static_cast<const Body*>(context))(first, last); };
   detail::parallel_for(begin, end, grain, call, const_cast<Body*>(&body));
 }
 

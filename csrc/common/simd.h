@@ -168,8 +168,7 @@ SCRATCHNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
 
 // out[c][r] = in[r][c] for a rows x columns block; the strides count elements.
 template <class T>
-void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
-                     int64_t columns) {
+void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
   constexpr int n = kLanes<T>;
   int64_t r = 0;
   for (; r + n <= rows; r += n) {

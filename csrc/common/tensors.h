@@ -14,14 +14,18 @@
 namespace scratchnn {
 
 // The layout an operator keeps, out as in: channels_last where the tensor is, else contiguous.
-inline at::MemoryFormat memory_format(const at::Tensor& tensor) { return tensor.suggest_memory_format(); }
+inline at::MemoryFormat memory_format(const at::Tensor& tensor) {
+  return tensor.suggest_memory_format();
+}
 
 inline bool is_channels_last(at::MemoryFormat format) {
   return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
 }
 
 // True where the fast kernels serve this type; the naive ones serve every floating type.
-inline bool has_fast_kernels(at::ScalarType type) { return type == at::kFloat || type == at::kDouble; }
+inline bool has_fast_kernels(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble;
+}
 
 inline bool use_fast_kernels(const at::Tensor& tensor) {
   return has_fast_kernels(tensor.scalar_type()) && !naive_kernels_requested();

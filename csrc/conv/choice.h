@@ -2,6 +2,8 @@
 // or a timing race.
 #pragma once
 
+#include <optional>
+
 #include "conv/geometry.h"
 
 namespace scratchnn {
@@ -10,7 +12,7 @@ enum class ConvAlgorithm { kImplicitGemm, kDepthwise, kWinograd };
 
 ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, bool is_float32);
 
-// Whether Winograd may be chosen at all, for the whole process; sets it and gives back what was in force before.
-bool allow_winograd(bool allow);
+// Whether Winograd may be chosen at all, in the whole process. Gives back what was in force before the call.
+bool allow_winograd(std::optional<bool> allow);
 
 }  // namespace scratchnn

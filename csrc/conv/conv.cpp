@@ -46,16 +46,15 @@ ConvGeometry checked_geometry(at::IntArrayRef input, at::IntArrayRef weight, at:
               " at dimension 0, but got weight of size ", weight, " instead");
   TORCH_CHECK(weight[0] % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
               " at dimension 0, but got weight of size ", weight, " instead");
-  TORCH_CHECK(input[1] == weight[1] * groups, "Given groups=", groups, ", weight of size ", weight,
-              ", expected input", input, " to have ", weight[1] * groups, " channels, but got ", input[1],
-              " channels instead");
+  TORCH_CHECK(input[1] == weight[1] * groups, "Given groups=", groups, ", weight of size ", weight, ", expected input",
+              input, " to have ", weight[1] * groups, " channels, but got ", input[1], " channels instead");
 
   ConvGeometry g{input[0], input[1], weight[0], groups, {}, {}, {}, {}, {}, {}};
   at::DimVector output, padded, before;
   for (int64_t d = 0; d < rank; ++d) {
     TORCH_CHECK(input[2 + d] > 0, "Only zero batch or zero channel inputs are supported, but got input shape: ", input);
-    TORCH_CHECK(weight[2 + d] > 0, "conv: expected a kernel of at least one tap in each dimension, but got weight of size ",
-                weight);
+    TORCH_CHECK(weight[2 + d] > 0,
+                "conv: expected a kernel of at least one tap in each dimension, but got weight of size ", weight);
     before.push_back(padding[2 * d]);
     padded.push_back(input[2 + d] + padding[2 * d] + padding[2 * d + 1]);
     output.push_back(output_size(padded[d], weight[2 + d], 0, stride[d], dilation[d]));
@@ -110,7 +109,9 @@ const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const K
   }
 }
 
-at::Tensor dense(const at::Tensor& tensor) { return tensor.contiguous(memory_format(tensor)); }
+at::Tensor dense(const at::Tensor& tensor) {
+  return tensor.contiguous(memory_format(tensor));
+}
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
@@ -128,8 +129,8 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
         .to(input.scalar_type());
   }
   const at::MemoryFormat format = output_format(input, weight);
-  const at::Tensor output = at::empty(sizes_of(g.batch, g.out_channels, g.output, weight.dim() - 2),
-                                      input.options().memory_format(format));
+  const at::Tensor output =
+      at::empty(sizes_of(g.batch, g.out_channels, g.output, weight.dim() - 2), input.options().memory_format(format));
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
   if (!use_fast_kernels(input)) {
     naive::conv(g, input, weight, b, output);
@@ -158,8 +159,7 @@ at::Tensor conv_input_grad(const at::Tensor& grad, const at::Tensor& weight, at:
     return conv_input_grad(grad.to(at::kFloat), weight.to(at::kFloat), input_size, stride, padding, dilation, groups)
         .to(grad.scalar_type());
   }
-  const at::Tensor grad_input =
-      at::empty(sizes, grad.options().memory_format(output_format(grad, weight)));
+  const at::Tensor grad_input = at::empty(sizes, grad.options().memory_format(output_format(grad, weight)));
   if (!use_fast_kernels(grad)) {
     naive::conv_input_grad(g, grad, weight, grad_input);
     return grad_input;
@@ -200,7 +200,8 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    const auto& kernel = choose<T>(g, implicit_gemm_weight_grad<T>, depthwise_weight_grad<T>, winograd_weight_grad<float>);
+    const auto& kernel =
+        choose<T>(g, implicit_gemm_weight_grad<T>, depthwise_weight_grad<T>, winograd_weight_grad<float>);
     kernel(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
   });
   return grad_weight;

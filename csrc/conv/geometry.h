@@ -13,12 +13,12 @@ struct ConvGeometry {
   int64_t in_channels;   // of all groups
   int64_t out_channels;  // of all groups
   int64_t groups;
-  Extent input;    // D x H x W of x
-  Extent kernel;   // of w
-  Extent output;   // of y
-  Extent stride;   // S
-  Extent padding;  // P, before the first pixel; what lies after the last follows from output
-  Extent dilation; // D
+  Extent input;     // D x H x W of x
+  Extent kernel;    // of w
+  Extent output;    // of y
+  Extent stride;    // S
+  Extent padding;   // P, before the first pixel; what lies after the last follows from output
+  Extent dilation;  // D
 
   int64_t group_in() const { return in_channels / groups; }
   int64_t group_out() const { return out_channels / groups; }

@@ -8,8 +8,8 @@ namespace scratchnn {
 
 // y from x and w; bias may be null.
 template <class T>
-using ConvForward = Kernel<void(const ConvGeometry&, Images<const T> input, Filters<const T> weight, const T* bias,
-                                Images<T> output)>;
+using ConvForward =
+    Kernel<void(const ConvGeometry&, Images<const T> input, Filters<const T> weight, const T* bias, Images<T> output)>;
 
 // dL/dx from dL/dy and w.
 template <class T>

@@ -22,7 +22,9 @@ void product(int64_t rows, int64_t columns, int64_t reduction, const Start& star
   }
 }
 
-double zero(int64_t) { return 0.0; }
+double zero(int64_t) {
+  return 0.0;
+}
 
 }  // namespace
 

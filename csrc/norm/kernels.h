@@ -30,21 +30,21 @@ constexpr int64_t kShortestSlice = 32;
 
 // y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps). Mean and variance (biased) are results.
 template <class T>
-using NormTrain = void(const IndexSets& geometry, const T* input, T* output, const double* weight,
-                       const double* bias, double eps, double* mean, double* variance);
+using NormTrain = void(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+                       double eps, double* mean, double* variance);
 
 // The same with mean and variance given.
 template <class T>
-using NormEval = void(const IndexSets& geometry, const T* input, T* output, const double* weight,
-                      const double* bias, double eps, const double* mean, const double* variance);
+using NormEval = void(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+                      double eps, const double* mean, const double* variance);
 
 // grad_weight = sum of g x_hat, grad_bias = sum of g, and, r being 1 / sqrt(variance + eps),
 // grad_input = weight r (g - E[g] - x_hat E[g x_hat]) where mean and variance are the input's own (training),
 // grad_input = weight r g where they are constants.
 template <class T>
-using NormBackward = void(const IndexSets& geometry, const T* grad, const T* input, T* grad_input,
-                          const double* weight, const double* mean, const double* variance, double eps,
-                          bool training, double* grad_weight, double* grad_bias);
+using NormBackward = void(const IndexSets& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+                          const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                          double* grad_bias);
 
 template <class T>
 inline Kernel<NormTrain<T>> norm_train_slices;

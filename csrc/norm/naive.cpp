@@ -21,8 +21,8 @@ void for_each_in_set(const IndexSets& geometry, int64_t set, const Visit& visit)
 }  // namespace
 
 // mean = E[x], variance = E[(x - mean)^2].
-void norm_train(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output,
-                const double* weight, const double* bias, double eps, double* mean, double* variance) {
+void norm_train(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output, const double* weight,
+                const double* bias, double eps, double* mean, double* variance) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "batch_norm", [&] {
     const scalar_t* x = input.const_data_ptr<scalar_t>();
     const double count = static_cast<double>(geometry.count());
@@ -42,9 +42,8 @@ void norm_train(const IndexSets& geometry, const at::Tensor& input, const at::Te
 }
 
 // y = w (x - mean) / sqrt(variance + eps) + b.
-void norm_eval(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output,
-               const double* weight, const double* bias, double eps, const double* mean,
-               const double* variance) {
+void norm_eval(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output, const double* weight,
+               const double* bias, double eps, const double* mean, const double* variance) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "batch_norm", [&] {
     const scalar_t* x = input.const_data_ptr<scalar_t>();
     scalar_t* y = output.data_ptr<scalar_t>();
@@ -61,9 +60,8 @@ void norm_eval(const IndexSets& geometry, const at::Tensor& input, const at::Ten
 // db = sum of g, dw = sum of g x_hat, and dx = w r (g - db / n - x_hat dw / n): a change of x also moves the
 // mean and the variance it is measured by. Without the last two terms where these are constants.
 void norm_backward(const IndexSets& geometry, const at::Tensor& grad, const at::Tensor& input,
-                   const at::Tensor& grad_input, const double* weight, const double* mean,
-                   const double* variance, double eps, bool training, double* grad_weight,
-                   double* grad_bias) {
+                   const at::Tensor& grad_input, const double* weight, const double* mean, const double* variance,
+                   double eps, bool training, double* grad_weight, double* grad_bias) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "batch_norm_backward", [&] {
     const scalar_t* g = grad.const_data_ptr<scalar_t>();
     const scalar_t* x = input.const_data_ptr<scalar_t>();

@@ -48,8 +48,8 @@ void check_parameter(const at::Tensor& input, const at::Tensor& parameter, const
   const at::ScalarType type = parameter.scalar_type();
   const bool narrow = input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16;
   TORCH_CHECK(type == input.scalar_type() || (narrow && type == at::kFloat), "batch_norm: expected ", name,
-              " to have the dtype of the input, ", input.scalar_type(), (narrow ? ", or Float" : ""),
-              ", but got ", type);
+              " to have the dtype of the input, ", input.scalar_type(), (narrow ? ", or Float" : ""), ", but got ",
+              type);
 }
 
 void check_parameters(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias) {
@@ -82,8 +82,7 @@ void assign(const at::Tensor& tensor, const std::vector<double>& values) {
 }
 
 // The output, and the batch's mean and biased variance in double.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor& input,
-                                                                const OptionalTensor& weight,
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor& input, const OptionalTensor& weight,
                                                                 const OptionalTensor& bias, double eps) {
   check_input(input);
   check_parameters(input, weight, bias);
@@ -92,10 +91,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor
   const at::Tensor y = at::empty_like(x);
   const IndexSets geometry = channel_sets(x, format);
   const auto statistics = x.options().dtype(at::kDouble);
-  if (x.numel() == 0)
-    return {y, at::zeros({geometry.sets}, statistics), at::zeros({geometry.sets}, statistics)};
-  const at::Tensor mean = at::empty({geometry.sets}, statistics),
-                   variance = at::empty({geometry.sets}, statistics);
+  if (x.numel() == 0) return {y, at::zeros({geometry.sets}, statistics), at::zeros({geometry.sets}, statistics)};
+  const at::Tensor mean = at::empty({geometry.sets}, statistics), variance = at::empty({geometry.sets}, statistics);
   const std::vector<double> w = numbers(weight, geometry.sets, 1), b = numbers(bias, geometry.sets, 0);
   double* m = mean.data_ptr<double>();
   double* v = variance.data_ptr<double>();
@@ -170,17 +167,17 @@ at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight
 
 // The gradients of input, weight and bias; the last two have the type of the weight, or else of the input,
 // float32 beside a narrower one.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(
-    const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight, const at::Tensor& mean,
-    const at::Tensor& variance, double eps, bool training) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(const at::Tensor& grad, const at::Tensor& input,
+                                                                   const OptionalTensor& weight, const at::Tensor& mean,
+                                                                   const at::Tensor& variance, double eps,
+                                                                   bool training) {
   check_input(input);
   TORCH_CHECK(grad.sizes() == input.sizes(), "batch_norm_backward: expected grad of shape ", input.sizes(),
               ", but got ", grad.sizes());
   check_same_type(grad, "grad", input, "input", "batch_norm_backward");
   check_parameters(input, weight, std::nullopt);
-  TORCH_CHECK(mean.numel() == input.size(1) && variance.numel() == input.size(1),
-              "batch_norm_backward: expected ", input.size(1), " means and variances, but got ", mean.numel(),
-              " and ", variance.numel());
+  TORCH_CHECK(mean.numel() == input.size(1) && variance.numel() == input.size(1), "batch_norm_backward: expected ",
+              input.size(1), " means and variances, but got ", mean.numel(), " and ", variance.numel());
   const at::MemoryFormat format = memory_format(input);
   const at::Tensor x = dense(input, format);
   const at::Tensor g = dense(grad, format);
@@ -197,15 +194,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(
     with_fast_type(x, [&](auto zero) {
       using T = decltype(zero);
       const auto& kernel = is_slices(geometry) ? norm_backward_slices<T> : norm_backward_columns<T>;
-      kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(),
-             v.data(), eps, training, dw.data(), db.data());
+      kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(), v.data(),
+             eps, training, dw.data(), db.data());
     });
   } else {
-    naive::norm_backward(geometry, g, x, dx, w.data(), m.data(), v.data(), eps, training, dw.data(),
-                         db.data());
+    naive::norm_backward(geometry, g, x, dx, w.data(), m.data(), v.data(), eps, training, dw.data(), db.data());
   }
-  const at::Tensor grad_weight = at::empty({geometry.sets}, options),
-                   grad_bias = at::empty({geometry.sets}, options);
+  const at::Tensor grad_weight = at::empty({geometry.sets}, options), grad_bias = at::empty({geometry.sets}, options);
   assign(grad_weight, dw);
   assign(grad_bias, db);
   return {dx, grad_weight, grad_bias};

@@ -61,8 +61,8 @@ template <class T, class Offset>
 inline Kernel<void(const T* input, T* output, Offset* offsets, const Relation& forward)> max_pool_kernel;
 
 template <class T, class Offset>
-inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
-                   const Window& window, const Relation& backward)>
+inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Window& window,
+                   const Relation& backward)>
     max_pool_backward_kernel;
 
 template <class T>

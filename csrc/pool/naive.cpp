@@ -96,15 +96,13 @@ void scatter(const at::Tensor& grad, const at::Tensor& grad_input, const PoolSha
 
 // y[o] = max over the taps k that fall inside the input of x[o S - P + k D]. The first of equal maxima is
 // chosen, in row-major order, and the last NaN before everything.
-void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tensor& offsets,
-              const PoolShape& shape, const Window& window) {
+void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tensor& offsets, const PoolShape& shape,
+              const Window& window) {
   AT_DISPATCH_ALL_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool2d", [&] {
-    const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input,
-                                   shape.channels_last};
+    const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input, shape.channels_last};
     scalar_t* y = output.data_ptr<scalar_t>();
-    const auto lowest = std::numeric_limits<scalar_t>::has_infinity
-                            ? -std::numeric_limits<scalar_t>::infinity()
-                            : std::numeric_limits<scalar_t>::lowest();
+    const auto lowest = std::numeric_limits<scalar_t>::has_infinity ? -std::numeric_limits<scalar_t>::infinity()
+                                                                    : std::numeric_limits<scalar_t>::lowest();
 
     const auto run = [&](auto* chosen) {
       for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
@@ -154,14 +152,12 @@ void max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, const 
 void max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, const at::Tensor& output,
                      const PoolShape& shape, const Window& window) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool2d_gather", [&] {
-    const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input,
-                                   shape.channels_last};
+    const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input, shape.channels_last};
     scalar_t* y = output.data_ptr<scalar_t>();
     with_offset_type(offsets, [&](const auto* chosen) {
       for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
         const int64_t i = chosen_pixel(o, chosen[place], shape, window);
-        y[place] = i < 0 ? scalar_t(0)
-                         : x.data[n * x.image_stride() + c * x.channel_stride() + i * x.pixel_stride()];
+        y[place] = i < 0 ? scalar_t(0) : x.data[n * x.image_stride() + c * x.channel_stride() + i * x.pixel_stride()];
       });
     });
   });
@@ -200,20 +196,17 @@ using SumOf = std::conditional_t<std::is_integral_v<T>, T, double>;
 
 // y[o] = (sum of x[i] over i in window o) / divisor(o)
 void average(const at::Tensor& input, const at::Tensor& output, const PoolShape& shape, const Spans& spans) {
-  AT_DISPATCH_FLOATING_TYPES_AND3(
-      at::kHalf, at::kBFloat16, at::kLong, input.scalar_type(), "avg_pool2d", [&] {
-        const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input,
-                                       shape.channels_last};
-        scalar_t* y = output.data_ptr<scalar_t>();
-        for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
-          const scalar_t* plane = x.data + n * x.image_stride() + c * x.channel_stride();
-          SumOf<scalar_t> sum = 0;
-          const int64_t divisor = for_each_in_window(o, shape, spans, [&](int64_t i) {
-            sum += static_cast<SumOf<scalar_t>>(plane[i * x.pixel_stride()]);
-          });
-          y[place] = static_cast<scalar_t>(sum / divisor);
-        });
-      });
+  AT_DISPATCH_FLOATING_TYPES_AND3(at::kHalf, at::kBFloat16, at::kLong, input.scalar_type(), "avg_pool2d", [&] {
+    const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input, shape.channels_last};
+    scalar_t* y = output.data_ptr<scalar_t>();
+    for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
+      const scalar_t* plane = x.data + n * x.image_stride() + c * x.channel_stride();
+      SumOf<scalar_t> sum = 0;
+      const int64_t divisor = for_each_in_window(
+          o, shape, spans, [&](int64_t i) { sum += static_cast<SumOf<scalar_t>>(plane[i * x.pixel_stride()]); });
+      y[place] = static_cast<scalar_t>(sum / divisor);
+    });
+  });
 }
 
 // dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i

@@ -21,27 +21,26 @@ constexpr int64_t kByteTaps = 256;  // windows of up to this many taps have thei
 Window check_window(const char* name, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
                     at::IntArrayRef dilation) {
   const size_t rank = kernel.size();
-  TORCH_CHECK(rank >= 1 && rank <= kSpatialRank, name,
-              ": expected kernel_size for 1 to 3 dimensions, but got ", kernel);
+  TORCH_CHECK(rank >= 1 && rank <= kSpatialRank, name, ": expected kernel_size for 1 to 3 dimensions, but got ",
+              kernel);
   TORCH_CHECK(stride.size() == rank && padding.size() == rank && dilation.size() == rank, name,
-              ": expected kernel_size, stride, padding and dilation of one length, but got ", kernel, ", ",
-              stride, ", ", padding, " and ", dilation);
+              ": expected kernel_size, stride, padding and dilation of one length, but got ", kernel, ", ", stride,
+              ", ", padding, " and ", dilation);
   for (size_t i = 0; i < rank; ++i) {
     TORCH_CHECK(kernel[i] > 0, name, ": kernel_size should be greater than zero, but got ", kernel);
     TORCH_CHECK(stride[i] > 0, name, ": stride should be greater than zero, but got ", stride);
     TORCH_CHECK(padding[i] >= 0, name, ": padding must be non-negative, but got ", padding);
     TORCH_CHECK(dilation[i] > 0, name, ": dilation should be greater than zero, but got ", dilation);
-    TORCH_CHECK(padding[i] <= kernel[i] / 2, name,
-                ": padding should be at most half of kernel_size, but got padding ", padding,
-                " and kernel_size ", kernel);
+    TORCH_CHECK(padding[i] <= kernel[i] / 2, name, ": padding should be at most half of kernel_size, but got padding ",
+                padding, " and kernel_size ", kernel);
   }
   return {spatial_extent(kernel, 1), spatial_extent(stride, 1), spatial_extent(padding, 0),
           spatial_extent(dilation, 1)};
 }
 
 PoolShape check_input(const char* name, const at::Tensor& input, int64_t rank) {
-  TORCH_CHECK(input.dim() == rank + 2, name, ": expected input of ", rank + 2,
-              " dimensions (batch, channels, and ", rank, " spatial), but got ", input.sizes());
+  TORCH_CHECK(input.dim() == rank + 2, name, ": expected input of ", rank + 2, " dimensions (batch, channels, and ",
+              rank, " spatial), but got ", input.sizes());
   PoolShape shape{};
   shape.images = input.size(0);
   shape.channels = input.size(1);
@@ -74,8 +73,7 @@ at::Tensor empty_images(const PoolShape& shape, const Extent& size, int64_t rank
   std::vector<int64_t> sizes{shape.images, shape.channels};
   sizes.insert(sizes.end(), size.end() - rank, size.end());
   auto format = at::MemoryFormat::Contiguous;
-  if (shape.channels_last)
-    format = rank == 3 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+  if (shape.channels_last) format = rank == 3 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
   return at::empty(sizes, options.memory_format(format));
 }
 
@@ -112,8 +110,7 @@ void with_types(const at::Tensor& tensor, at::ScalarType offset, const Body& bod
 }
 
 at::Tensor run_max_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride,
-                        at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode,
-                        at::Tensor* offsets) {
+                        at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode, at::Tensor* offsets) {
   constexpr auto name = "max_pool";
   const Window window = check_window(name, kernel, stride, padding, dilation);
   const auto rank = static_cast<int64_t>(kernel.size());
@@ -139,8 +136,8 @@ at::Tensor run_max_pool(const at::Tensor& input, at::IntArrayRef kernel, at::Int
   return y;
 }
 
-at::Tensor max_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride,
-                    at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
+at::Tensor max_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                    at::IntArrayRef dilation, bool ceil_mode) {
   return run_max_pool(input, kernel, stride, padding, dilation, ceil_mode, nullptr);
 }
 
@@ -153,12 +150,11 @@ std::tuple<at::Tensor, at::Tensor> max_pool_with_offsets(const at::Tensor& input
 }
 
 // The shape of a pooling whose offsets are known, for an input of spatial size `size`.
-PoolShape shape_of_offsets(const char* name, const at::Tensor& offsets, at::IntArrayRef size,
-                           const Window& window, int64_t rank) {
+PoolShape shape_of_offsets(const char* name, const at::Tensor& offsets, at::IntArrayRef size, const Window& window,
+                           int64_t rank) {
   check_offsets(name, offsets, window);
   PoolShape shape = check_input(name, offsets, rank);
-  TORCH_CHECK(static_cast<int64_t>(size.size()) == rank, name, ": expected ", rank, " input sizes, but got ",
-              size);
+  TORCH_CHECK(static_cast<int64_t>(size.size()) == rank, name, ": expected ", rank, " input sizes, but got ", size);
   shape.output = shape.input;
   shape.input = spatial_extent(size, 1);
   return shape;
@@ -171,8 +167,8 @@ at::Tensor max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, 
   const Window window = check_window(name, kernel, stride, padding, dilation);
   const auto rank = static_cast<int64_t>(kernel.size());
   const PoolShape shape = shape_of_offsets(name, offsets, size, window, rank);
-  TORCH_CHECK(grad.sizes() == offsets.sizes(), name, ": expected grad of shape ", offsets.sizes(),
-              ", but got ", grad.sizes());
+  TORCH_CHECK(grad.sizes() == offsets.sizes(), name, ": expected grad of shape ", offsets.sizes(), ", but got ",
+              grad.sizes());
   const at::Tensor taps = in_format(offsets, shape.channels_last);
   const at::Tensor dy = in_format(grad, shape.channels_last);
   const at::Tensor dx = empty_images(shape, shape.input, rank, dy.options());
@@ -182,8 +178,8 @@ at::Tensor max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, 
     with_types(dy, taps.scalar_type(), [&](auto value, auto offset) {
       using T = decltype(value);
       using Offset = decltype(offset);
-      max_pool_backward_kernel<T, Offset>(dy.const_data_ptr<T>(), taps.const_data_ptr<Offset>(),
-                                          dx.data_ptr<T>(), shape, window, backward.view());
+      max_pool_backward_kernel<T, Offset>(dy.const_data_ptr<T>(), taps.const_data_ptr<Offset>(), dx.data_ptr<T>(),
+                                          shape, window, backward.view());
     });
   } else {
     naive::max_pool_backward(dy, taps, dx, shape, window);
@@ -198,8 +194,8 @@ at::Tensor max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, a
   const auto rank = static_cast<int64_t>(kernel.size());
   TORCH_CHECK(input.dim() == rank + 2 && offsets.dim() == rank + 2 && input.size(0) == offsets.size(0) &&
                   input.size(1) == offsets.size(1),
-              name, ": expected input and offsets of the same batch and channels, but got ", input.sizes(),
-              " and ", offsets.sizes());
+              name, ": expected input and offsets of the same batch and channels, but got ", input.sizes(), " and ",
+              offsets.sizes());
   const PoolShape shape = shape_of_offsets(name, offsets, input.sizes().slice(2), window, rank);
   const at::Tensor x = in_format(input, shape.channels_last);
   const at::Tensor y = empty_images(shape, shape.output, rank, x.options());
@@ -235,8 +231,7 @@ at::Tensor run_average(const at::Tensor& input, const PoolShape& shape, const Sp
   return y;
 }
 
-at::Tensor run_average_backward(const at::Tensor& grad, const PoolShape& shape, const Spans& spans,
-                                int64_t rank) {
+at::Tensor run_average_backward(const at::Tensor& grad, const PoolShape& shape, const Spans& spans, int64_t rank) {
   const at::Tensor dy = in_format(grad, shape.channels_last);
   const at::Tensor dx = empty_images(shape, shape.input, rank, dy.options());
   if (dx.numel() == 0) return dx;
@@ -291,9 +286,8 @@ void check_divisor(const char* name, std::optional<int64_t> divisor_override) {
               ": divisor_override must not be zero, but got 0");
 }
 
-at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride,
-                    at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
-                    std::optional<int64_t> divisor_override) {
+at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding,
+                    bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
   constexpr auto name = "avg_pool";
   const std::vector<int64_t> dilation(kernel.size(), 1);
   const Window window = check_window(name, kernel, stride, padding, dilation);
@@ -316,18 +310,15 @@ PoolShape shape_of_grad(const char* name, const at::Tensor& grad, at::IntArrayRe
 }
 
 at::Tensor avg_pool_backward(const at::Tensor& grad, at::IntArrayRef size, at::IntArrayRef kernel,
-                             at::IntArrayRef stride, at::IntArrayRef padding, bool ceil_mode,
-                             bool count_include_pad, std::optional<int64_t> divisor_override,
-                             bool channels_last) {
+                             at::IntArrayRef stride, at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                             std::optional<int64_t> divisor_override, bool channels_last) {
   constexpr auto name = "avg_pool_backward";
   const std::vector<int64_t> dilation(kernel.size(), 1);
   const Window window = check_window(name, kernel, stride, padding, dilation);
   check_divisor(name, divisor_override);
-  TORCH_CHECK(size.size() == kernel.size(), name, ": expected ", kernel.size(), " input sizes, but got ",
-              size);
+  TORCH_CHECK(size.size() == kernel.size(), name, ": expected ", kernel.size(), " input sizes, but got ", size);
   const PoolShape shape = shape_of_grad(name, grad, size, channels_last);
-  TORCH_CHECK(shape.output == pooled_size(name, shape, window, ceil_mode), name,
-              ": expected grad of spatial size ",
+  TORCH_CHECK(shape.output == pooled_size(name, shape, window, ceil_mode), name, ": expected grad of spatial size ",
               at::IntArrayRef(pooled_size(name, shape, window, ceil_mode)), ", but got ", grad.sizes());
   return run_average_backward(grad, shape, sliding_spans(shape, window, count_include_pad, divisor_override),
                               size.size());
@@ -335,18 +326,15 @@ at::Tensor avg_pool_backward(const at::Tensor& grad, at::IntArrayRef size, at::I
 
 void check_adaptive(const char* name, const PoolShape& shape) {
   TORCH_CHECK(shape.output[0] >= 0 && shape.output[1] >= 0 && shape.output[2] >= 0, name,
-              ": elements of output_size must be greater than or equal to 0, but got ",
-              at::IntArrayRef(shape.output));
-  TORCH_CHECK(volume(shape.input) > 0, name,
-              ": expected input with non-empty spatial dimensions, but got size ",
+              ": elements of output_size must be greater than or equal to 0, but got ", at::IntArrayRef(shape.output));
+  TORCH_CHECK(volume(shape.input) > 0, name, ": expected input with non-empty spatial dimensions, but got size ",
               at::IntArrayRef(shape.input));
 }
 
 at::Tensor adaptive_avg_pool(const at::Tensor& input, at::IntArrayRef output_size) {
   constexpr auto name = "adaptive_avg_pool";
   const auto rank = static_cast<int64_t>(output_size.size());
-  TORCH_CHECK(rank >= 1 && rank <= kSpatialRank, name, ": expected 1 to 3 output sizes, but got ",
-              output_size);
+  TORCH_CHECK(rank >= 1 && rank <= kSpatialRank, name, ": expected 1 to 3 output sizes, but got ", output_size);
   TORCH_CHECK_NOT_IMPLEMENTED(input.is_floating_point(), name, ": not implemented for ", input.scalar_type(),
                               " tensors");
   PoolShape shape = check_input(name, input, rank);

@@ -10,8 +10,8 @@
 namespace scratchnn::naive {
 
 // offsets may be undefined: values only. Otherwise uint8 or int32, as in kernels.h.
-void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tensor& offsets,
-              const PoolShape& shape, const Window& window);
+void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tensor& offsets, const PoolShape& shape,
+              const Window& window);
 void max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, const at::Tensor& grad_input,
                        const PoolShape& shape, const Window& window);
 
@@ -23,7 +23,6 @@ void max_pool_indices(const at::Tensor& offsets, const at::Tensor& indices, cons
                       const Window& window);
 
 void average(const at::Tensor& input, const at::Tensor& output, const PoolShape& shape, const Spans& spans);
-void average_backward(const at::Tensor& grad, const at::Tensor& grad_input, const PoolShape& shape,
-                      const Spans& spans);
+void average_backward(const at::Tensor& grad, const at::Tensor& grad_input, const PoolShape& shape, const Spans& spans);
 
 }  // namespace scratchnn::naive

@@ -253,9 +253,7 @@ def families() -> list[str]:
     return list(dict.fromkeys(case.family for case in CASES))
 
 
-def select(
-    cases: Sequence[Case], family: Sequence[str] | None = None, pattern: str | None = None
-) -> list[Case]:
+def select(cases: Sequence[Case], family: Sequence[str] | None = None, pattern: str | None = None) -> list[Case]:
     """The cases of these families (all unless given) whose "family name" contains the regular expression.
 
     Raises:

@@ -34,9 +34,7 @@ def draw(report: Report, path: Path) -> None:
     axes = figure.subplots()
     for y, (label, results) in enumerate(rows):
         if results is None:
-            axes.text(
-                0, y, label, transform=axes.get_yaxis_transform(), fontsize=10, fontweight="bold", va="center"
-            )
+            axes.text(0, y, label, transform=axes.get_yaxis_transform(), fontsize=10, fontweight="bold", va="center")
         else:
             _bars(axes, y, results)
     _dress(axes, rows, report)
@@ -61,9 +59,7 @@ def _bars(axes: Axes, y: int, results: list[Result]) -> None:
         position = y + (-_BAR / 2 if forward else _BAR / 2)
         colour = _COLOURS[result.verdict][0 if forward else 1]
         axes.barh(position, ratio.median - 1, _BAR, left=1, color=colour)
-        axes.plot(
-            [ratio.lower, ratio.upper], [position] * 2, color="#333333", linewidth=0.7, solid_capstyle="butt"
-        )
+        axes.plot([ratio.lower, ratio.upper], [position] * 2, color="#333333", linewidth=0.7, solid_capstyle="butt")
         right = ratio.median >= 1
         axes.annotate(
             f"{ratio.median:.2f}",
@@ -78,11 +74,7 @@ def _bars(axes: Axes, y: int, results: list[Result]) -> None:
 
 
 def _dress(axes: Axes, rows: list[tuple[str, list[Result] | None]], report: Report) -> None:
-    ends = [
-        end
-        for result in report.results
-        for end in (result.ratio.lower, result.ratio.upper, result.ratio.median)
-    ]
+    ends = [end for result in report.results for end in (result.ratio.lower, result.ratio.upper, result.ratio.median)]
     low, high = min(0.8, min(ends) / 1.15), max(1.5, max(ends) * 1.15)
     axes.set_xscale("log")
     axes.set_xlim(low, high)

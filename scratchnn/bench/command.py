@@ -16,8 +16,8 @@ from scratchnn.bench.cases import Case
 from scratchnn.bench.limits import measure_limits
 from scratchnn.bench.measure import Disagreement, measure, require_ours
 from scratchnn.bench.report import Report, Table, heading, markdown, summarize
+from scratchnn.environment import describe_hardware, describe_versions
 from scratchnn.errors import UserError, require
-from scratchnn.train.log import describe_hardware, describe_versions
 
 HELP = "time the layers of scratchnn and torch side by side"
 
@@ -33,19 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--family", action="append", choices=families, help="only this family of layers; may be repeated"
     )
-    parser.add_argument(
-        "--filter", metavar="REGEX", help='only cases whose "family name" contains this, see --list'
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="list the cases and the work in each; time nothing"
-    )
+    parser.add_argument("--filter", metavar="REGEX", help='only cases whose "family name" contains this, see --list')
+    parser.add_argument("--list", action="store_true", help="list the cases and the work in each; time nothing")
     parser.add_argument("--threads", type=int, help="threads that compute (default: torch's choice)")
-    parser.add_argument(
-        "--seconds", type=float, help=f"time to spend on each case, set-up aside (default {SECONDS:g})"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help=f"a first look: {QUICK_SECONDS:g} seconds for each case"
-    )
+    parser.add_argument("--seconds", type=float, help=f"time to spend on each case, set-up aside (default {SECONDS:g})")
+    parser.add_argument("--quick", action="store_true", help=f"a first look: {QUICK_SECONDS:g} seconds for each case")
     parser.add_argument(
         "--torch-format",
         choices=("best", "same"),
@@ -127,9 +119,7 @@ def _list(cases: list[Case]) -> None:
     print(f"{'family':<12}{'case':<{width}}{units}")
     for case in cases:
         cost = case.cost()
-        columns = [
-            f"{work.flops / 1e9:9.3f}  {work.bytes / 1e6:9.3f}" for work in (cost.forward, cost.backward)
-        ]
+        columns = [f"{work.flops / 1e9:9.3f}  {work.bytes / 1e6:9.3f}" for work in (cost.forward, cost.backward)]
         print(f"{case.family:<12}{case.name:<{width}}  {'  '.join(columns)}")
 
 

@@ -30,9 +30,7 @@ def measure_limits(dtypes: set[torch.dtype], seconds: float = 1.0) -> Limits:
     """Measure for ``seconds`` each: the bandwidth of copies, and matrix products in each of ``dtypes``."""
     return Limits(
         copy=_copy(seconds),
-        matmul={
-            str(dtype).removeprefix("torch."): _matmul(dtype, seconds) for dtype in sorted(dtypes, key=str)
-        },
+        matmul={str(dtype).removeprefix("torch."): _matmul(dtype, seconds) for dtype in sorted(dtypes, key=str)},
     )
 
 

@@ -222,8 +222,7 @@ def _check(case: Case, sides: list[_Side]) -> None:
         difference = _relative_difference(mine, theirs)
         if not difference <= tolerance:
             raise Disagreement(
-                f"{case.name}: results differ from torch's by {difference:.1e} (relative L2), "
-                f"allowed {tolerance:.0e}"
+                f"{case.name}: results differ from torch's by {difference:.1e} (relative L2), allowed {tolerance:.0e}"
             )
 
 

@@ -83,13 +83,11 @@ def heading(report: Report) -> list[str]:
         f"{settings['instruction_set']}; allocator: {settings['allocator']}",
         ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         f"limits: copy {report.limits.copy / 1e9:.1f} GB/s; matmul peak {matmul}",
-        f"torch runs in {torch_format}; "
-        "ratio = torch's time / ours, [quartiles over the rounds]; rates are ours",
+        f"torch runs in {torch_format}; ratio = torch's time / ours, [quartiles over the rounds]; rates are ours",
     ]
     if settings["load_before"] > BUSY:
         lines.append(
-            f"WARNING: the machine was busy (load average {settings['load_before']}), "
-            "do not rely on these times"
+            f"WARNING: the machine was busy (load average {settings['load_before']}), do not rely on these times"
         )
     return lines
 
@@ -183,10 +181,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
             family,
             which,
             geometric_mean([result.ratio.median for result in group]),
-            {
-                verdict: sum(result.verdict == verdict for result in group)
-                for verdict in ("faster", "even", "slower")
-            },
+            {verdict: sum(result.verdict == verdict for result in group) for verdict in ("faster", "even", "slower")},
         )
         for family, passes in groups.items()
         for which, group in passes.items()

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def random_crop_flip(
-    images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True
-) -> Tensor:
+def random_crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flip: bool = True) -> Tensor:
     """Shift each image by up to ``padding`` pixels, and mirror half of them left to right.
 
     As in section 4.2 of https://arxiv.org/abs/1512.03385: pad with ``padding`` black pixels on each side and

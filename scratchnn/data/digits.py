@@ -28,7 +28,5 @@ def load_digits(size: int) -> Dataset:
         test=Split(images[test], labels[test]),
         classes=tuple(str(name) for name in source.target_names),
         mirrored=False,
-        notes=(
-            f"digits of scikit-learn: {len(test)} of {len(labels)}, always the same ones, are for testing",
-        ),
+        notes=(f"digits of scikit-learn: {len(test)} of {len(labels)}, always the same ones, are for testing",),
     )

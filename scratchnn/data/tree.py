@@ -91,9 +91,7 @@ def _read_tar(path: Path) -> Iterator[tuple[str, bytes]]:
             if member.isdir() or not _is_image(member.name):
                 continue
             if not member.isfile():
-                raise UserError(
-                    f"the archive {path} is refused: its member {member.name} is not a plain file"
-                )
+                raise UserError(f"the archive {path} is refused: its member {member.name} is not a plain file")
             name = _safe_name(member.name, member.size, path)
             content = archive.extractfile(member)
             assert content is not None  # None only for what is not a plain file

@@ -28,9 +28,7 @@ def names() -> list[str]:
     return list(_MODELS)
 
 
-def build(
-    name: str, num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None
-) -> torch.nn.Module:
+def build(name: str, num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> torch.nn.Module:
     """Build a model with fresh weights, drawn from torch's global generator.
 
     Args:

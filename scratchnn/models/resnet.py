@@ -64,9 +64,7 @@ class BasicBlock(torch.nn.Module):
     The convolutions have no bias: the norm after each would subtract it again.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, nn: ModuleType
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, nn: ModuleType) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)

@@ -4,7 +4,7 @@ Importing this package loads the compiled library, which registers the kernels a
 """
 
 try:
-    from scratchnn import _C as _C  # noqa: F401 - loading it registers the operators
+    from scratchnn import _C as _C
 except ImportError as error:
     raise ImportError(
         f"scratchnn's compiled kernels could not be loaded: {error}. Build them against the installed torch "

@@ -99,9 +99,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    return _empty(
-        grad, (grad.shape[0], weight.shape[1] * groups, *input_size), _is_channels_last(grad, weight)
-    )
+    return _empty(grad, (grad.shape[0], weight.shape[1] * groups, *input_size), _is_channels_last(grad, weight))
 
 
 @torch.library.register_fake("scratchnn::conv_weight_grad")
@@ -258,9 +256,7 @@ class ConvWeightGrad(Function):
     """``dw[k, c, t] = sum over n, o of x[n, c, o S - P + t D] dy[n, k, o]``."""
 
     @staticmethod
-    def forward(
-        grad: Tensor, input: Tensor, kernel_size: Sequence[int], window: Window, channels_last: bool
-    ) -> Tensor:
+    def forward(grad: Tensor, input: Tensor, kernel_size: Sequence[int], window: Window, channels_last: bool) -> Tensor:
         return _ops.conv_weight_grad(grad, input, kernel_size, *window, channels_last)
 
     @staticmethod
@@ -345,18 +341,14 @@ def _conv(
     return Conv.call(input, weight, bias, window)
 
 
-def _named_padding(
-    name: str, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> list[int]:
+def _named_padding(name: str, kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
     """``"valid"``: none. ``"same"``: as much as keeps the size, the odd pixel after the image."""
     if name == "valid":
         return [0] * (2 * len(kernel_size))
     if name != "same":
         raise RuntimeError(f"Invalid padding string: {name!r}; it is 'same' or 'valid'")
     if any(step != 1 for step in stride):
-        raise RuntimeError(
-            f"padding='same' is not supported for strided convolutions, got stride={list(stride)}"
-        )
+        raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride={list(stride)}")
     amounts = []
     for kernel, spread in zip(kernel_size, dilation, strict=True):
         total = spread * (kernel - 1)

@@ -25,8 +25,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     torch._check(
         input.shape[-1] == weight.shape[1],
         lambda: (
-            f"linear: mat1 and mat2 shapes cannot be multiplied: input {list(input.shape)}, "
-            f"weight {list(weight.shape)}"
+            f"linear: mat1 and mat2 shapes cannot be multiplied: input {list(input.shape)}, weight {list(weight.shape)}"
         ),
     )
     return input.new_empty(*input.shape[:-1], weight.shape[0])
@@ -94,9 +93,7 @@ class Linear(Function):
         return sum(terms[1:], terms[0])
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple, input: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
         if in_dims[1] is None and in_dims[2] is None:
             return Linear.call(input.movedim(in_dims[0], 0), weight, bias), 0
         return _each(Linear, info, in_dims, input, weight, bias)

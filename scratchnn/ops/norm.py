@@ -32,9 +32,7 @@ def _(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> 
 
 
 @torch.library.register_fake("scratchnn::batch_norm_update_")
-def _(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int
-) -> None:
+def _(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int) -> None:
     return None
 
 
@@ -143,9 +141,7 @@ class BatchNormTrain(Function):
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None, None
 
     @staticmethod
-    def jvp(
-        ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None
-    ) -> tuple[Tensor, None, None]:
+    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
         input, weight, mean, var = ctx.saved_tensors
         return (
             _forward_derivative(_Terms(input, weight, mean, var, ctx.eps, True), input, x, w, b),
@@ -319,9 +315,7 @@ class _Fold:
     def _lead(self, tensor: Tensor, dim: int | None, position: int) -> Tensor:
         if dim is not None:
             return tensor.movedim(dim, position)
-        return tensor.unsqueeze(position).expand(
-            *tensor.shape[:position], self.size, *tensor.shape[position:]
-        )
+        return tensor.unsqueeze(position).expand(*tensor.shape[:position], self.size, *tensor.shape[position:])
 
     def input(self, tensor: Tensor, dim: int | None) -> Tensor:
         return self._lead(tensor, dim, 1).flatten(1, 2)
@@ -333,9 +327,7 @@ class _Fold:
         return tensor.unflatten(dim, (self.size, tensor.shape[dim] // self.size))
 
 
-def _forward_derivative(
-    t: _Terms, input: Tensor, x: Tensor | None, w: Tensor | None, b: Tensor | None
-) -> Tensor:
+def _forward_derivative(t: _Terms, input: Tensor, x: Tensor | None, w: Tensor | None, b: Tensor | None) -> Tensor:
     """``y' = w r P(x') + w' x_hat + b'``."""
     y = torch.zeros_like(t.x_hat)
     if x is not None:

@@ -68,9 +68,7 @@ def _empty_images(grad: Tensor, size: Sequence[int], channels_last: bool) -> Ten
     memory_format = torch.contiguous_format
     if channels_last and len(size) > 1:
         memory_format = torch.channels_last if len(size) == 2 else torch.channels_last_3d
-    return torch.empty(
-        (*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=memory_format
-    )
+    return torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
 
 
 @torch.library.register_fake("scratchnn::max_pool")
@@ -298,9 +296,7 @@ class AvgPoolBackward(Function):
         return AvgPoolBackward.call(tangent, ctx.size, ctx.options, ctx.channels_last)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple, grad: Tensor, size: Any, options: tuple, channels_last: bool
-    ) -> tuple:
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, size: Any, options: tuple, channels_last: bool) -> tuple:
         (grad,) = _fold(info, in_dims, grad)
         return _unfold(info, AvgPoolBackward.call(grad, size, options, channels_last)), 0
 
@@ -372,9 +368,7 @@ def _numbers(value: Any, function: str, name: str, rank: int = 2) -> list[int]:
         return [value] * rank
     if not isinstance(value, (tuple, list)) or not all(_is_int(v) for v in value):
         kind = type(value).__name__
-        raise TypeError(
-            f"{function}(): argument '{name}' must be an int or a tuple of ints, not {kind} {value!r}"
-        )
+        raise TypeError(f"{function}(): argument '{name}' must be an int or a tuple of ints, not {kind} {value!r}")
     if len(value) not in (1, rank):
         raise RuntimeError(
             f"{function}: {name} must either be a single int, or a tuple of {rank} ints, but got {value}"
@@ -398,8 +392,7 @@ def _batch(input: Any, function: str, rank: int = 2, error: type[Exception] = Ru
         return input.unsqueeze(0).contiguous()
     kind = error if input.dim() <= rank else RuntimeError
     raise kind(
-        f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, "
-        f"but got {list(input.shape)}"
+        f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, but got {list(input.shape)}"
     )
 
 
@@ -452,11 +445,7 @@ def max_pool2d(
         output, offsets = MaxPool.call(x, windows, ceil_mode)
         indices = _ops.max_pool_indices(offsets, x.shape[2:], *windows)
         return (output, indices) if x.dim() == input.dim() else (output.squeeze(0), indices.squeeze(0))
-    if (
-        x.requires_grad
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    ):
+    if x.requires_grad or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         output, _ = MaxPool.call(x, windows, ceil_mode)
     else:
         output = _ops.max_pool(x, *windows, ceil_mode)  # nobody will ask where the maxima were

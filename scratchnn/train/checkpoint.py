@@ -104,9 +104,7 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def restore(
-    content: dict[str, Any], path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
+def restore(content: dict[str, Any], path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a loaded checkpoint into ``model`` and ``optimizer`` and return how far the run is.
 
     Raises:

@@ -18,12 +18,11 @@ import torch
 import scratchnn
 from scratchnn.data import Dataset, load
 from scratchnn.data.atomic import remove_leftovers
+from scratchnn.environment import describe_hardware, describe_versions
 from scratchnn.errors import UserError, require
 from scratchnn.train import checkpoint
 from scratchnn.train.config import Config, flag
 from scratchnn.train.log import (
-    describe_hardware,
-    describe_versions,
     read_table,
     write_json,
 )
@@ -82,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
     require("tqdm", "matplotlib", extra="train")
     if args.keep_memory:
         scratchnn.keep_memory()
-    given = {
-        field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if field.name in args
-    }
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Config) if field.name in args}
     return _resume(args, given) if args.resume else _start(args, Config(**given))
 
 

@@ -40,13 +40,9 @@ class Config:
     batch_size: int = _option(128, "images that each step averages the gradient of", "images")
     lr: float = _option(0.1, "largest learning rate", "weight per gradient")
     schedule: str = _option("cosine", "course of the learning rate after the warm-up", choices=SCHEDULES)
-    warmup: float = _option(
-        0.15, "share of the steps over which the learning rate rises", "fraction of steps"
-    )
+    warmup: float = _option(0.15, "share of the steps over which the learning rate rises", "fraction of steps")
     momentum: float = _option(0.9, "Nesterov momentum", "fraction kept per step")
-    weight_decay: float = _option(
-        5e-4, "pull of weights towards 0, not of norms and biases", "1 per lr and step"
-    )
+    weight_decay: float = _option(5e-4, "pull of weights towards 0, not of norms and biases", "1 per lr and step")
     label_smoothing: float = _option(0.0, "share of each label spread over all classes", "probability")
     augment: bool = _option(True, "shift the training images at random, and mirror them where data allow it")
     seed: int = _option(0, "what the weights, the order of the images and the augmentation follow from")
@@ -77,11 +73,7 @@ class Config:
     @classmethod
     def units(cls) -> dict[str, str]:
         """The unit of each hyper-parameter that has one."""
-        return {
-            option.name: option.metadata["unit"]
-            for option in dataclasses.fields(cls)
-            if option.metadata["unit"]
-        }
+        return {option.name: option.metadata["unit"] for option in dataclasses.fields(cls) if option.metadata["unit"]}
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The number of steps that the run has."""

@@ -10,14 +10,10 @@ import csv
 import io
 import json
 import os
-import platform
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
-import scratchnn
 from scratchnn.data import Dataset
 from scratchnn.data.atomic import replace_text
 from scratchnn.errors import UserError
@@ -108,32 +104,3 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "std": std.tolist(),
         "sha256": dataset.digest(),
     }
-
-
-def describe_versions() -> dict[str, str]:
-    """The software that a run depends on."""
-    return {
-        "scratchnn": scratchnn.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
-
-
-def describe_hardware() -> dict[str, Any]:
-    """The machine that a run depends on."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())

@@ -73,9 +73,7 @@ class Trainer:
                 f"the data have {_listed(self.data['classes'])}"
             )
         if theirs["sha256"] != self.data["sha256"]:
-            raise UserError(
-                f"{self.checkpoint_path} was trained on other images than those of {self.config.data}"
-            )
+            raise UserError(f"{self.checkpoint_path} was trained on other images than those of {self.config.data}")
         self.progress = checkpoint.restore(content, self.checkpoint_path, self.model, self.optimizer)
 
     def fit(self, stop: StopRequest) -> None:
@@ -113,9 +111,7 @@ class Trainer:
         """The steps of the current epoch that are not done yet."""
         progress = self.progress
         self.model.train()
-        batches = epoch_batches(
-            len(self.dataset.train), self.config.batch_size, self.config.seed, progress.epoch
-        )
+        batches = epoch_batches(len(self.dataset.train), self.config.batch_size, self.config.seed, progress.epoch)
         batches = batches[: progress.batch + self.total_steps - progress.step]
         with _bar(len(batches), f"epoch {progress.epoch + 1}/{self.config.epochs}") as bar:
             bar.update(progress.batch)
@@ -170,9 +166,7 @@ class Trainer:
         self.model.eval()
         test = self.dataset.test
         loss_sum, correct = 0.0, 0
-        for images, labels in zip(
-            test.images.split(_TEST_BATCH), test.labels.split(_TEST_BATCH), strict=True
-        ):
+        for images, labels in zip(test.images.split(_TEST_BATCH), test.labels.split(_TEST_BATCH), strict=True):
             if stop.made:
                 raise Stopped
             scores = self.model(normalise(images, self._mean, self._std, self._memory_format))
@@ -214,9 +208,7 @@ class Trainer:
         # Tables first: the rows that a checkpoint counts on must be on the disk when it is.
         steps.sync()
         epochs.sync()
-        checkpoint.save(
-            self.checkpoint_path, asdict(self.config), self.data, self.model, self.optimizer, self.progress
-        )
+        checkpoint.save(self.checkpoint_path, asdict(self.config), self.data, self.model, self.optimizer, self.progress)
 
 
 def make_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.SGD:

@@ -36,8 +36,12 @@ struct Correlation {
   Extent out_step;
   std::vector<Tap> taps;
 
-  Extent first_offset() const { return corner([](int64_t a, int64_t b) { return a < b; }); }
-  Extent last_offset() const { return corner([](int64_t a, int64_t b) { return a > b; }); }
+  Extent first_offset() const {
+    return corner([](int64_t a, int64_t b) { return a < b; });
+  }
+  Extent last_offset() const {
+    return corner([](int64_t a, int64_t b) { return a > b; });
+  }
 
  private:
   template <class Before>
@@ -59,9 +63,9 @@ inline Correlation forward_correlation(const ConvGeometry& g) {
   for (int64_t i = 0; i < g.kernel[0]; ++i) {
     for (int64_t j = 0; j < g.kernel[1]; ++j) {
       for (int64_t k = 0; k < g.kernel[2]; ++k) {
-        c.taps.push_back({{i * g.dilation[0] - g.padding[0], j * g.dilation[1] - g.padding[1],
-                           k * g.dilation[2] - g.padding[2]},
-                          weight++});
+        c.taps.push_back(
+            {{i * g.dilation[0] - g.padding[0], j * g.dilation[1] - g.padding[1], k * g.dilation[2] - g.padding[2]},
+             weight++});
       }
     }
   }
@@ -164,8 +168,8 @@ inline Rectangle read_by(const Correlation& c, const Extent& low, const Extent& 
 
 // Copies channels [channel, channel + channels) of a rectangle of one image to `out`, zero outside of the image.
 template <class T>
-void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels,
-                    const Rectangle& r, T* out) {
+void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels, const Rectangle& r,
+                    T* out) {
   const T* source = images.data + image * images.image_stride() + channel * images.channel_stride();
   const Extent& size = images.size;
   const int64_t inside_first = std::clamp<int64_t>(-r.first[2], 0, r.size[2]);
@@ -234,9 +238,9 @@ void segments_of(const Correlation& c, const Extent& low, const PixelView<T>& vi
         continue;
       }
     }
-    segments.push_back({(at[0] - low[0]) * view.stride[0] + (at[1] - low[1]) * view.stride[1] +
-                            (at[2] - low[2]) * view.stride[2],
-                        channels});
+    segments.push_back(
+        {(at[0] - low[0]) * view.stride[0] + (at[1] - low[1]) * view.stride[1] + (at[2] - low[2]) * view.stride[2],
+         channels});
   }
 }
 

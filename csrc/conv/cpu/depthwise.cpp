@@ -12,8 +12,8 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int kSideBySide = 4;            // outputs computed together: they share each tap's weight
-constexpr int64_t kBandNumbers = 24576;   // of a band, all channels together
+constexpr int kSideBySide = 4;           // outputs computed together: they share each tap's weight
+constexpr int64_t kBandNumbers = 24576;  // of a band, all channels together
 
 // `count` outputs side by side, `lanes` channels of each: y[i][c] = bias[c] + sum over t of w[t][c] x[i][t][c].
 template <int count, class T>

@@ -110,10 +110,11 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
         const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
         const Rectangle positions{band.first, band.size};
         const PixelView<T> x = view_rectangle(input, band.image, channel, band_channels, rectangle, together, memory);
-        const PixelView<T> dy = view_rectangle(grad, band.image, channel, band_channels, positions, together, grad_memory);
+        const PixelView<T> dy =
+            view_rectangle(grad, band.image, channel, band_channels, positions, together, grad_memory);
         tap_offsets(c, low, x, offsets);
         for (int64_t d = 0; d < band.size[0]; ++d) {
-          const Rows rows{band.size[1],    band.size[2], g.stride[1] * x.stride[1], g.stride[2] * x.stride[2],
+          const Rows rows{band.size[1], band.size[2], g.stride[1] * x.stride[1], g.stride[2] * x.stride[2],
                           dy.stride[1], dy.stride[2]};
           const T* from = x.data + d * g.stride[0] * x.stride[0];
           const T* to = dy.data + d * dy.stride[0];

@@ -109,7 +109,8 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
             continue;
           }
           for (int64_t k = 0; k < operand.out; ++k) {
-            for (int64_t w = 0; w < band.size[2]; ++w) to[k * out.pixels() + w * out_step[2]] = from[w * padded_out + k];
+            for (int64_t w = 0; w < band.size[2]; ++w)
+              to[k * out.pixels() + w * out_step[2]] = from[w * padded_out + k];
           }
         }
       }

@@ -23,9 +23,7 @@ struct PackedWeight {
   const T* panel(int64_t group, int64_t index) const {
     return data + (group * panels + index) * reduction * kTileColumns<T>;
   }
-  const T* start_of(int64_t group, int64_t index) const {
-    return start + (group * panels + index) * kTileColumns<T>;
-  }
+  const T* start_of(int64_t group, int64_t index) const { return start + (group * panels + index) * kTileColumns<T>; }
 };
 
 // The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
@@ -40,15 +38,13 @@ struct Operand {
 // In the forward pass the sum runs over the input channels of a group ...
 template <class T>
 Operand<T> forward_operand(const ConvGeometry& g, const Filters<const T>& weight) {
-  return {weight,         g.group_in(),      weight.in_stride,
-          g.group_out(),  weight.out_stride, g.group_out() * weight.out_stride};
+  return {weight, g.group_in(), weight.in_stride, g.group_out(), weight.out_stride, g.group_out() * weight.out_stride};
 }
 
 // ... and in the input gradient over its output channels.
 template <class T>
 Operand<T> input_grad_operand(const ConvGeometry& g, const Filters<const T>& weight) {
-  return {weight,       g.group_out(),    weight.out_stride,
-          g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
+  return {weight, g.group_out(), weight.out_stride, g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
 }
 
 // How many elements pack() writes.
@@ -66,34 +62,35 @@ PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>
   const int64_t reduction = tap_count * w.sum;
   const int64_t size = groups * panels * reduction * columns;
   T* start = data + size;
-  parallel_for(0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t group = i / panels;
-      const int64_t channel = i % panels * columns;
-      const int64_t count = std::min(columns, w.out - channel);
-      const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
-      T* to = data + i * reduction * columns;
-      if (count < columns) std::fill(to, to + reduction * columns, T(0));
-      for (int64_t t = 0; t < tap_count; ++t) {
-        const T* tap = from + taps[t].weight * w.filters.tap_stride;
-        T* rows = to + t * w.sum * columns;
-        if (w.out_stride == 1) {
-          for (int64_t c = 0; c < w.sum; ++c) {
-            std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
+  parallel_for(
+      0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t group = i / panels;
+          const int64_t channel = i % panels * columns;
+          const int64_t count = std::min(columns, w.out - channel);
+          const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
+          T* to = data + i * reduction * columns;
+          if (count < columns) std::fill(to, to + reduction * columns, T(0));
+          for (int64_t t = 0; t < tap_count; ++t) {
+            const T* tap = from + taps[t].weight * w.filters.tap_stride;
+            T* rows = to + t * w.sum * columns;
+            if (w.out_stride == 1) {
+              for (int64_t c = 0; c < w.sum; ++c) {
+                std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
+              }
+            } else if (w.sum_stride == 1) {
+              transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
+            } else {
+              for (int64_t k = 0; k < count; ++k) {
+                for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
+              }
+            }
           }
-        } else if (w.sum_stride == 1) {
-          transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
-        } else {
-          for (int64_t k = 0; k < count; ++k) {
-            for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
+          for (int64_t k = 0; k < columns; ++k) {
+            start[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
           }
         }
-      }
-      for (int64_t k = 0; k < columns; ++k) {
-        start[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
-      }
-    }
-  });
+      });
   return {data, start, panels, reduction};
 }
 

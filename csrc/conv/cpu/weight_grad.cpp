@@ -41,9 +41,8 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
   std::vector<Segment> layout;
   {
     const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
-    const PixelView<T> copy{nullptr,
-                            {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels,
-                             sum_channels}};
+    const PixelView<T> copy{
+        nullptr, {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels, sum_channels}};
     segments_of(correlation, low, copy, sum_channels, layout);
   }
   int64_t width = 0;
@@ -67,7 +66,8 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
 
   parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
     const int64_t grad_size = pixels * out_channels;
-    T* band_memory = scratch<T>(band_size + 2 * grad_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)) + 16);
+    T* band_memory =
+        scratch<T>(band_size + 2 * grad_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)) + 16);
     T* packed_grad = band_memory + (band_size + 1) / 2 * 2;
     T* copied_grad = packed_grad + (grad_size + 1) / 2 * 2;
     int64_t* offsets = reinterpret_cast<int64_t*>(copied_grad + (grad_size + 1) / 2 * 2);
@@ -88,14 +88,14 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
         for (int64_t index = first_band; index < last_band; ++index) {
           const Band band = bands[index];
           const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-          const PixelView<T> view = view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle,
-                                                   in_place, band_memory);
+          const PixelView<T> view =
+              view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle, in_place, band_memory);
           segments_of(correlation, low, view, sum_channels, segments);
           const PixelView<T> dy = view_rectangle(grad, band.image, group * out_channels + first_row, row_count,
                                                  Rectangle{band.first, band.size}, true, copied_grad);
           for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
-            offsets[p] = d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] +
-                         w * g.stride[2] * view.stride[2];
+            offsets[p] =
+                d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] + w * g.stride[2] * view.stride[2];
           });
           // dL/dy by tiles of rows, each pixel's numbers of a tile side by side.
           for_each_tile(row_count, [&](int64_t first, int64_t rows) {

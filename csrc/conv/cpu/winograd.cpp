@@ -21,7 +21,9 @@ constexpr int64_t kOutChannels = 64;  // output channels whose points are in the
 
 // Tiles of a block: the points of its inputs fill about half of the second-level cache, but enough tiles to use each
 // loaded filter often.
-int64_t block_tiles(int64_t channels) { return channels <= 16 ? 96 : 48; }
+int64_t block_tiles(int64_t channels) {
+  return channels <= 16 ? 96 : 48;
+}
 
 // Filters to points: from the packed panels (taps x channels x kTileColumns) to 36 planes of channels x kTileColumns
 // for each panel.
@@ -112,7 +114,8 @@ void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, 
     }
     const int64_t row_stride = run.count * kOut * channels;
     for (int64_t t = 0; t < run.count; ++t, from += channels) {
-      outputs_of_tile<true>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels, kOut, kOut);
+      outputs_of_tile<true>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels, kOut,
+                            kOut);
     }
     const int64_t x = run.column * kOut, width = std::min(run.count * kOut, tiles.width - x);
     for (int64_t i = 0; i < height; ++i) {
@@ -186,8 +189,8 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
 
 template <class T>
 void forward(const ConvGeometry& g, Images<const T> input, Filters<const T> weight, const T* bias, Images<T> output) {
-  correlate(forward_operand(g, weight), forward_correlation(g).taps, g.batch, -g.padding[1], -g.padding[2], input,
-            bias, output);
+  correlate(forward_operand(g, weight), forward_correlation(g).taps, g.batch, -g.padding[1], -g.padding[2], input, bias,
+            output);
 }
 
 template <class T>

@@ -18,9 +18,9 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace winograd {
 
-constexpr int kOut = 4;               // outputs of a tile, in each direction
-constexpr int kTaps = 3;              // taps of the filter
-constexpr int kIn = kOut + kTaps - 1; // inputs of a tile, and points
+constexpr int kOut = 4;                // outputs of a tile, in each direction
+constexpr int kTaps = 3;               // taps of the filter
+constexpr int kIn = kOut + kTaps - 1;  // inputs of a tile, and points
 constexpr int kPoints = kIn * kIn;
 
 constexpr double a = 0.625, b = 1.5;

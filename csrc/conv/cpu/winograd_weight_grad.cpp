@@ -64,10 +64,10 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
         transform_tiles<kIn>(tiles, t, until, input, -g.padding[1], -g.padding[2], 0, g.in_channels,
                              Points<T>{in_points, in_plane, columns, columns, panel}, in_scratch,
                              [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
-        transform_tiles<kOut>(
-            tiles, t, until, grad, 0, 0, first_k, k_count, Points<T>{grad_points, grad_plane, columns, columns, panel},
-            grad_scratch,
-            [](const auto& y, auto& m) __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
+        transform_tiles<kOut>(tiles, t, until, grad, 0, 0, first_k, k_count,
+                              Points<T>{grad_points, grad_plane, columns, columns, panel}, grad_scratch,
+                              [](const auto& y, auto& m)
+                                  __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
         for (int64_t p = 0; p < kPoints; ++p) {
           for (int64_t k = 0; k < k_count; k += columns) {
             const T* a = grad_points + p * grad_plane + k / columns * panel;

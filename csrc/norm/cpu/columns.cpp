@@ -17,9 +17,9 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kNarrowest = 64;  // columns a row should have
-constexpr int64_t kPanel = 512;     // numbers that are walked column by column
-constexpr int64_t kLongRow = 256;   // columns from which on the next numbers are further along the row
+constexpr int64_t kNarrowest = 64;                  // columns a row should have
+constexpr int64_t kPanel = 512;                     // numbers that are walked column by column
+constexpr int64_t kLongRow = 256;                   // columns from which on the next numbers are further along the row
 constexpr int64_t kShortestPanel = 8, kBlock = 64;  // rows; a block is summed in its own precision
 constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 64;
@@ -122,8 +122,7 @@ struct ColumnSums {
 
 // Adds the rows [first, last) of the table to the sums of a chunk, a block at a time.
 template <class T>
-void chunk_moments(const Table& table, const T* input, int64_t first, int64_t last,
-                   const ColumnSums<T>& sums) {
+void chunk_moments(const Table& table, const T* input, int64_t first, int64_t last, const ColumnSums<T>& sums) {
   const int64_t width = table.width;
   const int64_t ahead = table.ahead();
   const int64_t sample = std::min(last - first, kShortestPanel);
@@ -136,18 +135,16 @@ void chunk_moments(const Table& table, const T* input, int64_t first, int64_t la
     std::fill_n(sums.a, 2 * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
       const T* x = input + panel * width;
-      sum_panel(panel_end - panel, width, sums.a, sums.b,
-                [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
-                  prefetch(x + i + ahead);
-                  const Vec<T> d = load(x + i) - load(sums.shift + column);
-                  sum += d;
-                  squares = fma(d, d, squares);
-                });
+      sum_panel(panel_end - panel, width, sums.a, sums.b, [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
+        prefetch(x + i + ahead);
+        const Vec<T> d = load(x + i) - load(sums.shift + column);
+        sum += d;
+        squares = fma(d, d, squares);
+      });
     });
     const BlockWeights weights(static_cast<double>(block - first), static_cast<double>(block_end - block));
     for (int64_t column = 0; column < width; ++column) {
-      merge_block(sums.first[column], sums.second[column], sums.shift[column], sums.a[column], sums.b[column],
-                  weights);
+      merge_block(sums.first[column], sums.second[column], sums.shift[column], sums.a[column], sums.b[column], weights);
       sums.shift[column] = static_cast<T>(sums.first[column]);
     }
   });
@@ -155,13 +152,11 @@ void chunk_moments(const Table& table, const T* input, int64_t first, int64_t la
 
 // The moments of the sets from those of the chunks' columns, and from the numbers after the last row.
 template <class T>
-void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks, double* mean,
-                 double* variance) {
+void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks, double* mean, double* variance) {
   const IndexSets& geometry = table.geometry;
   double rows = 0;
   for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
-    const double more =
-        static_cast<double>(std::min(table.chunk_rows, table.rows - chunk * table.chunk_rows));
+    const double more = static_cast<double>(std::min(table.chunk_rows, table.rows - chunk * table.chunk_rows));
     const double share = more / (rows + more);
     for (int64_t column = 0; chunk > 0 && column < table.width; ++column) {
       merge(chunks[0].first[column], chunks[0].second[column], chunks[chunk].first[column],
@@ -176,8 +171,7 @@ void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks
     const double share = rows / (count + rows);
     for (int64_t set = 0; set < geometry.sets; ++set) {
       const int64_t column = table.column_of(set, i);
-      merge(mean[set], variance[set], chunks[0].first[column], chunks[0].second[column], share,
-            share * count);
+      merge(mean[set], variance[set], chunks[0].first[column], chunks[0].second[column], share, share * count);
     }
     count += rows;
   }
@@ -202,8 +196,7 @@ SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors
   const int64_t width = table.width;
   table.for_each_chunk(/*backwards=*/true, [&](int64_t, int64_t first, int64_t last) {
     const auto walk = [&](int64_t row, auto rows) {
-      for (int64_t column = 0; column < width; column += kLanes<T>)
-        vectors(row * width + column, column, rows);
+      for (int64_t column = 0; column < width; column += kLanes<T>) vectors(row * width + column, column, rows);
     };
     int64_t row = first;
     for (; row + 4 <= last; row += 4) walk(row, std::integral_constant<int, 4>());
@@ -215,8 +208,8 @@ SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors
 
 // y = (x - centre) scale + offset, by vectors and number by number, rounded alike.
 template <class T>
-void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias,
-                   double eps, const double* mean, const double* variance, T* constants) {
+void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias, double eps,
+                   const double* mean, const double* variance, T* constants) {
   const int64_t width = table.width;
   T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
   for (int64_t set = 0; set < table.geometry.sets; ++set) {
@@ -234,9 +227,7 @@ void apply_forward(const Table& table, const T* input, T* output, const double* 
         const Vec<T> c = load(centre + column), s = load(scale + column), o = load(offset + column);
         for (int row = 0; row < rows(); ++row, i += width) store(output + i, fma(load(input + i) - c, s, o));
       },
-      [&](int64_t i, int64_t column) {
-        output[i] = fma(input[i] - centre[column], scale[column], offset[column]);
-      });
+      [&](int64_t i, int64_t column) { output[i] = fma(input[i] - centre[column], scale[column], offset[column]); });
 }
 
 // This thread's scratch memory: `constants` arrays of a row's width, then the sums of every chunk.
@@ -257,8 +248,8 @@ struct Scratch {
 };
 
 template <class T>
-void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight,
-                const double* bias, double eps, double* mean, double* variance) {
+void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+                double eps, double* mean, double* variance) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 3);
   table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
@@ -278,8 +269,8 @@ void norm_eval(const IndexSets& geometry, const T* input, T* output, const doubl
 
 // Adds the rows [first, last) to the sums of g and of g (x - centre) of a chunk.
 template <class T>
-void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, int64_t first,
-                     int64_t last, const ColumnSums<T>& sums) {
+void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, int64_t first, int64_t last,
+                     const ColumnSums<T>& sums) {
   const int64_t width = table.width;
   const int64_t ahead = table.ahead();
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
@@ -287,14 +278,13 @@ void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T*
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
       const T* g = grad + panel * width;
       const T* x = input + panel * width;
-      sum_panel(panel_end - panel, width, sums.a, sums.b,
-                [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
-                  prefetch(g + i + ahead);
-                  prefetch(x + i + ahead);
-                  const Vec<T> slope = load(g + i);
-                  sum += slope;
-                  product = fma(slope, load(x + i) - load(centre + column), product);
-                });
+      sum_panel(panel_end - panel, width, sums.a, sums.b, [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
+        prefetch(g + i + ahead);
+        prefetch(x + i + ahead);
+        const Vec<T> slope = load(g + i);
+        sum += slope;
+        product = fma(slope, load(x + i) - load(centre + column), product);
+      });
     });
     for (int64_t column = 0; column < width; ++column) {
       sums.first[column] += sums.a[column];
@@ -306,9 +296,8 @@ void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T*
 // The gradients of weight and bias: the sums over the columns of each set, and over what follows the last
 // row.
 template <class T>
-void set_grad_sums(const Table& table, const T* grad, const T* input, const ColumnSums<T>* chunks,
-                   const double* mean, const double* variance, double eps, double* grad_weight,
-                   double* grad_bias) {
+void set_grad_sums(const Table& table, const T* grad, const T* input, const ColumnSums<T>* chunks, const double* mean,
+                   const double* variance, double eps, double* grad_weight, double* grad_bias) {
   const IndexSets& geometry = table.geometry;
   for (int64_t chunk = 1; chunk < table.chunks; ++chunk) {
     for (int64_t column = 0; column < table.width; ++column) {
@@ -336,9 +325,9 @@ void set_grad_sums(const Table& table, const T* grad, const T* input, const Colu
 }
 
 template <class T>
-void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input,
-                   const double* weight, const double* mean, const double* variance, double eps,
-                   bool training, double* grad_weight, double* grad_bias) {
+void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+                   const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                   double* grad_bias) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 4);
   const int64_t width = table.width;
@@ -373,8 +362,8 @@ void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* 
           }
         },
         [&](int64_t i, int64_t column) {
-          grad_input[i] = fma(grad[i], grad_scale[column],
-                              fma(input[i] - centre[column], input_scale[column], offset[column]));
+          grad_input[i] =
+              fma(grad[i], grad_scale[column], fma(input[i] - centre[column], input_scale[column], offset[column]));
         });
   } else {
     for_each_number<T>(

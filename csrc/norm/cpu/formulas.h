@@ -35,8 +35,8 @@ template <class T>
 SCRATCHNN_INLINE void merge_block(double& mean, double& squares, T shift, T sum, T sum_of_squares,
                                   const BlockWeights& weights) {
   const double deviation = sum;
-  merge(mean, squares, shift + deviation * weights.inverse,
-        sum_of_squares - deviation * deviation * weights.inverse, weights.share, weights.between);
+  merge(mean, squares, shift + deviation * weights.inverse, sum_of_squares - deviation * deviation * weights.inverse,
+        weights.share, weights.between);
 }
 
 // y = w (x - mean) r + b, written as (x - centre) scale + offset: the centre is the mean rounded to T, and

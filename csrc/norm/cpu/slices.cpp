@@ -26,8 +26,7 @@ struct Runs {
   int64_t chunk_runs, chunks;
 
   explicit Runs(const IndexSets& sets) : geometry(sets) {
-    chunk_runs =
-        std::max((sets.outer + kMostChunks - 1) / kMostChunks, (kChunk + sets.inner - 1) / sets.inner);
+    chunk_runs = std::max((sets.outer + kMostChunks - 1) / kMostChunks, (kChunk + sets.inner - 1) / sets.inner);
     chunks = (sets.outer + chunk_runs - 1) / chunk_runs;
   }
 
@@ -46,15 +45,13 @@ template <class Reduce, class Finish, class Apply>
 void set_by_set(const Runs& runs, const Reduce& reduce, const Finish& finish, const Apply& apply) {
   const int64_t sets = runs.geometry.sets, chunks = runs.chunks;
   if (sets >= kSetsWorthFusing) {
-    parallel_for(0, sets, std::max<int64_t>(1, kGrain / runs.geometry.count()),
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t set = first; set < last; ++set) {
-                     for (int64_t chunk = 0; chunk < chunks; ++chunk) reduce(set, chunk);
-                     finish(set);
-                     for (int64_t chunk = chunks - 1; chunk >= 0; --chunk)
-                       apply(set, chunk);  // what the cache still has first
-                   }
-                 });
+    parallel_for(0, sets, std::max<int64_t>(1, kGrain / runs.geometry.count()), [&](int64_t first, int64_t last) {
+      for (int64_t set = first; set < last; ++set) {
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) reduce(set, chunk);
+        finish(set);
+        for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) apply(set, chunk);  // what the cache still has first
+      }
+    });
     return;
   }
   const int64_t grain = std::max<int64_t>(1, kGrain / (runs.chunk_runs * runs.geometry.inner));
@@ -100,8 +97,7 @@ SCRATCHNN_INLINE T total(const Vec<T> (&lanes)[4]) {
 // Two sums over a chunk of a set, one of `first` and one of `second`, taken block by block: for a block of
 // runs, add(position, length, sums_a, sums_b), then fold(count, sum_a, sum_b).
 template <class T, class Add, class Fold>
-SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, const Add& add,
-                                const Fold& fold) {
+SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, const Add& add, const Fold& fold) {
   Vec<T> a[4] = {}, b[4] = {};
   int64_t pending = 0;
   const auto flush = [&] {
@@ -159,22 +155,19 @@ Moments chunk_moments(const Runs& runs, const T* input, int64_t set, int64_t chu
 
 template <class T>
 SCRATCHNN_INLINE void apply_forward(const ForwardLine<T>& line, const T* x, T* y, int64_t length) {
-  const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale),
-               offset = broadcast(line.offset);
+  const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
   const auto normalize = [&](int64_t i) { store(y + i, fma(load(x + i) - centre, scale, offset)); };
   for_each_vector<T>(length, [&](int64_t i, int) { normalize(i); }, [&](int64_t i) { normalize(i); });
 }
 
 template <class T>
-void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight,
-                const double* bias, double eps, double* mean, double* variance) {
+void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+                double eps, double* mean, double* variance) {
   const Runs runs(geometry);
   Moments* moments = scratch<Moments>(geometry.sets * runs.chunks);
   set_by_set(
       runs,
-      [&](int64_t set, int64_t chunk) {
-        moments[set * runs.chunks + chunk] = chunk_moments(runs, input, set, chunk);
-      },
+      [&](int64_t set, int64_t chunk) { moments[set * runs.chunks + chunk] = chunk_moments(runs, input, set, chunk); },
       [&](int64_t set) {
         Moments all = moments[set * runs.chunks];
         for (int64_t chunk = 1; chunk < runs.chunks; ++chunk) {
@@ -188,9 +181,8 @@ void norm_train(const IndexSets& geometry, const T* input, T* output, const doub
       },
       [&](int64_t set, int64_t chunk) {
         const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
-        runs.for_each(set, chunk, [&](int64_t start) {
-          apply_forward(line, input + start, output + start, geometry.inner);
-        });
+        runs.for_each(set, chunk,
+                      [&](int64_t start) { apply_forward(line, input + start, output + start, geometry.inner); });
       });
 }
 
@@ -212,8 +204,7 @@ struct GradSums {
 };
 
 template <class T>
-GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_t set, int64_t chunk,
-                         T mean) {
+GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_t set, int64_t chunk, T mean) {
   GradSums sums = {0, 0};
   const Vec<T> centre = broadcast(mean);
   const Vec<IntOf<T>> fresh = last_lanes<T>(runs.geometry.inner % kLanes<T>);
@@ -241,8 +232,7 @@ GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_
 }
 
 template <class T>
-SCRATCHNN_INLINE void apply_backward(const BackwardLine<T>& line, const T* g, const T* x, T* dx,
-                                     int64_t length) {
+SCRATCHNN_INLINE void apply_backward(const BackwardLine<T>& line, const T* g, const T* x, T* dx, int64_t length) {
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
   const auto differentiate = [&](int64_t i) {
@@ -260,17 +250,16 @@ SCRATCHNN_INLINE void apply_scale(T grad_scale, const T* g, T* dx, int64_t lengt
 }
 
 template <class T>
-void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input,
-                   const double* weight, const double* mean, const double* variance, double eps,
-                   bool training, double* grad_weight, double* grad_bias) {
+void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+                   const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                   double* grad_bias) {
   const Runs runs(geometry);
   const double count = static_cast<double>(geometry.count());
   GradSums* sums = scratch<GradSums>(geometry.sets * runs.chunks);
   set_by_set(
       runs,
       [&](int64_t set, int64_t chunk) {
-        sums[set * runs.chunks + chunk] =
-            chunk_grad_sums(runs, grad, input, set, chunk, static_cast<T>(mean[set]));
+        sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, static_cast<T>(mean[set]));
       },
       [&](int64_t set) {
         GradSums all = {0, 0};

@@ -10,8 +10,8 @@ namespace {
 
 // One output row: sums over windows, each divided by its divisor.
 template <class T>
-void average_row(const Relation& forward, const T* source, int64_t channels, const SourceRow* rows,
-                 int64_t row_count, T* output) {
+void average_row(const Relation& forward, const T* source, int64_t channels, const SourceRow* rows, int64_t row_count,
+                 T* output) {
   for (int64_t x = 0; x < forward.result[2]; ++x, output += channels) {
     const Link* columns = forward.along[2].begin(x);
     const int64_t column_count = forward.along[2].count(x);
@@ -27,8 +27,7 @@ void average_row(const Relation& forward, const T* source, int64_t channels, con
         }
         for (int v = 0; v < block.vectors; ++v) sum[v] += row_sum[v];
       }
-      for (int v = 0; v < block.vectors; ++v)
-        store_vector(output + block.channel, sum[v] / divisor, v, block);
+      for (int v = 0; v < block.vectors; ++v) store_vector(output + block.channel, sum[v] / divisor, v, block);
     });
   }
 }
@@ -68,8 +67,8 @@ void walk(const T* source, T* result, const Relation& relation) {
   constexpr int64_t channels = kTilePlanes<T>;
   for_each_tile<T>(relation, [&](const Tile& tile) {
     const int64_t row_size = relation.result[2] * channels;
-    auto [from, to, rows] = carve<T, T, SourceRow>(
-        tile.source_pixels * channels, (tile.y_end - tile.y_begin) * row_size, relation.most_rows);
+    auto [from, to, rows] = carve<T, T, SourceRow>(tile.source_pixels * channels,
+                                                   (tile.y_end - tile.y_begin) * row_size, relation.most_rows);
     load_tile(relation, tile, source, from);
     for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
       const int64_t row_count = source_rows(relation, tile.z, y, tile.region, rows);
@@ -110,8 +109,8 @@ SCRATCHNN_INLINE Vec<T> partial_sums(const T* p, int64_t count, Vec<IntOf<T>> la
 template <class T>
 void average_planes(const T* input, T* output, const Relation& forward) {
   const int64_t pixels = volume(forward.source);
-  const T divisor = static_cast<T>(forward.along[0].links->factor * forward.along[1].links->factor *
-                                   forward.along[2].links->factor);
+  const T divisor =
+      static_cast<T>(forward.along[0].links->factor * forward.along[1].links->factor * forward.along[2].links->factor);
   parallel_for(0, forward.images * forward.channels, std::max<int64_t>(1, kGrain / pixels),
                [&](int64_t first, int64_t last) {
                  constexpr int n = kLanes<T>;
@@ -138,8 +137,7 @@ void spread_over_planes(const T* grad, T* grad_input, const Relation& backward) 
                                  backward.along[2].links->factor);
   parallel_for(0, backward.images * backward.channels, std::max<int64_t>(1, kGrain / pixels),
                [&](int64_t first, int64_t last) {
-                 for (int64_t i = first; i < last; ++i)
-                   std::fill_n(grad_input + i * pixels, pixels, share * grad[i]);
+                 for (int64_t i = first; i < last; ++i) std::fill_n(grad_input + i * pixels, pixels, share * grad[i]);
                });
 }
 

@@ -13,8 +13,8 @@ namespace {
 
 // One result row: source pixels, output pixels and offsets all have their `channels` side by side.
 template <bool kOffsets, class T, class Offset>
-void max_row(const Relation& forward, const T* source, int64_t channels, const SourceRow* rows,
-             int64_t row_count, T* output, Offset* offsets) {
+void max_row(const Relation& forward, const T* source, int64_t channels, const SourceRow* rows, int64_t row_count,
+             T* output, Offset* offsets) {
   for (int64_t x = 0; x < forward.result[2]; ++x, output += channels) {
     const Link* columns = forward.along[2].begin(x);
     const int64_t column_count = forward.along[2].count(x);
@@ -56,8 +56,7 @@ void max_pool_channels_last(const T* input, T* output, Offset* offsets, const Re
   for_each_row(forward, [&](int64_t n, const SourceRow* rows, int64_t row_count, int64_t pixel) {
     const T* image = input + n * volume(forward.source) * channels;
     const int64_t place = (n * volume(forward.result) + pixel) * channels;
-    max_row<kOffsets>(forward, image, channels, rows, row_count, output + place,
-                      kOffsets ? offsets + place : nullptr);
+    max_row<kOffsets>(forward, image, channels, rows, row_count, output + place, kOffsets ? offsets + place : nullptr);
   });
 }
 
@@ -67,8 +66,8 @@ void max_pool_planes(const T* input, T* output, Offset* offsets, const Relation&
   for_each_tile<T>(forward, [&](const Tile& tile) {
     const int64_t row_size = forward.result[2] * channels;
     const int64_t result_size = (tile.y_end - tile.y_begin) * row_size;
-    auto [values, best, taps, rows] = carve<T, T, IntOf<T>, SourceRow>(
-        tile.source_pixels * channels, result_size, result_size, forward.most_rows);
+    auto [values, best, taps, rows] =
+        carve<T, T, IntOf<T>, SourceRow>(tile.source_pixels * channels, result_size, result_size, forward.most_rows);
     load_tile(forward, tile, input, values);
     for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
       const int64_t row_count = source_rows(forward, tile.z, y, tile.region, rows);
@@ -83,12 +82,10 @@ void max_pool_planes(const T* input, T* output, Offset* offsets, const Relation&
 template <class T, class Offset>
 void max_pool(const T* input, T* output, Offset* offsets, const Relation& forward) {
   if (offsets == nullptr) {
-    auto* run = forward.channels_last ? &max_pool_channels_last<T, Offset, false>
-                                      : &max_pool_planes<T, Offset, false>;
+    auto* run = forward.channels_last ? &max_pool_channels_last<T, Offset, false> : &max_pool_planes<T, Offset, false>;
     run(input, output, offsets, forward);
   } else {
-    auto* run =
-        forward.channels_last ? &max_pool_channels_last<T, Offset, true> : &max_pool_planes<T, Offset, true>;
+    auto* run = forward.channels_last ? &max_pool_channels_last<T, Offset, true> : &max_pool_planes<T, Offset, true>;
     run(input, output, offsets, forward);
   }
 }
@@ -131,8 +128,8 @@ void gather_gradients(const T* grad, const Offset* offsets, T* grad_input, const
 // pixels x = S m + phase of one phase lie in the windows m + shift, for a few pairs (tap, shift) all of them
 // share.
 template <int kStride, class T, class Offset>
-void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
-                 const Window& window, const Relation& backward) {
+void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Window& window,
+                 const Relation& backward) {
   using Int = IntOf<T>;
   constexpr int64_t n = kLanes<T>;
   struct Tap {
@@ -149,13 +146,11 @@ void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const Pool
   const int64_t grain = std::max<int64_t>(1, kGrain / (volume(in) + volume(out)));
   parallel_for(0, shape.images * shape.channels, grain, [&](int64_t first, int64_t last) {
     auto [dy, chosen, all_rows, row_counts, taps, last_row] = carve<T, Int, SourceRow, int64_t, Tap, T>(
-        out_rows * width, out_rows * width, in_rows * backward.most_rows, in_rows, kernel,
-        steps * kStride + 2 * n);
+        out_rows * width, out_rows * width, in_rows * backward.most_rows, in_rows, kernel, steps * kStride + 2 * n);
     for (int64_t y = 0; y < in_rows; ++y) {
       SourceRow* rows = all_rows + y * backward.most_rows;
       row_counts[y] = source_rows(backward, y / in[1], y % in[1], whole(backward), rows);
-      for (int64_t r = 0; r < row_counts[y]; ++r)
-        rows[r].pixel = rows[r].pixel / out[2] * width;  // in the copy
+      for (int64_t r = 0; r < row_counts[y]; ++r) rows[r].pixel = rows[r].pixel / out[2] * width;  // in the copy
     }
     std::fill_n(dy, out_rows * width, T(0));
     std::fill_n(chosen, out_rows * width, Int(-1));
@@ -229,8 +224,7 @@ void scatter_gradients(const T* grad, const Offset* offsets, T* grad_input, cons
     for (int64_t kd = 0, tap = 0; kd < window.kernel[0]; ++kd) {
       for (int64_t kh = 0; kh < window.kernel[1]; ++kh) {
         for (int64_t kw = 0; kw < window.kernel[2]; ++kw, ++tap) {
-          steps[tap] =
-              (kd * window.dilation[0] * in[1] + kh * window.dilation[1]) * in[2] + kw * window.dilation[2];
+          steps[tap] = (kd * window.dilation[0] * in[1] + kh * window.dilation[1]) * in[2] + kw * window.dilation[2];
         }
       }
     }
@@ -244,10 +238,10 @@ void scatter_gradients(const T* grad, const Offset* offsets, T* grad_input, cons
       const Offset* tap = offsets + place;
       for (int64_t od = 0; od < out[0]; ++od) {
         for (int64_t oh = 0; oh < out[1]; ++oh) {
-          int64_t start = ((od * window.stride[0] - window.padding[0]) * in[1] + oh * window.stride[1] -
-                           window.padding[1]) *
-                              in[2] -
-                          window.padding[2];
+          int64_t start =
+              ((od * window.stride[0] - window.padding[0]) * in[1] + oh * window.stride[1] - window.padding[1]) *
+                  in[2] -
+              window.padding[2];
           for (int64_t ow = 0; ow < out[2]; ++ow, start += window.stride[2], dy += stride, tap += stride) {
             if constexpr (sizeof(Offset) > 1) {
               if (*tap < 0 || *tap >= taps) continue;
@@ -266,8 +260,7 @@ void max_pool_backward(const T* grad, const Offset* offsets, T* grad_input, cons
                        const Window& window, const Relation& backward) {
   // gather_rows keeps a copy of an output plane, asks every window about every pixel it holds, and needs rows
   // of several vectors.
-  const bool by_rows =
-      volume(shape.output) <= 65536 && volume(window.kernel) <= 32 && shape.input[2] >= 4 * kLanes<T>;
+  const bool by_rows = volume(shape.output) <= 65536 && volume(window.kernel) <= 32 && shape.input[2] >= 4 * kLanes<T>;
   if (volume(shape.output) > 0 && volume(backward.links) == 0) {
     std::fill_n(grad_input, shape.images * shape.channels * volume(shape.input),
                 T(0));  // all windows lie in padding

@@ -104,8 +104,7 @@ void for_each_tile(const Relation& relation, const Body& body) {
   int64_t most_depth = 1;
   for (int64_t z = 0; z < depth; ++z) most_depth = std::max(most_depth, relation.along[0].count(z));
   const int64_t rows_per_row = std::max<int64_t>(1, relation.source[1] / height) * most_depth;
-  const int64_t row_bytes =
-      (relation.result[2] + rows_per_row * relation.source[2]) * kTilePlanes<T> * sizeof(T);
+  const int64_t row_bytes = (relation.result[2] + rows_per_row * relation.source[2]) * kTilePlanes<T> * sizeof(T);
   const int64_t band = std::clamp<int64_t>(kTileBytes / row_bytes, 1, height);
   const int64_t bands = (height + band - 1) / band;
   const int64_t grain =
@@ -134,8 +133,8 @@ void for_each_tile(const Relation& relation, const Body& body) {
       }
       if (region.depth_end == 0 || region.height_end == 0) region = {0, 0, 0, 0};  // rows without a source
       tile.region = region;
-      tile.source_pixels = (region.depth_end - region.depth_begin) *
-                           (region.height_end - region.height_begin) * relation.source[2];
+      tile.source_pixels =
+          (region.depth_end - region.depth_begin) * (region.height_end - region.height_begin) * relation.source[2];
       body(tile);
     }
   });
@@ -145,8 +144,7 @@ void for_each_tile(const Relation& relation, const Body& body) {
 template <class... Ts, class... Counts>
 SCRATCHNN_INLINE std::tuple<Ts*...> carve(Counts... counts) {
   constexpr int64_t kAlignment = 64;
-  const int64_t bytes[] = {(static_cast<int64_t>(counts * sizeof(Ts)) + kAlignment - 1) / kAlignment *
-                           kAlignment...};
+  const int64_t bytes[] = {(static_cast<int64_t>(counts * sizeof(Ts)) + kAlignment - 1) / kAlignment * kAlignment...};
   int64_t total = 0;
   for (const int64_t size : bytes) total += size;
   char* next = scratch<char>(total);

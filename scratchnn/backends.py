@@ -1,0 +1,29 @@
+"""Choices of algorithm that are the user's to make, as ``torch.backends`` has them."""
+
+from __future__ import annotations
+
+import torch
+
+import scratchnn.ops  # noqa: F401 - registers the operators
+
+
+class _Conv:
+    """Convolution: ``scratchnn.backends.conv``."""
+
+    @property
+    def allow_winograd(self) -> bool:
+        """Whether 3x3 convolutions of stride 1 in float32 may be computed by Winograd's F(4x4, 3x3); default on.
+
+        It takes a quarter of the multiplications (Lavin & Gray 2015). Its relative error is one to two times
+        that of the direct sum; an infinity or NaN in the input spoils all outputs of the 4x4 tiles that read it,
+        and very large inputs overflow earlier. Switched off, such convolutions are summed directly. The setting
+        holds for the whole process.
+        """
+        return torch.ops.scratchnn.allow_winograd()
+
+    @allow_winograd.setter
+    def allow_winograd(self, allow: bool) -> None:
+        torch.ops.scratchnn.allow_winograd(allow)
+
+
+conv = _Conv()
