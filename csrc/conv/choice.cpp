@@ -44,8 +44,8 @@ ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, bool is_float32) {
   return ConvAlgorithm::kImplicitGemm;
 }
 
-bool allow_winograd(bool allow) {
-  return winograd_allowed.exchange(allow);
+bool allow_winograd(std::optional<bool> allow) {
+  return allow ? winograd_allowed.exchange(*allow) : winograd_allowed.load();
 }
 
 }  // namespace scratchnn

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "Function",
     "autocast",
+    "bilinear_tangent",
     "empty_as",
     "expand",
     "integer",
@@ -74,6 +75,21 @@ class Function:
                 if isinstance(arg, Tensor) and arg.requires_grad:
                     return cls._eager.apply(*args)
         return cls.forward(*args)
+
+
+def bilinear_tangent(
+    function: type[Function],
+    operands: Sequence[Tensor],
+    tangents: Sequence[Tensor | None],
+    *rest: Any,
+) -> Tensor:
+    """The forward derivative of ``f(a, b)``, linear in each: ``f(da, b) + f(a, db)``; no tangent counts as zero."""
+    (a, b), (da, db) = operands, tangents
+    if db is None:
+        return function.call(da, b, *rest)
+    if da is None:
+        return function.call(a, db, *rest)
+    return function.call(da, b, *rest) + function.call(a, db, *rest)
 
 
 def output_size(size: int, kernel: int, padding: int, stride: int, dilation: int) -> int:

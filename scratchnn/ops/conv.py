@@ -28,7 +28,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function, autocast, expand, integer, output_size, suggest_memory_format
+from scratchnn.ops._common import (
+    Function,
+    autocast,
+    bilinear_tangent,
+    expand,
+    integer,
+    output_size,
+    suggest_memory_format,
+)
 from scratchnn.ops._sum import ChannelSum
 
 _ops = torch.ops.scratchnn
@@ -226,13 +234,7 @@ class ConvInputGrad(Function):
 
     @staticmethod
     def jvp(ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None, *_: None) -> Tensor:
-        grad, weight = ctx.saved_tensors
-        terms = []
-        if d_grad is not None:
-            terms.append(ConvInputGrad.call(d_grad, weight, ctx.input_size, ctx.window))
-        if d_weight is not None:
-            terms.append(ConvInputGrad.call(grad, d_weight, ctx.input_size, ctx.window))
-        return sum(terms[1:], terms[0])
+        return bilinear_tangent(ConvInputGrad, ctx.saved_tensors, (d_grad, d_weight), ctx.input_size, ctx.window)
 
     @staticmethod
     def vmap(
@@ -275,14 +277,9 @@ class ConvWeightGrad(Function):
 
     @staticmethod
     def jvp(ctx: Any, d_grad: Tensor | None, d_input: Tensor | None, *_: None) -> Tensor:
-        grad, input = ctx.saved_tensors
-        rest = (ctx.kernel_size, ctx.window, ctx.channels_last)
-        terms = []
-        if d_grad is not None:
-            terms.append(ConvWeightGrad.call(d_grad, input, *rest))
-        if d_input is not None:
-            terms.append(ConvWeightGrad.call(grad, d_input, *rest))
-        return sum(terms[1:], terms[0])
+        return bilinear_tangent(
+            ConvWeightGrad, ctx.saved_tensors, (d_grad, d_input), ctx.kernel_size, ctx.window, ctx.channels_last
+        )
 
     @staticmethod
     def vmap(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function, autocast
+from scratchnn.ops._common import Function, autocast, bilinear_tangent
 from scratchnn.ops._sum import ChannelSum
 
 _ops = torch.ops.scratchnn
@@ -121,13 +121,7 @@ class LinearInputGrad(Function):
 
     @staticmethod
     def jvp(ctx: Any, d_grad: Tensor | None, d_weight: Tensor | None) -> Tensor:
-        grad, weight = ctx.saved_tensors
-        terms = []
-        if d_grad is not None:
-            terms.append(LinearInputGrad.call(d_grad, weight))
-        if d_weight is not None:
-            terms.append(LinearInputGrad.call(grad, d_weight))
-        return sum(terms[1:], terms[0])
+        return bilinear_tangent(LinearInputGrad, ctx.saved_tensors, (d_grad, d_weight))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, grad: Tensor, weight: Tensor) -> tuple[Tensor, int]:
@@ -158,13 +152,7 @@ class LinearWeightGrad(Function):
 
     @staticmethod
     def jvp(ctx: Any, d_grad: Tensor | None, d_input: Tensor | None) -> Tensor:
-        grad, input = ctx.saved_tensors
-        terms = []
-        if d_grad is not None:
-            terms.append(LinearWeightGrad.call(d_grad, input))
-        if d_input is not None:
-            terms.append(LinearWeightGrad.call(grad, d_input))
-        return sum(terms[1:], terms[0])
+        return bilinear_tangent(LinearWeightGrad, ctx.saved_tensors, (d_grad, d_input))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, grad: Tensor, input: Tensor) -> tuple[Tensor, int]:
