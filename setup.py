@@ -89,6 +89,7 @@ def extension() -> CppExtension:
         sorted(str(path.relative_to(ROOT)) for path in sources),
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": [*COMMON_FLAGS, "-fopenmp"]},
+        extra_link_args=["-Wl,--strip-debug"],
         py_limited_api=True,
         define_macros=[("Py_LIMITED_API", "0x030A0000")],
     )

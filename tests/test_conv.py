@@ -33,7 +33,8 @@ _ops = torch.ops.scratchnn
 
 # Error allowed, as a multiple of torch's own. Sums in another order are as good as torch's, up to chance.
 DIRECT = 2.0
-# Winograd's transforms (float32, 3x3, stride 1) trade a little accuracy for fewer multiplications.
+# Winograd's transforms (float32, 3x3, stride 1) trade a little accuracy for fewer multiplications: up to two and a half
+# times the error of a direct sum, somewhat more without fused multiply-add.
 WINOGRAD = 4.0
 
 
@@ -787,16 +788,23 @@ def winograd_setting() -> Iterator[None]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 2, 3])
 @pytest.mark.parametrize("shape", [(2, 32, 9, 7), (1, 64, 4, 33), (3, 96, 14, 14), (5, 32, 8, 8)])
-def test_winograd_is_nearly_as_accurate(shape: tuple, padding: int, layout: torch.memory_format) -> None:
+def test_winograd_is_nearly_as_accurate_as_the_direct_sum(
+    shape: tuple, padding: int, layout: torch.memory_format, winograd_setting: None
+) -> None:
+    def convolve(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.conv2d(x, w, b, padding=padding)
+
     for filters in (32, 64, 160):
         x, w, b = torch.randn(shape), torch.randn(filters, shape[1], 3, 3), torch.randn(filters)
         operands = [x.to(memory_format=layout), w.to(memory_format=layout), b]
-        check_against_torch(
-            lambda *tensors: F.conv2d(*tensors, padding=padding),
-            lambda *tensors: torch.conv2d(*tensors, padding=padding),
-            operands,
-            WINOGRAD,
-        )
+        grad = torch.randn_like(torch.conv2d(*operands, padding=padding))
+        truth = gradients(convolve, [tensor.double() for tensor in operands], grad)
+        results = {}
+        for allow in (True, False):
+            scratchnn.backends.conv.allow_winograd = allow
+            results[allow] = gradients(convolve, operands, grad)
+        assert not torch.equal(results[True][0], results[False][0])
+        assert_as_accurate(results[True], results[False], truth, WINOGRAD)
 
 
 def test_winograd_can_be_switched_off(winograd_setting: None) -> None:
@@ -808,7 +816,7 @@ def test_winograd_can_be_switched_off(winograd_setting: None) -> None:
     assert not scratchnn.backends.conv.allow_winograd
     direct = F.conv2d(x, w, padding=1)
     assert not torch.equal(fast, direct), "the switch chose no other algorithm"
-    assert relative_error(direct, truth) < relative_error(fast, truth) < 4 * relative_error(direct, truth)
+    assert relative_error(direct, truth) < relative_error(fast, truth) < 3 * relative_error(direct, truth)
     x[0, 3, 8, 8] = torch.inf  # summed directly, it reaches its nine neighbours and nobody else
     assert (~F.conv2d(x, w, padding=1)[0].isfinite()).any(0).sum() == 9
 
