@@ -152,6 +152,30 @@ SCRATCHNN_INLINE Vec<T> right_blocks(Vec<T> a, Vec<T> b, std::integer_sequence<i
   return __builtin_shufflevector(a, b, (i & step ? kLanes<T> + i : i + step)...);
 }
 
+// horizontal_sum of four vectors at once, and in the same order: sums[i] is that of v[i].
+template <class T>
+SCRATCHNN_INLINE void horizontal_sums(const Vec<T> (&v)[4], T* sums) {
+  constexpr int n = kLanes<T>;
+  if constexpr (n < 4) {
+    for (int i = 0; i < 4; ++i) sums[i] = horizontal_sum<T>(v[i]);
+  } else {
+    // Adding the interleaved halves of two vectors folds both: v0 v1 v0 v1 ..., then v0 v2 v1 v3 v0 v2 v1 v3 ...
+    constexpr auto lanes = std::make_integer_sequence<int, n>();
+    const Vec<T> a = interleave<T, 0>(v[0], v[1], lanes) + interleave<T, n / 2>(v[0], v[1], lanes);
+    const Vec<T> b = interleave<T, 0>(v[2], v[3], lanes) + interleave<T, n / 2>(v[2], v[3], lanes);
+    const Vec<T> both = interleave<T, 0>(a, b, lanes) + interleave<T, n / 2>(a, b, lanes);
+    T folded[n];
+    std::memcpy(folded, &both, sizeof(both));
+    for (int width = n / 2; width >= 4; width /= 2) {
+      for (int i = 0; i < width; ++i) folded[i] += folded[i + width];
+    }
+    sums[0] = folded[0];
+    sums[1] = folded[2];
+    sums[2] = folded[1];
+    sums[3] = folded[3];
+  }
+}
+
 // Transposes the kLanes x kLanes block whose rows are rows[0..]: swaps its off-diagonal quarters, then those
 // of each quarter, and so on. One or two instructions a row and step.
 template <class T, int step = kLanes<T> / 2>

@@ -14,6 +14,7 @@ void relu(const T* input, T* output, int64_t count) {
   parallel_for(0, count, kGrain, [&](int64_t first, int64_t last) {
     int64_t i = first;
     // Written as "0 where x < 0" and not as a maximum, so that NaN stays NaN, as in torch.
+#pragma GCC unroll 4
     for (; i + kLanes<T> <= last; i += kLanes<T>) {
       const Vec<T> x = load(input + i);
       store(output + i, x < T(0) ? Vec<T>{} : x);
@@ -26,6 +27,7 @@ template <class T>
 void relu_backward(const T* grad, const T* output, T* grad_input, int64_t count) {
   parallel_for(0, count, kGrain, [&](int64_t first, int64_t last) {
     int64_t i = first;
+#pragma GCC unroll 4
     for (; i + kLanes<T> <= last; i += kLanes<T>) {
       store(grad_input + i, load(output + i) <= T(0) ? Vec<T>{} : load(grad + i));
     }

@@ -24,9 +24,12 @@ void dot_products(const T* x, const T* w, int64_t features, const T* bias, T* y,
   Vec<T> sums[rows][outputs] = {};
   const auto step = [&](auto load_at) __attribute__((always_inline)) {
     Vec<T> xs[rows];
+#pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) xs[r] = load_at(x + r * features);
+#pragma GCC unroll 4
     for (int k = 0; k < outputs; ++k) {
       const Vec<T> weight = load_at(w + k * features);
+#pragma GCC unroll 4
       for (int r = 0; r < rows; ++r) sums[r][k] = fma(xs[r], weight, sums[r][k]);
     }
   };
@@ -37,10 +40,15 @@ void dot_products(const T* x, const T* w, int64_t features, const T* bias, T* y,
   if (c < features) {
     step([&](const T* row) __attribute__((always_inline)) { return load_partial(row + c, features - c); });
   }
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < outputs; ++k) {
-      y[r * y_stride + k] = horizontal_sum<T>(sums[r][k]) + (bias != nullptr ? bias[k] : T(0));
+    T total[outputs];
+    if constexpr (outputs == 4) {
+      horizontal_sums<T>(sums[r], total);
+    } else {
+      for (int k = 0; k < outputs; ++k) total[k] = horizontal_sum<T>(sums[r][k]);
     }
+    for (int k = 0; k < outputs; ++k) y[r * y_stride + k] = total[k] + (bias != nullptr ? bias[k] : T(0));
   }
 }
 

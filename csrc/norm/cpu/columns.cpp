@@ -188,19 +188,15 @@ void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks
   for (int64_t set = 0; set < geometry.sets; ++set) variance[set] /= count;
 }
 
-// Writes every number of the table: vectors(position, column, rows) for a vector in each of 4 rows or 1, so
-// that the constants of a column are loaded once for four; numbers(position, column) for what follows the
-// last row.
+// Writes every number of the table: vectors(position, column) for each vector of each row, numbers(position, column)
+// for what follows the last row.
 template <class T, class Vectors, class Numbers>
 SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors, const Numbers& numbers) {
   const int64_t width = table.width;
   table.for_each_chunk(/*backwards=*/true, [&](int64_t, int64_t first, int64_t last) {
-    const auto walk = [&](int64_t row, auto rows) {
-      for (int64_t column = 0; column < width; column += kLanes<T>) vectors(row * width + column, column, rows);
-    };
-    int64_t row = first;
-    for (; row + 4 <= last; row += 4) walk(row, std::integral_constant<int, 4>());
-    for (; row < last; ++row) walk(row, std::integral_constant<int, 1>());
+    for (int64_t row = first; row < last; ++row) {
+      for (int64_t column = 0; column < width; column += kLanes<T>) vectors(row * width + column, column);
+    }
   });
   const int64_t done = table.rows * width;
   for (int64_t i = done; i < table.geometry.size(); ++i) numbers(i, i - done);
@@ -223,9 +219,9 @@ void apply_forward(const Table& table, const T* input, T* output, const double* 
   }
   for_each_number<T>(
       table,
-      [&](int64_t i, int64_t column, auto rows) {
+      [&](int64_t i, int64_t column) {
         const Vec<T> c = load(centre + column), s = load(scale + column), o = load(offset + column);
-        for (int row = 0; row < rows(); ++row, i += width) store(output + i, fma(load(input + i) - c, s, o));
+        store(output + i, fma(load(input + i) - c, s, o));
       },
       [&](int64_t i, int64_t column) { output[i] = fma(input[i] - centre[column], scale[column], offset[column]); });
 }
@@ -354,12 +350,10 @@ void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* 
   if (training) {
     for_each_number<T>(
         table,
-        [&](int64_t i, int64_t column, auto rows) {
+        [&](int64_t i, int64_t column) {
           const Vec<T> c = load(centre + column), o = load(offset + column);
           const Vec<T> g_scale = load(grad_scale + column), x_scale = load(input_scale + column);
-          for (int row = 0; row < rows(); ++row, i += width) {
-            store(grad_input + i, fma(load(grad + i), g_scale, fma(load(input + i) - c, x_scale, o)));
-          }
+          store(grad_input + i, fma(load(grad + i), g_scale, fma(load(input + i) - c, x_scale, o)));
         },
         [&](int64_t i, int64_t column) {
           grad_input[i] =
@@ -368,9 +362,9 @@ void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* 
   } else {
     for_each_number<T>(
         table,
-        [&](int64_t i, int64_t column, auto rows) {
+        [&](int64_t i, int64_t column) {
           const Vec<T> scale = load(grad_scale + column);
-          for (int row = 0; row < rows(); ++row, i += width) store(grad_input + i, load(grad + i) * scale);
+          store(grad_input + i, load(grad + i) * scale);
         },
         [&](int64_t i, int64_t column) { grad_input[i] = grad[i] * grad_scale[column]; });
   }
