@@ -206,7 +206,6 @@ SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors
 template <class T>
 void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias, double eps,
                    const double* mean, const double* variance, T* constants) {
-  const int64_t width = table.width;
   T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
   for (int64_t set = 0; set < table.geometry.sets; ++set) {
     const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
@@ -326,7 +325,6 @@ void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* 
                    double* grad_bias) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 4);
-  const int64_t width = table.width;
   T *centre = own.constants, *grad_scale = centre + table.width;
   T *input_scale = grad_scale + table.width, *offset = input_scale + table.width;
   for (int64_t column = 0; column < table.width; ++column) {
