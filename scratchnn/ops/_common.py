@@ -132,8 +132,8 @@ def expand(value: int | Sequence[int], rank: int, name: str) -> list[int]:
         return values * rank
     if len(values) != rank:
         raise RuntimeError(
-            f"expected {name} to be a single integer value or a list of {rank} values to match the "
-            f"convolution dimensions, but got {name}={values}"
+            f"expected {name} to be a single integer value or a list of {rank} values to match the spatial "
+            f"dimensions, but got {name}={values}"
         )
     return values
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function, empty_as, output_size
+from scratchnn.ops._common import Function, empty_as, expand, integer, output_size
 
 _ops = torch.ops.scratchnn
 
+_RANK = 2  # spatial dimensions of the functionals
 _BYTE_TAPS = 256  # windows of up to this many taps have offsets of one byte (csrc/pool/pool.cpp)
 
 
@@ -356,33 +357,13 @@ class AdaptiveAvgPoolBackward(Function):
 # Functionals
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
-
-
-def _numbers(value: Any, function: str, name: str, rank: int = 2) -> list[int]:
-    """One integer for all spatial dimensions, or one for each, as a list of ``rank`` integers."""
-    if type(value) is int:
-        return [value] * rank
-    if _is_int(value):
-        return [value] * rank
-    if not isinstance(value, (tuple, list)) or not all(_is_int(v) for v in value):
-        kind = type(value).__name__
-        raise TypeError(f"{function}(): argument '{name}' must be an int or a tuple of ints, not {kind} {value!r}")
-    if len(value) not in (1, rank):
-        raise RuntimeError(
-            f"{function}: {name} must either be a single int, or a tuple of {rank} ints, but got {value}"
-        )
-    return list(value) * (rank // len(value))
-
-
 def _flag(value: Any, function: str, name: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__} {value!r}")
     return value
 
 
-def _batch(input: Any, function: str, rank: int = 2, error: type[Exception] = RuntimeError) -> Tensor:
+def _batch(input: Any, function: str, rank: int = _RANK, error: type[Exception] = RuntimeError) -> Tensor:
     """The input with a batch dimension, contiguous where that had to be added, as torch has it."""
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}(): argument 'input' must be Tensor, not {type(input).__name__}")
@@ -397,13 +378,13 @@ def _batch(input: Any, function: str, rank: int = 2, error: type[Exception] = Ru
 
 
 def _windows(function: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Windows:
-    kernel = _numbers(kernel_size, function, "kernel_size")
+    kernel = expand(kernel_size, _RANK, "kernel_size")
     no_stride = stride is None or (isinstance(stride, (tuple, list)) and not stride)
     return Windows(
         kernel,
-        kernel if no_stride else _numbers(stride, function, "stride"),
-        _numbers(padding, function, "padding"),
-        _numbers(dilation, function, "dilation"),
+        kernel if no_stride else expand(stride, _RANK, "stride"),
+        expand(padding, _RANK, "padding"),
+        expand(dilation, _RANK, "dilation"),
     )
 
 
@@ -493,8 +474,8 @@ def avg_pool2d(
     kernel, stride, padding, _ = _windows(function, kernel_size, stride, padding, 1)
     _flag(ceil_mode, function, "ceil_mode")
     _flag(count_include_pad, function, "count_include_pad")
-    if divisor_override is not None and not _is_int(divisor_override):
-        raise TypeError(f"{function}(): argument 'divisor_override' must be int, not {divisor_override!r}")
+    if divisor_override is not None:
+        divisor_override = integer(divisor_override, "divisor_override")
     output = AvgPool.call(x, (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override))
     return output if x.dim() == input.dim() else output.squeeze(0)
 
@@ -521,5 +502,5 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
         size = [n if o is None else o for o, n in zip(output_size, x.shape[2:], strict=True)]
     else:
         size = output_size
-    output = AdaptiveAvgPool.call(x, _numbers(size, function, "output_size"))
+    output = AdaptiveAvgPool.call(x, expand(size, _RANK, "output_size"))
     return output if x.dim() == input.dim() else output.squeeze(0)
