@@ -25,6 +25,7 @@ InstructionSet active_instruction_set() {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kMostKept = size_t{256} << 20;  // more than this is given back at the next request
 
 struct ThreadScratch {
   struct Free {
@@ -41,7 +42,7 @@ thread_local bool naive_requested = false;
 
 void* detail::scratch(size_t bytes, int slot) {
   ThreadScratch& own = thread_scratch[slot];
-  if (bytes > own.bytes) {
+  if (bytes > own.bytes || (own.bytes > kMostKept && bytes <= kMostKept)) {
     const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     own.memory.reset();  // first, so that the old and the new are never held together
     own.bytes = 0;

@@ -1,9 +1,9 @@
 // Normalization straight from its formulas, one set after the other, in double.
+#include "norm/naive.h"
+
 #include <ATen/Dispatch.h>
 
 #include <cmath>
-
-#include "norm/norm.h"
 
 namespace scratchnn::naive {
 namespace {

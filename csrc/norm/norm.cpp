@@ -1,6 +1,4 @@
 // The normalization operators on the CPU: check, allocate, choose a kernel.
-#include "norm/norm.h"
-
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "common/tensors.h"
+#include "norm/naive.h"
 
 namespace scratchnn {
 namespace {

@@ -1,4 +1,6 @@
 // The pooling layers straight from their formulas: nested loops over images, channels, pixels and windows.
+#include "pool/naive.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 
@@ -6,8 +8,6 @@
 #include <limits>
 #include <type_traits>
 #include <vector>
-
-#include "pool/pool.h"
 
 namespace scratchnn::naive {
 namespace {

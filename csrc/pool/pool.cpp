@@ -1,6 +1,4 @@
 // The pooling operators on the CPU: check, allocate, choose a kernel.
-#include "pool/pool.h"
-
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -10,6 +8,7 @@
 
 #include "common/tensors.h"
 #include "pool/kernels.h"
+#include "pool/naive.h"
 #include "pool/relation.h"
 
 namespace scratchnn {

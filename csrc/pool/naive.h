@@ -1,6 +1,5 @@
-// The pooling family: each output pixel is the maximum, or the average, of a window of its channel's plane.
-//
-// The readable kernels. Tensors come dense, contiguous or channels_last, all of one call alike.
+// Pooling straight from its definition: each output pixel is the maximum, or the average, of a window of its channel's
+// plane. Tensors come dense, contiguous or channels_last, all of one call alike.
 #pragma once
 
 #include <ATen/core/Tensor.h>

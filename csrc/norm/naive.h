@@ -1,12 +1,10 @@
-// The normalization family: numbers that share a mean and a variance, and what is computed with them.
+// The formulas of kernels.h as plain loops, for any floating type. Tensors come dense, in the order of `geometry`.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "norm/kernels.h"
 
-// The formulas of kernels.h as plain loops, for any floating type. Tensors come dense, in the order of
-// `geometry`.
 namespace scratchnn::naive {
 
 void norm_train(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output, const double* weight,
