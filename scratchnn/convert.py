@@ -27,7 +27,8 @@ from scratchnn import nn
 
 __all__ = ["Conversion", "Left", "convert"]
 
-_OURS = {getattr(torch.nn, name): layer for name, layer in nn.implemented().items()}
+# Some of ours stand for no layer of torch's.
+_OURS = {getattr(torch.nn, name): layer for name, layer in nn.implemented().items() if hasattr(torch.nn, name)}
 
 
 class Left(NamedTuple):

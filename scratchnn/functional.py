@@ -10,22 +10,16 @@ from typing import Any
 
 import torch.nn.functional as _torch_functional
 
-from scratchnn.ops.activation import relu
-from scratchnn.ops.conv import conv2d
-from scratchnn.ops.linear import linear
-from scratchnn.ops.norm import batch_norm
-from scratchnn.ops.pool import adaptive_avg_pool2d, avg_pool2d, max_pool2d, max_pool2d_with_indices
+from scratchnn import ops as _ops
+from scratchnn.ops.activation import *
+from scratchnn.ops.conv import *
+from scratchnn.ops.linear import *
+from scratchnn.ops.norm import *
+from scratchnn.ops.pool import *
 
-__all__ = [
-    "adaptive_avg_pool2d",
-    "avg_pool2d",
-    "batch_norm",
-    "conv2d",
-    "linear",
-    "max_pool2d",
-    "max_pool2d_with_indices",
-    "relu",
-]
+__all__ = []
+for _family in (_ops.conv, _ops.pool, _ops.norm, _ops.linear, _ops.activation):
+    __all__ += _family.__all__
 
 
 def __getattr__(name: str) -> Any:

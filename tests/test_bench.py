@@ -86,10 +86,9 @@ class TestCases:
         names = [case.name for case in CASES]
         assert len(set(names)) == len(names)
 
-    def test_every_layer_of_ours_has_a_case(self) -> None:
-        with torch.device("meta"):
-            timed = {type(layer).__name__ for case in CASES for layer in case.build(torch.nn).modules()}
-        assert set(scratchnn.nn.implemented()) <= timed
+    def test_every_family_has_a_case(self) -> None:
+        modules = {layer.__module__ for layer in scratchnn.nn.implemented().values()}
+        assert {module.rpartition(".")[2] for module in modules} <= {case.family for case in CASES}
 
     @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
     def test_shapes_fit_and_work_is_positive(self, case: Case) -> None:

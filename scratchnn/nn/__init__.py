@@ -11,27 +11,23 @@ from typing import Any
 
 import torch.nn as _torch_nn
 
-from scratchnn.nn.activation import ReLU
-from scratchnn.nn.conv import Conv2d
-from scratchnn.nn.linear import Linear
-from scratchnn.nn.norm import BatchNorm2d
-from scratchnn.nn.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from scratchnn.nn import activation, conv, linear, norm, pool
+from scratchnn.nn.activation import *
+from scratchnn.nn.conv import *
+from scratchnn.nn.linear import *
+from scratchnn.nn.norm import *
+from scratchnn.nn.pool import *
 
-__all__ = [
-    "AdaptiveAvgPool2d",
-    "AvgPool2d",
-    "BatchNorm2d",
-    "Conv2d",
-    "Linear",
-    "MaxPool2d",
-    "ReLU",
-    "implemented",
-]
+_FAMILIES = (conv, pool, norm, linear, activation)
+
+__all__ = ["implemented"]
+for _family in _FAMILIES:
+    __all__ += _family.__all__
 
 
 def implemented() -> dict[str, type[_torch_nn.Module]]:
     """The layers computed by scratchnn, by name."""
-    return {name: globals()[name] for name in __all__ if name != "implemented"}
+    return {name: getattr(family, name) for family in _FAMILIES for name in family.__all__}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from scratchnn.ops import activation as ops
 
+__all__ = ["ReLU"]
+
 
 class ReLU(torch.nn.ReLU):
     """:class:`torch.nn.ReLU`: ``y = max(x, 0)``; see :func:`scratchnn.functional.relu`."""

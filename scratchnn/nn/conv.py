@@ -8,6 +8,8 @@ from torch.nn.functional import pad
 
 from scratchnn.ops import conv as ops
 
+__all__ = ["Conv2d"]
+
 
 class Conv2d(torch.nn.Conv2d):
     """:class:`torch.nn.Conv2d`; see :func:`scratchnn.functional.conv2d`.

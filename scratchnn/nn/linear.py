@@ -7,6 +7,8 @@ from torch import Tensor
 
 from scratchnn.ops import linear as ops
 
+__all__ = ["Linear"]
+
 
 class Linear(torch.nn.Linear):
     """:class:`torch.nn.Linear`: ``y = x w^T + b``; see :func:`scratchnn.functional.linear`."""

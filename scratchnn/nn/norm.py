@@ -7,6 +7,8 @@ from torch import Tensor
 
 from scratchnn.ops import norm as ops
 
+__all__ = ["BatchNorm2d"]
+
 
 class BatchNorm2d(torch.nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d`: ``y = w (x - mu) / sqrt(v + eps) + b``, ``mu``, ``v`` by channel.

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from scratchnn.ops import pool as ops
 
+__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
+
 
 class MaxPool2d(torch.nn.MaxPool2d):
     """:class:`torch.nn.MaxPool2d`: the maximum of windows; see :func:`scratchnn.functional.max_pool2d`."""

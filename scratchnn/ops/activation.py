@@ -12,6 +12,8 @@ from torch import Tensor
 
 from scratchnn.ops._common import Function
 
+__all__ = ["relu"]
+
 _ops = torch.ops.scratchnn
 
 

@@ -39,6 +39,8 @@ from scratchnn.ops._common import (
 )
 from scratchnn.ops._sum import ChannelSum
 
+__all__ = ["conv2d"]
+
 _ops = torch.ops.scratchnn
 
 CHANNELS_LAST = (torch.channels_last, torch.channels_last_3d)

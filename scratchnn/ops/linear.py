@@ -17,6 +17,8 @@ from torch import Tensor
 from scratchnn.ops._common import Function, autocast, bilinear_tangent
 from scratchnn.ops._sum import ChannelSum
 
+__all__ = ["linear"]
+
 _ops = torch.ops.scratchnn
 
 

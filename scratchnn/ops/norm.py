@@ -18,6 +18,8 @@ from torch import Tensor
 
 from scratchnn.ops._common import Function, suggest_memory_format
 
+__all__ = ["batch_norm"]
+
 _ops = torch.ops.scratchnn
 
 

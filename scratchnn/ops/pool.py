@@ -19,6 +19,8 @@ from torch import Tensor
 
 from scratchnn.ops._common import Function, empty_as, expand, integer, output_size
 
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "max_pool2d_with_indices"]
+
 _ops = torch.ops.scratchnn
 
 _RANK = 2  # spatial dimensions of the functionals
