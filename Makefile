@@ -14,8 +14,10 @@ BIN     := .venv/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 LAYER_TESTS := $(addprefix tests/test_,conv.py pool.py norm.py linear.py activation.py)
 
-# What the build itself needs; one pip call, so that torch and torchvision come as a matching pair.
-BUILD_REQUIREMENTS := 'setuptools>=77' wheel ninja numpy 'torch>=2.13' torchvision
+# What the build itself needs; one pip call, so that torch and torchvision come as a matching pair. The versions of
+# torch are those the tests have passed on; TORCH='torch==2.14.1' takes another.
+TORCH ?= torch>=2.13,<2.16
+BUILD_REQUIREMENTS := 'setuptools>=77' wheel ninja numpy '$(TORCH)' torchvision
 
 say  = @echo "scratchnn: $(1)"
 fail = { echo "scratchnn: $(1)" >&2; exit 1; }
