@@ -16,13 +16,14 @@ namespace {
 constexpr const char* kOperators[] = {
     // shared
     "channel_sum(Tensor input) -> Tensor",
-    // conv: padding lists the amounts before and after each dimension in turn
+    // conv: padding lists the amounts before and after each dimension in turn. conv_transpose is also conv's input
+    // gradient; its stride, padding and dilation are those of the convolution it transposes
     "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-    "SymInt groups) -> Tensor",
-    "conv_input_grad(Tensor grad, Tensor weight, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups) -> Tensor",
+    "SymInt groups, str padding_mode) -> Tensor",
+    "conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_size, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode) -> Tensor",
     "conv_weight_grad(Tensor grad, Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
+    "SymInt[] dilation, SymInt groups, str padding_mode, bool channels_last) -> Tensor",
     // linear
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
