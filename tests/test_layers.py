@@ -52,27 +52,6 @@ def test_every_layer_has_an_example() -> None:
     assert {layer.name for layer in LAYERS} == set(scratchnn.nn.implemented())
 
 
-def test_every_name_of_torch() -> None:
-    for ours, theirs in ((scratchnn.nn, torch.nn), (scratchnn.functional, torch.nn.functional)):
-        for name in dir(theirs):
-            assert hasattr(ours, name), name
-    assert scratchnn.nn.Dropout is torch.nn.Dropout
-    assert scratchnn.functional.dropout is torch.nn.functional.dropout
-    for name, layer in scratchnn.nn.implemented().items():
-        assert getattr(scratchnn.nn, name) is layer
-        assert layer.__module__.startswith("scratchnn.")
-        assert not hasattr(torch.nn, name) or issubclass(layer, getattr(torch.nn, name))
-
-
-def test_what_is_computed_by_torch() -> None:
-    """Of the families of layers, nothing is torch's."""
-    families = ("activation", "batchnorm", "conv", "instancenorm", "linear", "normalization", "pooling")
-    others = {"MultiheadAttention", "CrossMapLRN2d"}  # attention; a forerunner of LocalResponseNorm
-    for family in families:
-        for name in getattr(torch.nn.modules, family).__all__:
-            assert name in scratchnn.nn.implemented() or name in others, name
-
-
 @of(LAYERS)
 @quiet
 def test_accuracy(layer: Layer) -> None:
