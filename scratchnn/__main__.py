@@ -18,12 +18,14 @@ from scratchnn.errors import UserError
 COMMANDS = {
     "train": "scratchnn.train.command",
     "bench": "scratchnn.bench.command",
+    "accuracy": "scratchnn.accuracy.command",
 }
 
 # Told here as well, so that `scratchnn --help` imports none of them.
 SUMMARIES = {
     "train": "train a network on images and leave its weights, tables and curves in a folder",
     "bench": "time the layers of scratchnn and torch side by side",
+    "accuracy": "measure the rounding errors of scratchnn's layers and torch's against float64",
 }
 
 USER_ERROR = 2
@@ -68,7 +70,7 @@ def _run(arguments: list[str]) -> int:
 
 def _choose(arguments: list[str]) -> str:
     """The subcommand asked for; ``--help`` and ``--version`` end the process here."""
-    listing = "\n".join(f"  {name:<8}{summary}" for name, summary in SUMMARIES.items())
+    listing = "\n".join(f"  {name:<10}{summary}" for name, summary in SUMMARIES.items())
     parser = _Parser(
         prog="scratchnn",
         description="The layers of convolutional networks, from scratch.",

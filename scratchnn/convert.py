@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import Module
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from scratchnn import nn
@@ -70,9 +69,9 @@ def convert(model: Module, *, verbose: bool = False) -> Conversion:
 
     A class derived from a torch layer keeps its own methods: its ``super()`` now leads to our layer. If its
     ``forward`` never gets there, the layer computes what it did before and is left alone. Also left: layers
-    that scratchnn lacks, that are already its own, not initialised yet (lazy), complex, quantised or not on
-    the CPU. Functions that ``forward`` methods call, such as ``torch.nn.functional.relu``, are not layers and
-    stay torch's.
+    that scratchnn lacks, that are already its own, quantised or not on the CPU. Lazy layers are converted before
+    they have seen an input and become ours. Functions that ``forward`` methods call, such as
+    ``torch.nn.functional.relu``, are not layers and stay torch's.
 
     Args:
         model: any module, a single layer included.
@@ -120,8 +119,6 @@ def _kind(cls: type) -> type[Module] | None:
 def _reason_to_leave(module: Module, kind: type[Module] | None) -> str | None:
     if isinstance(module, tuple(_OURS.values())):
         return "already scratchnn's"
-    if isinstance(module, LazyModuleMixin):
-        return "not initialised yet: run the model once, then convert"
     if kind is None:
         return "scratchnn has no such layer"
     cls = _own_class(module)
@@ -130,8 +127,6 @@ def _reason_to_leave(module: Module, kind: type[Module] | None) -> str | None:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type not in ("cpu", "meta"):
             return f"on {tensor.device.type}: scratchnn's kernels run on the CPU"
-        if tensor.is_complex():
-            return "complex"
         if tensor.is_quantized:
             return "quantised"
     return _reason_why_never_reached(module, cls, kind)

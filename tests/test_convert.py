@@ -296,13 +296,10 @@ def test_parametrized_layers(layer: type) -> None:
 # What is left, and what is said.
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_what_is_left_and_why() -> None:
     model = torch.nn.ModuleDict(
         {
-            "lazy": torch.nn.LazyConv2d(4, 3),
             "dropout": torch.nn.Dropout(),
-            "complex": torch.nn.Linear(3, 3, dtype=torch.complex64),
             "attention": torch.nn.MultiheadAttention(4, 2),
             "fake_quantised": torch.ao.nn.qat.Linear(3, 3, qconfig=torch.ao.quantization.default_qat_qconfig),
             "fine": torch.nn.Linear(3, 3),
@@ -313,17 +310,27 @@ def test_what_is_left_and_why() -> None:
     assert conversion.converted == {"fine": "Linear"}
     assert types == {name: type(module) for name, module in model.named_modules() if name != "fine"}
     for name, reason in {
-        "lazy": "not initialised yet",
         "dropout": "no such layer",
-        "complex": "complex",
         "attention": "no such layer",
         "attention.out_proj": "own variant of Linear",
         "fake_quantised": "own variant of Linear",
     }.items():
         assert reason in conversion.left[name].reason
 
-    model["lazy"](torch.randn(1, 2, 5, 5))
-    assert scratchnn.convert(model).converted == {"lazy": "Conv2d"}
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_layers_become_ours() -> None:
+    model = torch.nn.Sequential(torch.nn.LazyConv2d(4, 3), torch.nn.LazyBatchNorm2d())
+    assert scratchnn.convert(model).converted == {"0": "LazyConv2d", "1": "LazyBatchNorm2d"}
+    model(torch.randn(2, 3, 5, 5))
+    assert [type(layer) for layer in model] == [scratchnn.nn.Conv2d, scratchnn.nn.BatchNorm2d]
+
+
+def test_complex_layers_are_converted() -> None:
+    layer, x = torch.nn.Linear(3, 4, dtype=torch.complex64), torch.randn(2, 3, dtype=torch.complex64)
+    expected = layer(x)
+    assert scratchnn.convert(layer).converted == {"": "Linear"}
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_layers_on_the_meta_device_are_converted() -> None:

@@ -1,0 +1,140 @@
+"""Rounding errors of a layer: its output and gradients, ours and torch's, beside the same layer in float64.
+
+Both sides have the same weights and inputs, rounded to the dtype once; the float64 layer computes on those rounded
+numbers, so that what is left is the error of the computation. An error is the norm of the difference over the norm of
+the truth.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+import scratchnn
+from scratchnn.accuracy.layers import Layer
+
+SEEDS = 5
+
+# How much larger than torch's our error may be: a sum of other shape has other errors, by chance alone.
+FACTOR, WINOGRAD_FACTOR = 2.0, 4.0
+
+
+@dataclass
+class Errors:
+    """Of one result of a layer in one dtype, medians over several seeds.
+
+    Attributes:
+        ours, theirs: relative errors against float64.
+        step: the distance from 1 to the next number of the dtype.
+    """
+
+    ours: float
+    theirs: float
+    step: float = field(repr=False)
+
+    @property
+    def ratio(self) -> float:
+        """Ours over torch's; below a tenth of a rounding step both count as exact."""
+        floor = 0.1 * self.step
+        return max(self.ours, floor) / max(self.theirs, floor)
+
+
+@dataclass
+class Result:
+    """The errors of a layer in one dtype, by what was computed: ``output``, ``dx``, ``dw``, ``db``."""
+
+    layer: Layer
+    dtype: torch.dtype
+    errors: dict[str, Errors]
+
+    @property
+    def allowed(self) -> float:
+        """The largest ratio that counts as equally exact."""
+        winograd = self.layer.family == "conv" and self.dtype != torch.complex64
+        return WINOGRAD_FACTOR if winograd else FACTOR
+
+
+def measure(layer: Layer, dtype: torch.dtype, seeds: int = SEEDS) -> Result:
+    """The errors of one layer."""
+    runs = [_errors_of_a_run(layer, dtype, seed) for seed in range(seeds)]
+    step = torch.finfo(dtype).eps
+    errors = {
+        name: Errors(median(run[name][0] for run in runs), median(run[name][1] for run in runs), step)
+        for name in runs[0]
+    }
+    return Result(layer, dtype, errors)
+
+
+def measure_all(layers: Sequence[Layer]) -> Iterator[Result]:
+    """The errors of all layers, in every dtype each serves."""
+    for layer in layers:
+        for dtype in layer.dtypes:
+            yield measure(layer, dtype)
+
+
+def _errors_of_a_run(layer: Layer, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
+    inputs = layer.draw(dtype, seed)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    exact = tuple(x.to(wide) if x.is_floating_point() or x.is_complex() else x for x in inputs)
+    ours = run(_made(layer.build(scratchnn.nn), dtype, inputs, seed), inputs, seed)
+    theirs = run(_made(layer.theirs(), dtype, inputs, seed), inputs, seed)
+    truth = run(_made(layer.theirs(), dtype, inputs, seed).to(wide), exact, seed, dtype)
+    return {
+        name: (relative_error(ours[name], true), relative_error(theirs[name], true)) for name, true in truth.items()
+    }
+
+
+def _made(module: Module, dtype: torch.dtype, inputs: tuple[Tensor, ...], seed: int) -> Module:
+    """The module with weights and statistics that are the same for all who ask with this seed."""
+    module.to(dtype)
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        with torch.no_grad():
+            module(*inputs)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                continue
+            if "running" in name or tensor.dim() < 2:  # variances and slopes are positive
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+            else:
+                wide = torch.complex128 if tensor.is_complex() else torch.float64
+                scale = 1 / math.sqrt(tensor[0].numel())
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=wide) * scale)
+    return module
+
+
+def run(
+    module: Module, inputs: tuple[Tensor, ...], seed: int = 0, rounded: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The output and the gradients of a module for a random gradient, which is rounded to ``rounded`` first."""
+    torch.manual_seed(seed)
+    leaves = {}
+    arguments = []
+    for position, x in enumerate(inputs):
+        if x.is_floating_point() or x.is_complex():
+            x = leaves["dx" if position == 0 else f"dx{position + 1}"] = x.detach().requires_grad_()
+        arguments.append(x)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    leaves |= dict(zip(("dw", "db"), parameters, strict=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about implicit dimensions and the like
+        output = module(*arguments)
+    generator = torch.Generator().manual_seed(2000 + seed)
+    wide = torch.complex128 if output.is_complex() else torch.float64
+    grad = torch.randn(output.shape, generator=generator, dtype=wide).to(rounded or output.dtype).to(output.dtype)
+    gradients = torch.autograd.grad(output, list(leaves.values()), grad)
+    return {"output": output.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """The norm of the difference over the norm of the truth."""
+    scale = truth.norm().item()
+    return (value.to(truth.dtype) - truth).norm().item() / (scale if scale > 0 else 1.0)
