@@ -9,6 +9,12 @@ from torch import Tensor
 
 FAST_DTYPES = (torch.float32, torch.float64)
 ALL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COMPLEX_DTYPES = (torch.complex64, torch.complex128)
+
+
+def exact(x: Tensor) -> Tensor:
+    """The same numbers in float64, or complex128."""
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def layouts(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
@@ -35,9 +41,9 @@ def strides(x: Tensor) -> tuple[int, ...]:
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """Relative L2 error against a float64 truth."""
-    truth = truth.double()
+    truth = exact(truth)
     scale = truth.norm().item()
-    return (value.double() - truth).norm().item() / (scale if scale > 0 else 1.0)
+    return (exact(value) - truth).norm().item() / (scale if scale > 0 else 1.0)
 
 
 def assert_as_accurate(
@@ -48,16 +54,16 @@ def assert_as_accurate(
     In float64 the truth is torch's own result, whose error is not known: there, a few rounding steps more.
     Shapes, dtypes and the output's strides must be torch's as well, and NaN and infinity in the same places.
     """
-    for position, (mine, other, exact) in enumerate(zip(ours, theirs, truth, strict=True)):
+    for position, (mine, other, true) in enumerate(zip(ours, theirs, truth, strict=True)):
         assert mine.shape == other.shape, f"tensor {position}: shape {mine.shape}, torch's {other.shape}"
         assert mine.dtype == other.dtype, f"tensor {position}: {mine.dtype}, torch's {other.dtype}"
         if position == 0:
             assert strides(mine) == strides(other), f"output strides {mine.stride()}, torch's {other.stride()}"
-        finite = exact.isfinite()
+        finite = true.isfinite()
         assert torch.equal(mine.isfinite(), other.isfinite()), f"tensor {position}: not finite elsewhere"
-        error = relative_error(mine[finite], exact[finite])
-        steps = 32 if mine.dtype == torch.float64 else 2
-        allowed = factor * relative_error(other[finite], exact[finite]) + steps * torch.finfo(mine.dtype).eps
+        error = relative_error(mine[finite], true[finite])
+        steps = 32 if mine.dtype in (torch.float64, torch.complex128) else 2
+        allowed = factor * relative_error(other[finite], true[finite]) + steps * torch.finfo(mine.dtype).eps
         assert error <= allowed, f"tensor {position}: error {error:.2e}, allowed {allowed:.2e}"
 
 
@@ -68,7 +74,7 @@ def check_against_torch(
     factor: float = 2.0,
 ) -> None:
     """Output and all gradients of ``ours`` beside those of ``theirs``, both against ``theirs`` in float64."""
-    inputs64 = [x.double() for x in inputs]
+    inputs64 = [exact(x) for x in inputs]
     with torch.no_grad():
         shape_of_output = theirs(*inputs64)
     grad = torch.randn_like(shape_of_output)

@@ -44,12 +44,13 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const T* const (&a)
   }
 }
 
-// c[r][j] = start[r][j] + sum over the reduction q of a[r][q] * b[q][j]
+// c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j]
 //
 //   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other
 //   b     packed: kTileColumns numbers for each q
-//   c     row r starts at c + c_offsets[r]; `columns` of it are written
-//   start c itself where `accumulate`, else `bias` (kTileColumns numbers, for each row the same)
+//   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum goes on from there
+//   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
+//         than one that starts with a large number
 template <int rows, class T>
 __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments,
                                              int64_t segment_count, const T* b, T* c, const int64_t* c_offsets,
@@ -58,10 +59,7 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
   Vec<T> sums[rows][2];
   if (!accumulate) {
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      sums[r][0] = load(bias);
-      sums[r][1] = load(bias + lanes);
-    }
+    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
   } else if (columns == kTileColumns<T>) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
@@ -92,6 +90,13 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
 #pragma GCC unroll 1
     for (; i < length; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
   }
+  if (bias != nullptr) {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      sums[r][0] += load(bias);
+      sums[r][1] += load(bias + lanes);
+    }
+  }
 
   if (columns == kTileColumns<T>) {
 #pragma GCC unroll 16
@@ -110,6 +115,9 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
   }
 }
 
+// Outer products summed up in registers before they are added to memory: sums of sums are more exact than one long sum.
+constexpr int64_t kProductsTogether = 64;
+
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //
 //   a  `rows` numbers for each p, a_stride apart
@@ -120,29 +128,29 @@ __attribute__((noinline)) void accumulate_outer_products(const T* a, int64_t a_s
                                                          const int64_t* b_offsets, int64_t count, T* c,
                                                          int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
-  Vec<T> sums[rows][2];
+  for (int64_t p = 0; p < count;) {
+    const int64_t last = p + kProductsTogether < count ? p + kProductsTogether : count;
+    Vec<T> sums[rows][2];
 #pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-    sums[r][0] = load(c + r * c_stride);
-    sums[r][1] = load(c + r * c_stride + lanes);
-  }
+    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
 #pragma GCC unroll 2
-  for (int64_t p = 0; p < count; ++p, a += a_stride) {
-    const T* row = b + b_offsets[p];
-    Vec<T> b0 = load(row), b1 = load(row + lanes);
-    SCRATCHNN_KEEP_IN_REGISTER(b0);
-    SCRATCHNN_KEEP_IN_REGISTER(b1);
+    for (; p < last; ++p, a += a_stride) {
+      const T* row = b + b_offsets[p];
+      Vec<T> b0 = load(row), b1 = load(row + lanes);
+      SCRATCHNN_KEEP_IN_REGISTER(b0);
+      SCRATCHNN_KEEP_IN_REGISTER(b1);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        const Vec<T> x = broadcast(a[r]);
+        sums[r][0] = fma(x, b0, sums[r][0]);
+        sums[r][1] = fma(x, b1, sums[r][1]);
+      }
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Vec<T> x = broadcast(a[r]);
-      sums[r][0] = fma(x, b0, sums[r][0]);
-      sums[r][1] = fma(x, b1, sums[r][1]);
+      store(c + r * c_stride, load(c + r * c_stride) + sums[r][0]);
+      store(c + r * c_stride + lanes, load(c + r * c_stride + lanes) + sums[r][1]);
     }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-    store(c + r * c_stride, sums[r][0]);
-    store(c + r * c_stride + lanes, sums[r][1]);
   }
 }
 

@@ -15,21 +15,23 @@ namespace {
 constexpr int kSideBySide = 4;           // outputs computed together: they share each tap's weight
 constexpr int64_t kBandNumbers = 24576;  // of a band, all channels together
 
-// `count` outputs side by side, `lanes` channels of each: y[i][c] = bias[c] + sum over t of w[t][c] x[i][t][c].
+// `count` outputs side by side, `lanes` channels of each: y[i][c] = sum over t of w[t][c] x[i][t][c] + bias[c].
 template <int count, class T>
 SCRATCHNN_INLINE void channels_of(const T* x, int64_t x_step, const int64_t* taps, int64_t tap_count, const T* w,
                                   int64_t channels, const T* bias, int64_t lanes, T* y, int64_t y_step) {
   const bool whole = lanes == kLanes<T>;
   Vec<T> sums[count];
-  for (int i = 0; i < count; ++i) {
-    sums[i] = bias == nullptr ? Vec<T>{} : whole ? load(bias) : load_partial(bias, lanes);
-  }
+  for (int i = 0; i < count; ++i) sums[i] = Vec<T>{};
   for (int64_t t = 0; t < tap_count; ++t, w += channels) {
     const Vec<T> weight = whole ? load(w) : load_partial(w, lanes);
     const T* from = x + taps[t];
     for (int i = 0; i < count; ++i) {
       sums[i] = fma(whole ? load(from + i * x_step) : load_partial(from + i * x_step, lanes), weight, sums[i]);
     }
+  }
+  if (bias != nullptr) {
+    const Vec<T> end = whole ? load(bias) : load_partial(bias, lanes);
+    for (int i = 0; i < count; ++i) sums[i] += end;
   }
   for (int i = 0; i < count; ++i) {
     whole ? store(y + i * y_step, sums[i]) : store_partial(y + i * y_step, sums[i], lanes);
@@ -110,7 +112,7 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
       for (int64_t t = 0; t < tap_count; ++t) {
         weights[t] = filters[channel * channel_stride + c.taps[t].weight * tap_stride];
       }
-      const Vec<T> start = broadcast(bias == nullptr ? T(0) : bias[channel]);
+      const Vec<T> end = broadcast(bias == nullptr ? T(0) : bias[channel]);
       T* plane = out.data + band.image * out.image_stride() + channel * out.pixels();
       for (int64_t d = 0; d < band.size[0]; ++d) {
         for (int64_t h = 0; h < band.size[1]; ++h) {
@@ -120,7 +122,7 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
           T* y = plane + (depth * out.size[1] + row) * out.size[2] + c.out_base[2] + band.first[2] * c.out_step[2];
           const auto step = [&](int64_t w, auto count) __attribute__((always_inline)) {
             Vec<T> sums[count];
-            for (int i = 0; i < count; ++i) sums[i] = start;
+            for (int i = 0; i < count; ++i) sums[i] = Vec<T>{};
             for (int64_t t = 0; t < tap_count; ++t) {
               const Vec<T> weight = broadcast(weights[t]);
               const T* from = x + offsets[t] + w * c.in_step[2];
@@ -129,6 +131,7 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
               }
             }
             for (int i = 0; i < count; ++i) {
+              sums[i] += end;
               const int64_t at = w + i * kLanes<T>, pixels = std::min<int64_t>(kLanes<T>, band.size[2] - at);
               if (c.out_step[2] != 1) {
                 for (int64_t p = 0; p < pixels; ++p) y[(at + p) * c.out_step[2]] = sums[i][p];

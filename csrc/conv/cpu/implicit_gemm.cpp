@@ -88,12 +88,12 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
         slice_segments(segments, first, last, slice);
         for (int64_t panel = 0; panel < weight.panels; ++panel) {
           const T* b = weight.panel(group, panel) + first * columns;
-          const T* start = weight.start_of(group, panel);
+          const T* bias_at_end = s + 1 == slices ? weight.bias_of(group, panel) : nullptr;
           const int64_t width = stage ? columns : std::min(columns, operand.out - panel * columns);
           for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
             with_rows(rows, [&](auto count) {
               multiply_tile<count, T>(view.data, in_offsets + p, slice.data(), static_cast<int64_t>(slice.size()), b,
-                                      result + panel * columns, out_offsets + p, width, s > 0, start);
+                                      result + panel * columns, out_offsets + p, width, s > 0, bias_at_end);
             });
           });
         }

@@ -11,19 +11,19 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers, and a start
-// value (the bias) for each column. Columns beyond the last channel are zero.
+// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers, and the bias of
+// each column. Columns beyond the last channel are zero.
 template <class T>
 struct PackedWeight {
   const T* data;
-  const T* start;
+  const T* bias;
   int64_t panels;     // in a group
   int64_t reduction;  // taps x channels summed over
 
   const T* panel(int64_t group, int64_t index) const {
     return data + (group * panels + index) * reduction * kTileColumns<T>;
   }
-  const T* start_of(int64_t group, int64_t index) const { return start + (group * panels + index) * kTileColumns<T>; }
+  const T* bias_of(int64_t group, int64_t index) const { return bias + (group * panels + index) * kTileColumns<T>; }
 };
 
 // The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
@@ -61,7 +61,7 @@ PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>
   const int64_t tap_count = static_cast<int64_t>(taps.size());
   const int64_t reduction = tap_count * w.sum;
   const int64_t size = groups * panels * reduction * columns;
-  T* start = data + size;
+  T* biases = data + size;
   parallel_for(
       0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
@@ -87,11 +87,11 @@ PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>
             }
           }
           for (int64_t k = 0; k < columns; ++k) {
-            start[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
+            biases[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
           }
         }
       });
-  return {data, start, panels, reduction};
+  return {data, biases, panels, reduction};
 }
 
 }  // namespace CPU_CAPABILITY

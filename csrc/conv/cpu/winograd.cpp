@@ -149,14 +149,12 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
   const int64_t out_memory = out.channels_last ? 0 : kOut * kOut * most * width;
 
   parallel_for(0, blocks * splits, 1, [&](int64_t begin, int64_t end) {
-    T* points = scratch<T>(kPoints * (in_plane + out_plane) + in_memory + out_memory + columns + 2 * 2 * most + 16);
+    T* points = scratch<T>(kPoints * (in_plane + out_plane) + in_memory + out_memory + 2 * 2 * most + 16);
     T* products = points + kPoints * in_plane;
     T* in_scratch = products + kPoints * out_plane;
     T* out_scratch = in_scratch + in_memory;
-    T* zeros = out_scratch + out_memory;
-    int64_t* in_offsets = reinterpret_cast<int64_t*>(zeros + columns);
+    int64_t* in_offsets = reinterpret_cast<int64_t*>(out_scratch + out_memory);
     int64_t* out_offsets = in_offsets + most;
-    std::fill_n(zeros, columns, T(0));
     const Segment whole{0, in_channels};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / splits, split = task % splits;
@@ -176,7 +174,7 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
             for_each_tile(last - first, [&](int64_t t, int64_t rows) {
               with_rows(rows, [&](auto n) {
                 multiply_tile<n, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
-                                    products + p * out_plane + c, out_offsets + t, columns, false, zeros);
+                                    products + p * out_plane + c, out_offsets + t, columns, false, nullptr);
               });
             });
           }
