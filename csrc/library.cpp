@@ -48,6 +48,19 @@ constexpr const char* kOperators[] = {
     "SymInt[] dilation) -> Tensor",
     "max_pool_indices(Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
     "SymInt[] dilation) -> Tensor",
+    "adaptive_max_pool(Tensor input, SymInt[] output_size) -> Tensor",
+    "adaptive_max_pool_with_offsets(Tensor input, SymInt[] output_size) -> (Tensor output, Tensor offsets)",
+    "adaptive_max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size) -> Tensor",
+    "adaptive_max_pool_gather(Tensor input, Tensor offsets) -> Tensor",
+    "adaptive_max_pool_indices(Tensor offsets, SymInt[] size) -> Tensor",
+    "fractional_max_pool(Tensor input, Tensor samples, SymInt[] kernel, SymInt[] output_size) "
+    "-> (Tensor output, Tensor offsets)",
+    "fractional_max_pool_backward(Tensor grad, Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) "
+    "-> Tensor",
+    "fractional_max_pool_gather(Tensor input, Tensor offsets, Tensor samples, SymInt[] kernel) -> Tensor",
+    "fractional_max_pool_indices(Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) -> Tensor",
+    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
+    "max_unpool_backward(Tensor grad, Tensor indices) -> Tensor",
     "avg_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
     "bool count_include_pad, SymInt? divisor_override) -> Tensor",
     "avg_pool_backward(Tensor grad, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
