@@ -30,12 +30,23 @@ constexpr const char* kOperators[] = {
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
     // norm: train gives the output and the batch's mean and (biased) variance, these in double
     "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_statistics(Tensor input) -> (Tensor, Tensor)",
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
     "SymInt count) -> ()",
     "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps) "
     "-> Tensor",
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // normalize: by statistics of a sample alone; shape is samples, groups, channels of a group, pixels, and sharing
+    // "row", "group" or "pixel". Output, mean and (biased) variance.
+    "normalize(Tensor input, Tensor? weight, Tensor? bias, SymInt[] shape, str sharing, bool centred, float eps) -> "
+    "(Tensor, Tensor, Tensor)",
+    "normalize_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, SymInt[] shape, "
+    "str sharing, bool centred, float eps, bool parameters) -> (Tensor grad_input, Tensor grad_weight, "
+    "Tensor grad_bias)",
+    "local_response_norm(Tensor input, SymInt before, SymInt after, float scale, float beta, float k) -> Tensor",
+    "local_response_norm_backward(Tensor grad, Tensor input, SymInt before, SymInt after, float scale, float beta, "
+    "float k) -> Tensor",
     // pool
     "max_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
     "bool ceil_mode) -> Tensor",
