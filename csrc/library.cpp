@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include "activation/table.h"
 #include "common/dispatch.h"
 #include "common/runtime.h"
 #include "conv/choice.h"
@@ -28,14 +29,27 @@ constexpr const char* kOperators[] = {
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
+    "bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias) -> Tensor",
+    "bilinear_weight_grad(Tensor grad, Tensor input1, Tensor input2) -> Tensor",
     // norm: train gives the output and the batch's mean and (biased) variance, these in double
     "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_statistics(Tensor input) -> (Tensor, Tensor)",
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
     "SymInt count) -> ()",
     "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps) "
     "-> Tensor",
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // normalize: by statistics of a sample alone; shape is samples, groups, channels of a group, pixels, and sharing
+    // "row", "group" or "pixel". Output, mean and (biased) variance.
+    "normalize(Tensor input, Tensor? weight, Tensor? bias, SymInt[] shape, str sharing, bool centred, float eps) -> "
+    "(Tensor, Tensor, Tensor)",
+    "normalize_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, SymInt[] shape, "
+    "str sharing, bool centred, float eps, bool parameters) -> (Tensor grad_input, Tensor grad_weight, "
+    "Tensor grad_bias)",
+    "local_response_norm(Tensor input, SymInt before, SymInt after, float scale, float beta, float k) -> Tensor",
+    "local_response_norm_backward(Tensor grad, Tensor input, SymInt before, SymInt after, float scale, float beta, "
+    "float k) -> Tensor",
     // pool
     "max_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
     "bool ceil_mode) -> Tensor",
@@ -48,6 +62,19 @@ constexpr const char* kOperators[] = {
     "SymInt[] dilation) -> Tensor",
     "max_pool_indices(Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
     "SymInt[] dilation) -> Tensor",
+    "adaptive_max_pool(Tensor input, SymInt[] output_size) -> Tensor",
+    "adaptive_max_pool_with_offsets(Tensor input, SymInt[] output_size) -> (Tensor output, Tensor offsets)",
+    "adaptive_max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size) -> Tensor",
+    "adaptive_max_pool_gather(Tensor input, Tensor offsets) -> Tensor",
+    "adaptive_max_pool_indices(Tensor offsets, SymInt[] size) -> Tensor",
+    "fractional_max_pool(Tensor input, Tensor samples, SymInt[] kernel, SymInt[] output_size) "
+    "-> (Tensor output, Tensor offsets)",
+    "fractional_max_pool_backward(Tensor grad, Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) "
+    "-> Tensor",
+    "fractional_max_pool_gather(Tensor input, Tensor offsets, Tensor samples, SymInt[] kernel) -> Tensor",
+    "fractional_max_pool_indices(Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) -> Tensor",
+    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
+    "max_unpool_backward(Tensor grad, Tensor indices) -> Tensor",
     "avg_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
     "bool count_include_pad, SymInt? divisor_override) -> Tensor",
     "avg_pool_backward(Tensor grad, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
@@ -55,9 +82,37 @@ constexpr const char* kOperators[] = {
     "adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor",
     "adaptive_avg_pool_backward(Tensor grad, SymInt[] size, bool channels_last) -> Tensor",
     // activation
-    "relu(Tensor input) -> Tensor",
-    "relu_(Tensor(a!) input) -> ()",
-    "relu_backward(Tensor grad, Tensor output) -> Tensor",
+#define SCRATCHNN_SCHEMA(name, parameters)       \
+  #name "(Tensor input" parameters ") -> Tensor", \
+      #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
+    SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_(Tensor(a!) input" parameters ") -> ()",
+    SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) \
+  #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
+    SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+    "softmax(Tensor input, int dim) -> Tensor",
+    "softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor",
+    "softmin(Tensor input, int dim) -> Tensor",
+    "softmin_backward(Tensor grad, Tensor output, int dim) -> Tensor",
+    "log_softmax(Tensor input, int dim) -> Tensor",
+    "log_softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor",
+    "glu(Tensor input, int dim) -> Tensor",
+    "glu_backward(Tensor grad, Tensor input, int dim) -> Tensor",
+    "prelu(Tensor input, Tensor weight) -> Tensor",
+    "prelu_backward(Tensor grad, Tensor input, Tensor weight) -> (Tensor grad_input, Tensor grad_weight)",
+    "maxout(Tensor input, SymInt pieces, int dim) -> (Tensor output, Tensor winners)",
+    "maxout_backward(Tensor grad, Tensor winners, SymInt pieces, int dim) -> Tensor",
+    "maxout_gather(Tensor input, Tensor winners, SymInt pieces, int dim) -> Tensor",
+};
+
+// Operators that draw from torch's random numbers.
+constexpr const char* kRandomOperators[] = {
+    // activation
+    "rrelu_train(Tensor input, float lower, float upper) -> (Tensor output, Tensor slopes)",
 };
 
 std::string instruction_set() {
@@ -96,18 +151,22 @@ void in_place(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
 
 TORCH_LIBRARY(scratchnn, library) {
   for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
+  for (const char* schema : kRandomOperators) {
+    library.def(schema, {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+  }
   library.def("instruction_set() -> str", instruction_set);
   library.def("allow_winograd(bool? allow=None) -> bool", scratchnn::allow_winograd);
   library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
 }
 
 TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
-  for (const char* schema : kOperators) {
-    const std::string text(schema);
-    const std::string name = text.substr(0, text.find('('));
+  const auto refuse = [&](const std::string& schema) {
+    const std::string name = schema.substr(0, schema.find('('));
     library.impl(name.c_str(), name.back() == '_' ? torch::CppFunction::makeFromBoxedFunction<&in_place>()
                                                   : torch::autograd::autogradNotImplementedFallback());
-  }
+  };
+  for (const char* schema : kOperators) refuse(schema);
+  for (const char* schema : kRandomOperators) refuse(schema);
 }
 
 // Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.
