@@ -105,8 +105,10 @@ def cases(draw: Any, transposed: bool) -> Case:
         options["output_padding"] = draw(st.one_of(st.just(0), numbers(rank, 0, 2)))
     else:
         mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
-        if mode != "zeros" and isinstance(options["padding"], tuple):
-            options["padding"] = (options["padding"] * rank)[:rank]  # torch's layers want one for each dimension here
+        if mode != "zeros":  # torch's layers want a number for each dimension here
+            for name in ("stride", "padding", "dilation"):
+                if isinstance(options[name], tuple):
+                    options[name] = (options[name] * rank)[:rank]
         if draw(st.integers(0, 3)) == 0:
             options["padding"] = draw(st.sampled_from(["same", "valid"]))
             if options["padding"] == "same":

@@ -29,7 +29,9 @@ def convolve(
 ) -> Tensor:
     """Any rank and padding mode: unbatched inputs, autocast, and the window's numbers, one for each dimension."""
     name = f"conv{rank}d"
-    _check_tensors(name, rank, input, weight, bias)
+    _check_tensors(name, input, weight, bias)
+    groups = integer(groups, "groups")
+    _check_rank(name, rank, weight)
     stride = expand(stride, rank, "stride")
     dilation = expand(dilation, rank, "dilation")
     if isinstance(padding, str):
@@ -43,7 +45,7 @@ def convolve(
         raise error(
             f"padding mode {padding_mode!r} of {name} takes {rank + 1}D or {rank + 2}D inputs, got {input.dim()}D"
         )
-    window = Window(stride, amounts, dilation, integer(groups, "groups"), padding_mode)
+    window = Window(stride, amounts, dilation, groups, padding_mode)
     input, weight, bias = autocast(input, weight, bias)
     if _is_batched(name, rank, input):
         return Conv.call(input, weight, bias, window)
@@ -63,7 +65,9 @@ def convolve_transposed(
 ) -> Tensor:
     """Any rank: the output's size, and the window of the convolution that leads back from it to the input."""
     name = f"conv_transpose{rank}d"
-    _check_tensors(name, rank, input, weight, bias)
+    _check_tensors(name, input, weight, bias)
+    groups = integer(groups, "groups")
+    _check_rank(name, rank, weight)
     stride = expand(stride, rank, "stride")
     padding = expand(padding, rank, "padding")
     extra = expand(output_padding, rank, "output_padding")
@@ -85,17 +89,20 @@ def convolve_transposed(
         for positions, kernel, amount, more, step, spread in spatial
     ]
     amounts = [end for amount, more in zip(padding, extra, strict=True) for end in (amount, amount - more)]
-    window = Window(stride, amounts, dilation, integer(groups, "groups"))
+    window = Window(stride, amounts, dilation, groups)
     input, weight, bias = autocast(input, weight, bias)
     if batched:
         return ConvTranspose.call(input, weight, bias, window, size)
     return ConvTranspose.call(input.unsqueeze(0), weight, bias, window, size).squeeze(0)
 
 
-def _check_tensors(function: str, rank: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_tensors(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and (tensor is not None or name != "bias"):
             raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(tensor).__name__}")
+
+
+def _check_rank(function: str, rank: int, weight: Tensor) -> None:
     if weight.dim() != rank + 2:
         raise RuntimeError(
             f"{function}: expected weight to have {rank + 2} dimensions, but got weight of size {list(weight.shape)}"
