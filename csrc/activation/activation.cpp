@@ -186,12 +186,13 @@ std::tuple<at::Tensor, at::Tensor> prelu_backward(const at::Tensor& grad, const 
 // the generator and the distribution of torch's own: the same seed gives the same slopes.
 
 std::tuple<at::Tensor, at::Tensor> rrelu_train(const at::Tensor& input, double lower, double upper) {
-  check_floating(input, "rrelu");
+  TORCH_CHECK_NOT_IMPLEMENTED(input.is_floating_point() && input.scalar_type() != at::kHalf,
+                              "rrelu: not implemented in training for ", input.scalar_type(), " tensors");
   const at::Tensor x = input.contiguous();
   const at::Tensor y = at::empty_like(x), slopes = at::empty_like(x);
   auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
   const std::lock_guard<std::mutex> lock(generator->mutex_);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "rrelu", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "rrelu", [&] {
     using wide = at::opmath_type<scalar_t>;
     at::uniform_real_distribution<double> uniform(static_cast<wide>(lower), static_cast<wide>(upper));
     const scalar_t* from = x.const_data_ptr<scalar_t>();

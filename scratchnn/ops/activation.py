@@ -8,6 +8,7 @@ and its memory format; NaN stays NaN.
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from typing import Any
@@ -238,13 +239,14 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
         lambd: :math:`\lambda \ge 0`.
 
     Raises:
-        RuntimeError: for a negative :math:`\lambda`.
+        RuntimeError: for a negative :math:`\lambda`, or one that is no number of the input's type.
         NotImplementedError: for other types.
     """
     _tensor(input, "softshrink")
     limit = _number(lambd, "softshrink", "lambd")
-    if limit < 0:
-        raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
+    most = torch.finfo(input.dtype).max if input.is_floating_point() else math.inf
+    if not 0 <= limit <= most:
+        raise RuntimeError(f"softshrink: lambd must be between 0 and {most}, but got {lambd}")
     return FUNCTIONS["softshrink"].call(input, limit)
 
 
@@ -419,7 +421,7 @@ def _not_for_booleans(name: str, input: Tensor) -> Tensor:
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    r"""A smooth ReLU, :math:`y = \log(1 + e^{\beta x}) / \beta`, and x itself where :math:`\beta x` is above a threshold.
+    r"""A smooth ReLU, :math:`y = \log(1 + e^{\beta x}) / \beta`, and x where :math:`\beta x` is above a threshold.
 
     Args:
         input: any shape; floating numbers.
@@ -524,18 +526,18 @@ def rrelu(
 
     Raises:
         RuntimeError: where the limits are in the wrong order.
-        NotImplementedError: for other types.
+        NotImplementedError: for other types; in training for float16, as torch.
 
     Source: Xu et al., 2015.
     """
     _tensor(input, "rrelu")
     least, most = _number(lower, "rrelu", "lower"), _number(upper, "rrelu", "upper")
+    if least > most:
+        raise RuntimeError(f"rrelu: expected lower to be at most upper, but got {lower} and {upper}")
     if not training:
         return leaky_relu(input, (least + most) / 2, inplace)
     if inplace:
         check_writable(input)
-    if least > most:
-        raise RuntimeError(f"rrelu: expected lower to be at most upper, but got {lower} and {upper}")
     output, _ = Rrelu.call(input.clone() if inplace and needs_original(input) else input, least, most)
     return input.copy_(output) if inplace else output
 
@@ -623,14 +625,14 @@ def _along(
     _tensor(input, name)
     if dim is None:
         dim = _implicit_dim(name, input.dim(), stacklevel + 1)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name}(): argument 'dtype' must be torch.dtype, not {type(dtype).__name__}")
     if dtype is not None and input.dtype != dtype:
         input = input.to(dtype)
     return function.call(input, _wrapped(dim, input.dim()))
 
 
-def softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     r"""Positive numbers that add up to one, :math:`y_i = e^{x_i} / \sum_j e^{x_j}`.
 
     Args:
@@ -647,9 +649,7 @@ def softmax(
     return _along(Softmax, "softmax", input, dim, _stacklevel, dtype)
 
 
-def softmin(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     r"""The softmax of :math:`-x`: see :func:`softmax`.
 
     Raises:

@@ -44,9 +44,7 @@ SCRATCHNN_INLINE Vec<T> log_of_lanes(Vec<T> v) {
 // The first `count` lanes, the others of them `fill`.
 template <class S>
 SCRATCHNN_INLINE Vec<Wide<S>> read_first(const S* p, int64_t count, Wide<S> fill) {
-  Vec<Wide<S>> v = read_partial(p, count);
-  for (int64_t i = count; i < kLanes<Wide<S>>; ++i) v[i] = fill;
-  return v;
+  return first_lanes_mask<Wide<S>>(count) ? read_partial(p, count) : broadcast(fill);
 }
 
 // body(i, count) for the vectors of a row, the last one shorter.
@@ -105,7 +103,7 @@ void softmax_row(const S* x, S* y, int64_t size) {
     if (f != Softmax::log_softmax) put(e + i, v, count);
   });
   const T total = horizontal_sum<T>(sum.value());
-  const T log_total = std::log(total);
+  const T log_total = f == Softmax::log_softmax ? std::log(total) : T(0);
   for_each_vector<T>(size, [&](int64_t i, auto count) {
     put(y + i, f == Softmax::log_softmax ? (take(x + i, count, T(0)) - m) - log_total : take(e + i, count, T(0)) / total,
         count);
