@@ -259,11 +259,12 @@ Rows rows_of_outputs(const at::Tensor& y, int64_t dim) {
 // r.inner apart.
 template <class Body>
 void for_each_output(const Rows& r, int64_t pieces, const Body& body) {
-  parallel_for(0, r.outer * r.size, 1 + 16384 / std::max<int64_t>(1, pieces * r.inner), [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t k = 0; k < r.inner; ++k) body(row * pieces * r.inner + k, row * r.inner + k);
-    }
-  });
+  parallel_for(0, r.outer * r.size, 1 + 16384 / std::max<int64_t>(1, pieces * r.inner),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t row = first; row < last; ++row) {
+                   for (int64_t k = 0; k < r.inner; ++k) body(row * pieces * r.inner + k, row * r.inner + k);
+                 }
+               });
 }
 
 // y_k = max over p of x_(k pieces + p), and which p: the first of equals, or the first that is NaN.

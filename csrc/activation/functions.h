@@ -220,7 +220,7 @@ struct tanhshrink {
   explicit tanhshrink(const double*) {}
   template <class V>
   SCRATCHNN_MEMBER V value(V x) const {
-    return x - CPU_CAPABILITY::tanh(x);
+    return minus_tanh(x);
   }
   template <class V>
   SCRATCHNN_MEMBER V gradient(V dy, V x) const {

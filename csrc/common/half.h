@@ -116,7 +116,8 @@ SCRATCHNN_INLINE Vec<Wide<S>> read_partial(const S* p, int64_t count) {
   if constexpr (std::is_same_v<S, double>) return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, p);
 #elif defined(CPU_CAPABILITY_AVX2)
   if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm256_maskload_ps(p, (__m256i)first_lanes_mask<S>(count));
-  if constexpr (std::is_same_v<S, double>) return (Vec<double>)_mm256_maskload_pd(p, (__m256i)first_lanes_mask<S>(count));
+  if constexpr (std::is_same_v<S, double>)
+    return (Vec<double>)_mm256_maskload_pd(p, (__m256i)first_lanes_mask<S>(count));
 #endif
   S lanes[kLanes<Wide<S>>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(S));

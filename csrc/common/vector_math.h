@@ -31,8 +31,13 @@ struct Constants<float> {
   // (log(1 + f) of the atanh series, s = f / (2 + f): log = 2 s + s^3 (c0 + c1 s^2 + ...)
   static constexpr float log_series[] = {0.66666662693f, 0.40000972152f, 0.28498786688f, 0.24279078841f};
   static constexpr float log_ln2_high = 6.9313812256e-01f, log_ln2_low = 9.0580006145e-06f;
+  // (x - tanh(x)) / x^3 in x^2, for |x| < 3/5
+  static constexpr float tanh_series[] = {0.333333343f,   -0.133333132f,  0.0539615527f,
+                                          -0.0217883214f, 0.00841007102f, -0.00237076567f};
   // (z + 5/2) e^(z^2) erfc(z) in t = (z - 5/2) / (z + 5/2)
-  static constexpr float erfc_series[] = {1.05403185f, -0.804651916f, 0.453914255f, -0.171249419f, 0.0283588674f, 0.00838288851f, -0.00480345497f, -0.00041360379f, 0.000666220789f, 2.68655913e-05f, -7.29214589e-05f};
+  static constexpr float erfc_series[] = {1.05403185f,     -0.804651916f,   0.453914255f,    -0.171249419f,
+                                          0.0283588674f,   0.00838288851f,  -0.00480345497f, -0.00041360379f,
+                                          0.000666220789f, 2.68655913e-05f, -7.29214589e-05f};
 };
 
 template <>
@@ -60,8 +65,20 @@ struct Constants<double> {
                                           2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01,
                                           1.479819860511658591e-01};
   static constexpr double log_ln2_high = 6.93147180369123816490e-01, log_ln2_low = 1.90821492927058770002e-10;
+  static constexpr double tanh_series[] = {
+      0.3333333333333333,     -0.13333333333333333,   0.0539682539682536,    -0.02186948853612935,
+      0.008863235528937866,   -0.0035921280149849334, 0.001455834073197924,  -0.0005900243334839051,
+      0.00023910757250025918, -9.680943521624041e-05, 3.890849770067712e-05, -1.5014299115711977e-05,
+      4.945692670034688e-06,  -9.916372416416241e-07,
+  };
   static constexpr double erfc_series[] = {
-      1.054031820305718, -0.8046518494391481, 0.4539141166480972, -0.1712511452461242, 0.0283615501319384, 0.008393044304894867, -0.004818785522145937, -0.00043920830168962284, 0.0007026937130735259, 5.830806924447679e-05, -0.00011260476577313144, -1.9533381081369285e-05, 1.8244095865799677e-05, 6.75749162798147e-06, -2.3314874909535433e-06, -1.9683271975506974e-06, -7.551414616390503e-09, 4.544747448377953e-07, 1.4005632494206184e-07, -7.434757091278978e-08, -5.425130513143961e-08, 6.5211004909097565e-09, 1.1576263709098254e-08, -4.492271901913438e-11, -1.1752735761572175e-09,
+      1.054031820305718,       -0.8046518494391481,    0.4539141166480972,      -0.1712511452461242,
+      0.0283615501319384,      0.008393044304894867,   -0.004818785522145937,   -0.00043920830168962284,
+      0.0007026937130735259,   5.830806924447679e-05,  -0.00011260476577313144, -1.9533381081369285e-05,
+      1.8244095865799677e-05,  6.75749162798147e-06,   -2.3314874909535433e-06, -1.9683271975506974e-06,
+      -7.551414616390503e-09,  4.544747448377953e-07,  1.4005632494206184e-07,  -7.434757091278978e-08,
+      -5.425130513143961e-08,  6.5211004909097565e-09, 1.1576263709098254e-08,  -4.492271901913438e-11,
+      -1.1752735761572175e-09,
   };
 };
 
@@ -159,21 +176,39 @@ SCRATCHNN_INLINE Normal<Vec<T>> normal_of(Vec<T> x) {
   return {x < T(0) ? tail : T(1) - tail, bell * T(0.39894228040143268)};
 }
 
-#define SCRATCHNN_VECTOR_MATH(T)                                                                \
-  SCRATCHNN_INLINE Vec<T> negative_abs(Vec<T> x) { return negative_abs_of<T>(x); }              \
-  SCRATCHNN_INLINE Vec<T> exp(Vec<T> x) { return exp_of<T>(x, Vec<T>{}); }                      \
-  SCRATCHNN_INLINE Vec<T> expm1(Vec<T> x) { return expm1_of<T>(x); }                            \
-  SCRATCHNN_INLINE Vec<T> log1p(Vec<T> x) { return log1p_of<T>(x); }                            \
-  SCRATCHNN_INLINE Normal<Vec<T>> normal(Vec<T> x) { return normal_of<T>(x); }
+#define SCRATCHNN_VECTOR_MATH(T)                     \
+  SCRATCHNN_INLINE Vec<T> negative_abs(Vec<T> x) {   \
+    return negative_abs_of<T>(x);                    \
+  }                                                  \
+  SCRATCHNN_INLINE Vec<T> exp(Vec<T> x) {            \
+    return exp_of<T>(x, Vec<T>{});                   \
+  }                                                  \
+  SCRATCHNN_INLINE Vec<T> expm1(Vec<T> x) {          \
+    return expm1_of<T>(x);                           \
+  }                                                  \
+  SCRATCHNN_INLINE Vec<T> log1p(Vec<T> x) {          \
+    return log1p_of<T>(x);                           \
+  }                                                  \
+  SCRATCHNN_INLINE Normal<Vec<T>> normal(Vec<T> x) { \
+    return normal_of<T>(x);                          \
+  }
 SCRATCHNN_VECTOR_MATH(float)
 SCRATCHNN_VECTOR_MATH(double)
 #undef SCRATCHNN_VECTOR_MATH
 
 // The same on plain numbers, for the readable kernels.
-SCRATCHNN_INLINE double negative_abs(double x) { return -std::abs(x); }
-SCRATCHNN_INLINE double exp(double x) { return std::exp(x); }
-SCRATCHNN_INLINE double expm1(double x) { return std::expm1(x); }
-SCRATCHNN_INLINE double log1p(double x) { return std::log1p(x); }
+SCRATCHNN_INLINE double negative_abs(double x) {
+  return -std::abs(x);
+}
+SCRATCHNN_INLINE double exp(double x) {
+  return std::exp(x);
+}
+SCRATCHNN_INLINE double expm1(double x) {
+  return std::expm1(x);
+}
+SCRATCHNN_INLINE double log1p(double x) {
+  return std::log1p(x);
+}
 SCRATCHNN_INLINE Normal<double> normal(double x) {
   return {0.5 * std::erfc(-x * 0.70710678118654752), 0.39894228040143268 * std::exp(-0.5 * x * x)};
 }
@@ -191,6 +226,22 @@ SCRATCHNN_INLINE V tanh(V x) {
   const V twice = -2 * negative_abs(x), most = V{} + 40;
   const V e = expm1(twice > 40 ? most : twice), y = e / (e + 2);  // of |x|
   return x > 0 ? y : x < 0 ? -y : x;
+}
+
+// x - tanh(x). Near zero by its series: the two are almost the same.
+SCRATCHNN_INLINE double minus_tanh(double x) {
+  return x - std::tanh(x);
+}
+template <class T>
+SCRATCHNN_INLINE Vec<T> minus_tanh_of(Vec<T> x) {
+  const Vec<T> square = x * x;
+  return square < T(0.36) ? x * square * polynomial<T>(square, Constants<T>::tanh_series) : x - tanh(x);
+}
+SCRATCHNN_INLINE Vec<float> minus_tanh(Vec<float> x) {
+  return minus_tanh_of<float>(x);
+}
+SCRATCHNN_INLINE Vec<double> minus_tanh(Vec<double> x) {
+  return minus_tanh_of<double>(x);
 }
 
 }  // namespace CPU_CAPABILITY

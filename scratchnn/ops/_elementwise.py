@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from scratchnn.ops._common import Function
 
@@ -28,8 +29,8 @@ class Row(NamedTuple):
             torch expressions; none where the slope is constant in pieces.
         saves_output: the output is kept for the backward pass, else the input. As torch does: an input that is kept
             may not be overwritten later, and neither may an output.
-        in_place: what the derivative of the operation in place is made from. ``"output"``: the output serves the
-            formula as well; ``"inverse"``: there is a formula for the output; ``"input"``: a copy of the input;
+        in_place: what the derivative of the operation in place is made from. ``"output"``: the output, which serves
+            the formula as well; ``"inverse"``: the output, by a formula of its own; ``"input"``: a copy of the input;
             nothing where there is no such operation.
         from_output: for which parameters the derivative can be had from the output.
     """
@@ -231,42 +232,40 @@ def _function(row: Row) -> type[Function]:
 
 
 def _function_in_place(row: Row) -> type[Function]:
-    """The Function of a row: ``x = f(x)``. With ``original``, a copy of the input, the derivative is made from that."""
+    """The Function of a row: ``x = f(x)``, with the derivative from the output, where that gives one."""
     operator = getattr(_ops, row.name + "_").default
     name, gradient = row.name, row.name + ("_output_backward" if row.in_place == "inverse" else "_backward")
 
-    def forward(input: Tensor, original: Tensor | None, *parameters: float) -> Tensor:
+    def forward(input: Tensor, *parameters: float) -> Tensor:
         operator(input, *parameters)
         return input
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        input, original, *ctx.parameters = inputs
+        input, *ctx.parameters = inputs
         ctx.mark_dirty(input)
-        saved = output if original is None else original
-        ctx.save_for_backward(saved)
-        ctx.save_for_forward(saved)
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    def check(parameters: Sequence[float]) -> None:
+        if not row.from_output(*parameters):
+            raise RuntimeError(
+                f"the derivative of {name} in place cannot be had from its output where a parameter is negative, and "
+                f"here it is {parameters[0]}: call it without inplace=True"
+            )
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
-        if not row.from_output(*ctx.parameters):
-            raise RuntimeError(
-                f"the derivative of {row.name} in place cannot be had from its output where a parameter is negative, "
-                f"and here it is {ctx.parameters[0]}: call it without inplace=True"
-            )
-        return GRADIENTS[gradient].call(grad, saved, *ctx.parameters), None, *(None for _ in ctx.parameters)
+        (output,) = ctx.saved_tensors
+        check(ctx.parameters)
+        return GRADIENTS[gradient].call(grad, output, *ctx.parameters), *(None for _ in ctx.parameters)
 
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (saved,) = ctx.saved_tensors
-        return tangent.copy_(
-            _forward_derivative(gradient, tangent, saved, ctx.parameters)
-        )  # in place, as autograd demands here
+        (output,) = ctx.saved_tensors
+        check(ctx.parameters)
+        moved = _forward_derivative(gradient, tangent, output, ctx.parameters)
+        return tangent.copy_(moved)  # in place, as autograd demands here
 
-    def vmap(
-        info: Any, in_dims: tuple, input: Tensor, original: Tensor | None, *parameters: float
-    ) -> tuple[Tensor, int]:
-        if original is not None:
-            original = original.movedim(in_dims[1], in_dims[0])
-        return FUNCTIONS_IN_PLACE[name].call(input, original, *parameters), in_dims[0]
+    def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
+        return FUNCTIONS_IN_PLACE[name].call(input, *parameters), in_dims[0]
 
     return type(name + "_", (Function,), _members(forward, setup_context, backward, jvp, vmap))
 
@@ -280,9 +279,17 @@ FUNCTIONS = {row.name: _function(row) for row in ROWS}
 FUNCTIONS_IN_PLACE = {row.name: _function_in_place(row) for row in ROWS if row.in_place is not None}
 
 
-def needs_original(input: Tensor) -> bool:
-    """True where somebody may differentiate what is done to the input in place."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+def in_place(name: str, input: Tensor, from_output: bool, *parameters: float) -> Tensor:
+    """The activation in place, with its derivative from the output, or else from a copy of the input."""
+    check_writable(input)
+    if from_output or not is_differentiated(input):
+        return FUNCTIONS_IN_PLACE[name].call(input, *parameters)
+    return input.copy_(FUNCTIONS[name].call(input.clone(), *parameters))
+
+
+def is_differentiated(input: Tensor) -> bool:
+    """True where somebody may differentiate what is done to the input."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and input.requires_grad
 

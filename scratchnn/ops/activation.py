@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops._common import autocast, integer
-from scratchnn.ops._elementwise import FUNCTIONS, FUNCTIONS_IN_PLACE, ROWS, check_writable, needs_original
+from scratchnn.ops._elementwise import FUNCTIONS, ROWS, check_writable, in_place, is_differentiated
 from scratchnn.ops._gates import Glu, Maxout, Prelu, Rrelu
 from scratchnn.ops._softmax import LogSoftmax, Softmax, Softmin
 
@@ -60,7 +60,7 @@ __all__ = [
     "threshold_",
 ]
 
-_IN_PLACE = {row.name: row.in_place for row in ROWS}
+_FROM_OUTPUT = {row.name: row.in_place != "input" for row in ROWS}
 
 
 def _tensor(value: Any, function: str, name: str = "input") -> None:
@@ -82,17 +82,10 @@ def _number(value: Any, function: str, name: str) -> float:
         raise TypeError(f"{function}(): argument '{name}' must be Number, not {type(value).__name__}") from None
 
 
-def _in_place(name: str, input: Tensor, original: bool, *parameters: float) -> Tensor:
-    """The activation in place; with ``original``, a copy of the input is kept where a derivative is asked for."""
-    check_writable(input)
-    copy = input.detach().clone() if original and needs_original(input) else None
-    return FUNCTIONS_IN_PLACE[name].call(input, copy, *parameters)
-
-
 def _activation(name: str, input: Tensor, inplace: bool, *parameters: float) -> Tensor:
     _tensor(input, name)
     if inplace:
-        return _in_place(name, input, _IN_PLACE[name] == "input", *parameters)
+        return in_place(name, input, _FROM_OUTPUT[name], *parameters)
     return FUNCTIONS[name].call(input, *parameters)
 
 
@@ -120,7 +113,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     _tensor(input, "relu")
     if inplace:
-        return _in_place("relu", input, False)
+        return in_place("relu", input, True)
     return _relu(input)
 
 
@@ -205,7 +198,8 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     _tensor(input, "threshold")
     limit, constant = _number(threshold, "threshold", "threshold"), _number(value, "threshold", "value")
     if inplace:
-        return _in_place("threshold", input, constant > limit, limit, constant)  # else y tells which x were above t
+        # The output tells which x were above t, unless v is as well.
+        return in_place("threshold", input, constant <= limit, limit, constant)
     return FUNCTIONS["threshold"].call(input, limit, constant)
 
 
@@ -538,7 +532,7 @@ def rrelu(
         return leaky_relu(input, (least + most) / 2, inplace)
     if inplace:
         check_writable(input)
-    output, _ = Rrelu.call(input.clone() if inplace and needs_original(input) else input, least, most)
+    output, _ = Rrelu.call(input.clone() if inplace and is_differentiated(input) else input, least, most)
     return input.copy_(output) if inplace else output
 
 

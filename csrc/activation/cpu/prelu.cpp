@@ -112,18 +112,19 @@ void backward_of_rows(const Rows& r, const S* grad, const S* input, const Wide<S
                       double* partial, double* grad_weight) {
   using T = Wide<S>;
   const int64_t chunks = std::clamp<int64_t>(r.outer / kRows, 1, kChunks), room = r.size + kLanes<T>;
-  parallel_for(0, chunks, 1 + kGrain / std::max<int64_t>(1, r.outer / chunks * r.size), [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      double* own = partial + chunk * room;  // with room for a whole vector at the last channel
-      std::fill(own, own + room, 0.0);
-      for (int64_t row = r.outer * chunk / chunks; row < r.outer * (chunk + 1) / chunks; ++row) {
-        const int64_t at = row * r.size;
-        backward_run(
-            grad + at, input + at, grad_input + at, r.size, [&](int64_t c) { return load(slopes + c); },
-            [&](int64_t c, Vec<T> terms) { add_to<T>(own + c, terms); });
-      }
-    }
-  });
+  parallel_for(0, chunks, 1 + kGrain / std::max<int64_t>(1, r.outer / chunks * r.size),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t chunk = begin; chunk < end; ++chunk) {
+                   double* own = partial + chunk * room;  // with room for a whole vector at the last channel
+                   std::fill(own, own + room, 0.0);
+                   for (int64_t row = r.outer * chunk / chunks; row < r.outer * (chunk + 1) / chunks; ++row) {
+                     const int64_t at = row * r.size;
+                     backward_run(
+                         grad + at, input + at, grad_input + at, r.size, [&](int64_t c) { return load(slopes + c); },
+                         [&](int64_t c, Vec<T> terms) { add_to<T>(own + c, terms); });
+                   }
+                 }
+               });
   for (int64_t c = 0; c < r.size; ++c) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) grad_weight[c] += partial[chunk * room + c];
   }
@@ -153,8 +154,7 @@ void backward_of_planes(const Rows& r, const S* grad, const S* input, const Wide
 }
 
 template <class S>
-void prelu_backward(const Rows& r, const S* grad, const S* input, const S* weight, S* grad_input,
-                    double* grad_weight) {
+void prelu_backward(const Rows& r, const S* grad, const S* input, const S* weight, S* grad_input, double* grad_weight) {
   std::fill(grad_weight, grad_weight + r.size, 0.0);
   if (r.outer * r.size * r.inner == 0) return;
   using T = Wide<S>;
@@ -169,8 +169,8 @@ void prelu_backward(const Rows& r, const S* grad, const S* input, const S* weigh
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                              \
-  SCRATCHNN_REGISTER_KERNEL(prelu_kernel<S>, &prelu<S>);   \
+#define SCRATCHNN_REGISTER(S)                            \
+  SCRATCHNN_REGISTER_KERNEL(prelu_kernel<S>, &prelu<S>); \
   SCRATCHNN_REGISTER_KERNEL(prelu_backward_kernel<S>, &prelu_backward<S>);
 SCRATCHNN_REGISTER(float)
 SCRATCHNN_REGISTER(double)

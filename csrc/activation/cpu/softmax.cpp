@@ -105,7 +105,8 @@ void softmax_row(const S* x, S* y, int64_t size) {
   const T total = horizontal_sum<T>(sum.value());
   const T log_total = f == Softmax::log_softmax ? std::log(total) : T(0);
   for_each_vector<T>(size, [&](int64_t i, auto count) {
-    put(y + i, f == Softmax::log_softmax ? (take(x + i, count, T(0)) - m) - log_total : take(e + i, count, T(0)) / total,
+    put(y + i,
+        f == Softmax::log_softmax ? (take(x + i, count, T(0)) - m) - log_total : take(e + i, count, T(0)) / total,
         count);
   });
 }
@@ -203,9 +204,7 @@ template <Softmax f, class S>
 void softmax_backward_of(const Rows& r, const S* dy, const S* y, S* dx) {
   for_each_row<Wide<S>>(
       r, [&](int64_t at) { softmax_backward_row<f>(dy + at, y + at, dx + at, r.size); },
-      [&](int64_t at, auto count) {
-        softmax_backward_columns<f>(dy + at, y + at, dx + at, r.size, r.inner, count);
-      });
+      [&](int64_t at, auto count) { softmax_backward_columns<f>(dy + at, y + at, dx + at, r.size, r.inner, count); });
 }
 
 template <class S>
@@ -224,8 +223,8 @@ void softmax_backward(Softmax f, const Rows& r, const S* grad, const S* output, 
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                                  \
-  SCRATCHNN_REGISTER_KERNEL(softmax_kernel<S>, &softmax<S>);   \
+#define SCRATCHNN_REGISTER(S)                                \
+  SCRATCHNN_REGISTER_KERNEL(softmax_kernel<S>, &softmax<S>); \
   SCRATCHNN_REGISTER_KERNEL(softmax_backward_kernel<S>, &softmax_backward<S>);
 SCRATCHNN_REGISTER(float)
 SCRATCHNN_REGISTER(double)
