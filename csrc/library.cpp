@@ -17,13 +17,14 @@ namespace {
 constexpr const char* kOperators[] = {
     // shared
     "channel_sum(Tensor input) -> Tensor",
-    // conv: padding lists the amounts before and after each dimension in turn
+    // conv: padding lists the amounts before and after each dimension in turn. conv_transpose is also conv's input
+    // gradient; its stride, padding and dilation are those of the convolution it transposes
     "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-    "SymInt groups) -> Tensor",
-    "conv_input_grad(Tensor grad, Tensor weight, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups) -> Tensor",
+    "SymInt groups, str padding_mode) -> Tensor",
+    "conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_size, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode) -> Tensor",
     "conv_weight_grad(Tensor grad, Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
+    "SymInt[] dilation, SymInt groups, str padding_mode, bool channels_last) -> Tensor",
     // linear
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
@@ -32,12 +33,23 @@ constexpr const char* kOperators[] = {
     "bilinear_weight_grad(Tensor grad, Tensor input1, Tensor input2) -> Tensor",
     // norm: train gives the output and the batch's mean and (biased) variance, these in double
     "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_statistics(Tensor input) -> (Tensor, Tensor)",
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
     "SymInt count) -> ()",
     "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps) "
     "-> Tensor",
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // normalize: by statistics of a sample alone; shape is samples, groups, channels of a group, pixels, and sharing
+    // "row", "group" or "pixel". Output, mean and (biased) variance.
+    "normalize(Tensor input, Tensor? weight, Tensor? bias, SymInt[] shape, str sharing, bool centred, float eps) -> "
+    "(Tensor, Tensor, Tensor)",
+    "normalize_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, SymInt[] shape, "
+    "str sharing, bool centred, float eps, bool parameters) -> (Tensor grad_input, Tensor grad_weight, "
+    "Tensor grad_bias)",
+    "local_response_norm(Tensor input, SymInt before, SymInt after, float scale, float beta, float k) -> Tensor",
+    "local_response_norm_backward(Tensor grad, Tensor input, SymInt before, SymInt after, float scale, float beta, "
+    "float k) -> Tensor",
     // pool
     "max_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
     "bool ceil_mode) -> Tensor",
@@ -50,6 +62,19 @@ constexpr const char* kOperators[] = {
     "SymInt[] dilation) -> Tensor",
     "max_pool_indices(Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
     "SymInt[] dilation) -> Tensor",
+    "adaptive_max_pool(Tensor input, SymInt[] output_size) -> Tensor",
+    "adaptive_max_pool_with_offsets(Tensor input, SymInt[] output_size) -> (Tensor output, Tensor offsets)",
+    "adaptive_max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size) -> Tensor",
+    "adaptive_max_pool_gather(Tensor input, Tensor offsets) -> Tensor",
+    "adaptive_max_pool_indices(Tensor offsets, SymInt[] size) -> Tensor",
+    "fractional_max_pool(Tensor input, Tensor samples, SymInt[] kernel, SymInt[] output_size) "
+    "-> (Tensor output, Tensor offsets)",
+    "fractional_max_pool_backward(Tensor grad, Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) "
+    "-> Tensor",
+    "fractional_max_pool_gather(Tensor input, Tensor offsets, Tensor samples, SymInt[] kernel) -> Tensor",
+    "fractional_max_pool_indices(Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) -> Tensor",
+    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
+    "max_unpool_backward(Tensor grad, Tensor indices) -> Tensor",
     "avg_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
     "bool count_include_pad, SymInt? divisor_override) -> Tensor",
     "avg_pool_backward(Tensor grad, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "

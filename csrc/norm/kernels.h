@@ -1,15 +1,16 @@
-// The fast normalization kernels, over index sets.
+// Normalization as one function over index sets, and the fast kernels that compute it.
 //
-// A normalization subtracts a mean and divides by a standard deviation; its members differ only in which
-// numbers share them. In memory the numbers are x[outer][set][inner], and those with the same `set` belong
-// together:
+// A normalization subtracts a mean and divides by a standard deviation; its members differ only in which numbers
+// share them. The input is samples x groups x channels of a group x pixels, and statistics are shared
 //
-//     batch norm, N x C x H x W in memory     outer = N      sets = C   inner = H W
-//     batch norm, N x H x W x C in memory     outer = N H W  sets = C   inner = 1
+//     by a group, over the batch     batch norm: groups = C, channels = 1
+//     by a group of a sample         group norm; instance norm: groups = C, channels = 1;
+//                                    layer norm: groups = 1, a sample is a row
+//     by a pixel of a sample         layer norm over the channels of an image: groups = 1
 //
-// Each kernel exists twice: `slices` where the runs of one set are long, `columns` where they are short.
-// Weights, biases and statistics are arrays of `sets` doubles: there are few of them, and nothing is lost
-// between passes.
+// while weight and bias have a number for every channel of every group, always. A kernel sees how memory holds
+// the sets: `slices` and `columns` where the numbers of a set come in several runs, long or short, `rows` where a
+// set is one run, `strips` where a set lies across the planes of an image.
 #pragma once
 
 #include <cstdint>
@@ -18,33 +19,61 @@
 
 namespace scratchnn {
 
+enum class Sharing { kBatch, kGroup, kPixel };
+
 struct IndexSets {
-  int64_t outer, sets, inner;
+  int64_t samples, groups, channels, pixels;
+  bool channels_last;  // memory holds samples x pixels x groups x channels
+  Sharing sharing;
+  bool centred = true;  // false: the mean counts as zero (RMS norm)
+
+  int64_t parameters() const { return groups * channels; }
+  int64_t size() const { return samples * parameters() * pixels; }
+  int64_t sets() const {
+    if (sharing == Sharing::kBatch) return groups;
+    return samples * (sharing == Sharing::kGroup ? groups : pixels);
+  }
+  int64_t count() const { return sets() == 0 ? 0 : size() / sets(); }  // numbers in one set
+};
+
+// Numbers in memory as x[batch][outer][set][inner]: those with the same batch and set belong together.
+//
+//     batch norm, N x C x H x W in memory     batch = 1  outer = N      sets = C  inner = H W
+//     batch norm, N x H x W x C in memory     batch = 1  outer = N H W  sets = C  inner = 1
+//     group norm, N x H x W x C in memory     batch = N  outer = H W    sets = G  inner = C / G
+//
+// Weights, biases and statistics are arrays of doubles: there are few of them, and nothing is lost between passes.
+// Weights are those of a set, or, with `weight_by_position`, of each inner position of a set.
+struct Interleaved {
+  int64_t batch, outer, sets, inner;
+  bool weight_by_position = false;
 
   int64_t count() const { return outer * inner; }  // numbers in one set
   int64_t size() const { return outer * sets * inner; }
+  int64_t parameters() const { return weight_by_position ? sets * inner : sets; }
 };
 
-// Runs at least this long are walked as slices.
+// Runs at least this long are walked as slices (batch norm) or as runs of one parameter (rows).
 constexpr int64_t kShortestSlice = 32;
 
 // y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps). Mean and variance (biased) are results.
+// Without an output, they are the only ones.
 template <class T>
-using NormTrain = void(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+using NormTrain = void(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
                        double eps, double* mean, double* variance);
 
 // The same with mean and variance given.
 template <class T>
-using NormEval = void(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+using NormEval = void(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
                       double eps, const double* mean, const double* variance);
 
 // grad_weight = sum of g x_hat, grad_bias = sum of g, and, r being 1 / sqrt(variance + eps),
-// grad_input = weight r (g - E[g] - x_hat E[g x_hat]) where mean and variance are the input's own (training),
-// grad_input = weight r g where they are constants.
+// grad_input = r (weight g - E[weight g] - x_hat E[weight g x_hat]) where mean and variance are the input's own
+// (training), grad_input = weight r g where they are constants.
 template <class T>
-using NormBackward = void(const IndexSets& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
-                          const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                          double* grad_bias);
+using NormBackward = void(const Interleaved& geometry, const T* grad, const T* input, T* grad_input,
+                          const double* weight, const double* mean, const double* variance, double eps, bool training,
+                          double* grad_weight, double* grad_bias);
 
 template <class T>
 inline Kernel<NormTrain<T>> norm_train_slices;
@@ -58,5 +87,57 @@ template <class T>
 inline Kernel<NormBackward<T>> norm_backward_slices;
 template <class T>
 inline Kernel<NormBackward<T>> norm_backward_columns;
+
+// Each set is one run of `length()` numbers: number i of row r has parameter r % cycle * parameters + i / run.
+//
+//     layer norm                                  rows = N    cycle = 1  parameters = D      run = 1
+//     group norm, N x C x H x W in memory         rows = N G  cycle = G  parameters = C / G  run = H W
+//
+// There are many rows, so their statistics are kept in T; `mean` is null where it counts as zero.
+struct Rows {
+  int64_t rows, cycle, parameters, run;
+
+  int64_t length() const { return parameters * run; }
+  int64_t all_parameters() const { return cycle * parameters; }
+};
+
+// Each set is a pixel with all its channels: x[sample][channel][pixel], with at least kFewestPixels of these.
+struct Planes {
+  int64_t samples, channels, pixels;
+};
+constexpr int64_t kFewestPixels = 16;
+
+// Weight and bias may be null: ones and zeros. So may be grad_weight and grad_bias, together: not asked for.
+template <class Geometry, class T>
+using SetsForward = void(const Geometry& geometry, const T* input, T* output, const T* weight, const T* bias,
+                         double eps, T* mean, T* variance);
+template <class Geometry, class T>
+using SetsBackward = void(const Geometry& geometry, const T* grad, const T* input, T* grad_input, const T* weight,
+                          const T* mean, const T* variance, double eps, double* grad_weight, double* grad_bias);
+
+template <class T>
+inline Kernel<SetsForward<Rows, T>> norm_rows;
+template <class T>
+inline Kernel<SetsBackward<Rows, T>> norm_rows_backward;
+template <class T>
+inline Kernel<SetsForward<Planes, T>> norm_strips;
+template <class T>
+inline Kernel<SetsBackward<Planes, T>> norm_strips_backward;
+
+// Local response normalization: y = x s^-beta, where s = k + scale * (the sum of x^2 over the channels from
+// `before` before to `after` after one's own, as far as there are any).
+struct Window {
+  int64_t samples, channels, pixels;
+  bool channels_last;
+  int64_t before, after;
+  double scale, beta, k;
+};
+
+template <class T>
+inline Kernel<void(const Window& window, const T* input, T* output)> local_response_norm_kernel;
+// dx = g s^-beta - 2 scale beta x (the sum of g x s^(-beta - 1) over the channels whose window one is in)
+template <class T>
+inline Kernel<void(const Window& window, const T* grad, const T* input, T* grad_input)>
+    local_response_norm_backward_kernel;
 
 }  // namespace scratchnn

@@ -1,4 +1,4 @@
-// The formulas of kernels.h as plain loops, for any floating type. Tensors come dense, in the order of `geometry`.
+// The formulas of kernels.h as plain loops, for any floating type. Tensors come dense, in the order of `sets`.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,12 +7,15 @@
 
 namespace scratchnn::naive {
 
-void norm_train(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output, const double* weight,
-                const double* bias, double eps, double* mean, double* variance);
-void norm_eval(const IndexSets& geometry, const at::Tensor& input, const at::Tensor& output, const double* weight,
-               const double* bias, double eps, const double* mean, const double* variance);
-void norm_backward(const IndexSets& geometry, const at::Tensor& grad, const at::Tensor& input,
-                   const at::Tensor& grad_input, const double* weight, const double* mean, const double* variance,
-                   double eps, bool training, double* grad_weight, double* grad_bias);
+void norm_statistics(const IndexSets& sets, const at::Tensor& input, double* mean, double* variance);
+void norm_apply(const IndexSets& sets, const at::Tensor& input, const at::Tensor& output, const double* weight,
+                const double* bias, double eps, const double* mean, const double* variance);
+void norm_backward(const IndexSets& sets, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& grad_input,
+                   const double* weight, const double* mean, const double* variance, double eps, bool training,
+                   double* grad_weight, double* grad_bias);
+
+void local_response_norm(const Window& window, const at::Tensor& input, const at::Tensor& output);
+void local_response_norm_backward(const Window& window, const at::Tensor& grad, const at::Tensor& input,
+                                  const at::Tensor& grad_input);
 
 }  // namespace scratchnn::naive

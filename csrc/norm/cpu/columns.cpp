@@ -1,4 +1,4 @@
-// Normalization where the numbers of a set come in short runs: batch norm of N x H x W x C in memory.
+// Normalization where the numbers of a set come in short runs: batch norm and group norm of N x H x W x C in memory.
 //
 // Memory is a table whose rows hold all sets; whole rows are read in order, and every column has its own
 // sums. The table is made wide enough for whole vectors by taking several rows as one, so a set owns several
@@ -23,15 +23,16 @@ constexpr int64_t kLongRow = 256;                   // columns from which on the
 constexpr int64_t kShortestPanel = 8, kBlock = 64;  // rows; a block is summed in its own precision
 constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 64;
-constexpr int64_t kGrain = 32768;  // numbers a thread must have to be worth waking
+constexpr int64_t kMostParts = 32;  // of a batch
+constexpr int64_t kGrain = 32768;   // numbers a thread must have to be worth waking
 
 // `rows` x `width` numbers and a remainder of less than a row.
 struct Table {
-  IndexSets geometry;
+  Interleaved geometry;
   int64_t repeat;  // rows of the geometry in one of the table
   int64_t width, rows, panel_rows, chunk_rows, chunks;
 
-  Table(const IndexSets& sets, int64_t lanes) : geometry(sets) {
+  Table(const Interleaved& sets, int64_t lanes) : geometry(sets) {
     const int64_t narrow = sets.sets * sets.inner;
     repeat = 1;
     while (repeat * narrow < kNarrowest || repeat * narrow % lanes != 0) repeat *= 2;
@@ -43,7 +44,18 @@ struct Table {
     chunks = (rows + chunk_rows - 1) / chunk_rows;
   }
 
-  int64_t set_of(int64_t column) const { return column / geometry.inner % geometry.sets; }
+  // body(column, set, parameter) for the columns of a row of the table, or of one of the geometry.
+  template <class Body>
+  void for_each_column(int64_t repeats, const Body& body) const {
+    int64_t column = 0;
+    for (int64_t r = 0; r < repeats; ++r) {
+      for (int64_t set = 0; set < geometry.sets; ++set) {
+        for (int64_t i = 0; i < geometry.inner; ++i, ++column) {
+          body(column, set, geometry.weight_by_position ? set * geometry.inner + i : set);
+        }
+      }
+    }
+  }
   // How far from a number memory is to fetch: the next panel, or a few vectors on where rows are long.
   int64_t ahead() const { return width < kLongRow ? panel_rows * width : 64; }
   int64_t columns_of_a_set() const { return repeat * geometry.inner; }
@@ -153,7 +165,7 @@ void chunk_moments(const Table& table, const T* input, int64_t first, int64_t la
 // The moments of the sets from those of the chunks' columns, and from the numbers after the last row.
 template <class T>
 void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks, double* mean, double* variance) {
-  const IndexSets& geometry = table.geometry;
+  const Interleaved& geometry = table.geometry;
   double rows = 0;
   for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
     const double more = static_cast<double>(std::min(table.chunk_rows, table.rows - chunk * table.chunk_rows));
@@ -207,15 +219,12 @@ template <class T>
 void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias, double eps,
                    const double* mean, const double* variance, T* constants) {
   T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
-  for (int64_t set = 0; set < table.geometry.sets; ++set) {
-    const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
-    for (int64_t i = 0; i < table.columns_of_a_set(); ++i) {
-      const int64_t column = table.column_of(set, i);
-      centre[column] = line.centre;
-      scale[column] = line.scale;
-      offset[column] = line.offset;
-    }
-  }
+  table.for_each_column(table.repeat, [&](int64_t column, int64_t set, int64_t parameter) {
+    const ForwardLine<T> line(weight[parameter], bias[parameter], mean[set], variance[set], eps);
+    centre[column] = line.centre;
+    scale[column] = line.scale;
+    offset[column] = line.offset;
+  });
   for_each_number<T>(
       table,
       [&](int64_t i, int64_t column) {
@@ -243,19 +252,38 @@ struct Scratch {
 };
 
 template <class T>
-void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
-                double eps, double* mean, double* variance) {
+void table_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
+                 double eps, double* mean, double* variance) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 3);
   table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
     chunk_moments(table, input, first, last, own.chunks[chunk]);
   });
   set_moments(table, input, own.chunks.data(), mean, variance);
-  apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants);
+  if (output != nullptr) apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants);
+}
+
+// body(i) for each of `count` tables: a single one is shared by all threads, of several each is computed by one.
+template <class Body>
+void for_each_table(int64_t count, const Body& body) {
+  if (count == 1) return body(0);
+  parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) body(i);
+  });
 }
 
 template <class T>
-void norm_eval(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+void norm_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
+                double eps, double* mean, double* variance) {
+  for_each_table(geometry.batch, [&](int64_t b) {
+    const int64_t start = b * geometry.size(), set = b * geometry.sets;
+    T* out = output == nullptr ? nullptr : output + start;
+    table_train(geometry, input + start, out, weight, bias, eps, mean + set, variance + set);
+  });
+}
+
+template <class T>
+void norm_eval(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
                double eps, const double* mean, const double* variance) {
   const Table table(geometry, kLanes<T>);
   T* constants = scratch<T>(3 * table.width);
@@ -288,63 +316,65 @@ void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T*
   });
 }
 
-// The gradients of weight and bias: the sums over the columns of each set, and over what follows the last
-// row.
+// For every number of a row: the sums of g and of g (x - centre), over all rows.
 template <class T>
-void set_grad_sums(const Table& table, const T* grad, const T* input, const ColumnSums<T>* chunks, const double* mean,
-                   const double* variance, double eps, double* grad_weight, double* grad_bias) {
-  const IndexSets& geometry = table.geometry;
+void row_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, const ColumnSums<T>* chunks,
+                   double* sum_g, double* sum_g_x) {
+  const int64_t narrow = table.width / table.repeat;
+  std::fill_n(sum_g, narrow, 0.0);
+  std::fill_n(sum_g_x, narrow, 0.0);
   for (int64_t chunk = 1; chunk < table.chunks; ++chunk) {
     for (int64_t column = 0; column < table.width; ++column) {
       chunks[0].first[column] += chunks[chunk].first[column];
       chunks[0].second[column] += chunks[chunk].second[column];
     }
   }
-  for (int64_t set = 0; set < geometry.sets; ++set) {
-    double sum_g = 0, sum_g_x = 0;
-    for (int64_t i = 0; table.rows > 0 && i < table.columns_of_a_set(); ++i) {
-      sum_g += chunks[0].first[table.column_of(set, i)];
-      sum_g_x += chunks[0].second[table.column_of(set, i)];
+  for (int64_t start = 0; table.rows > 0 && start < table.width; start += narrow) {
+    for (int64_t i = 0; i < narrow; ++i) {
+      sum_g[i] += chunks[0].first[start + i];
+      sum_g_x[i] += chunks[0].second[start + i];
     }
-    const T centre = static_cast<T>(mean[set]);
-    for (int64_t outer = table.rows * table.repeat; outer < geometry.outer; ++outer) {
-      const int64_t start = (outer * geometry.sets + set) * geometry.inner;
-      for (int64_t i = start; i < start + geometry.inner; ++i) {
-        sum_g += grad[i];
-        sum_g_x += static_cast<double>(grad[i]) * (input[i] - centre);
-      }
+  }
+  for (int64_t start = table.rows * table.width; start < table.geometry.size(); start += narrow) {
+    for (int64_t i = 0; i < narrow; ++i) {
+      sum_g[i] += grad[start + i];
+      sum_g_x[i] += static_cast<double>(grad[start + i]) * (input[start + i] - centre[i]);
     }
-    grad_bias[set] = sum_g;
-    grad_weight[set] = sum_g_x_hat<T>(sum_g, sum_g_x, mean[set], variance[set], eps);
   }
 }
 
 template <class T>
-void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
-                   const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                   double* grad_bias) {
+void table_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                    double* grad_bias) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 4);
   T *centre = own.constants, *grad_scale = centre + table.width;
   T *input_scale = grad_scale + table.width, *offset = input_scale + table.width;
-  for (int64_t column = 0; column < table.width; ++column) {
-    centre[column] = static_cast<T>(mean[table.set_of(column)]);
-  }
+  table.for_each_column(table.repeat,
+                        [&](int64_t column, int64_t set, int64_t) { centre[column] = static_cast<T>(mean[set]); });
   table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
     chunk_grad_sums(table, grad, input, centre, first, last, own.chunks[chunk]);
   });
-  set_grad_sums(table, grad, input, own.chunks.data(), mean, variance, eps, grad_weight, grad_bias);
-  const double count = static_cast<double>(geometry.count());
-  for (int64_t set = 0; set < geometry.sets; ++set) {
-    const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, grad_bias[set] / count,
-                               grad_weight[set] / count);
-    for (int64_t i = 0; i < table.columns_of_a_set(); ++i) {
-      const int64_t column = table.column_of(set, i);
-      grad_scale[column] = line.grad_scale;
-      input_scale[column] = line.input_scale;
-      offset[column] = line.offset;
-    }
-  }
+  const int64_t narrow = geometry.sets * geometry.inner;
+  std::vector<double> sums(2 * narrow), means(2 * geometry.sets);
+  double *sum_g = sums.data(), *sum_g_x = sum_g + narrow;
+  double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets;
+  row_grad_sums(table, grad, input, centre, own.chunks.data(), sum_g, sum_g_x);
+  const double share = 1 / static_cast<double>(geometry.count());
+  table.for_each_column(1, [&](int64_t i, int64_t set, int64_t parameter) {
+    const double g_x_hat = sum_g_x_hat<T>(sum_g[i], sum_g_x[i], mean[set], variance[set], eps);
+    grad_bias[parameter] += sum_g[i];
+    grad_weight[parameter] += g_x_hat;
+    mean_wg[set] += share * weight[parameter] * sum_g[i];
+    mean_wg_x_hat[set] += share * weight[parameter] * g_x_hat;
+  });
+  table.for_each_column(table.repeat, [&](int64_t column, int64_t set, int64_t parameter) {
+    const BackwardLine<T> line(weight[parameter], mean[set], variance[set], eps, mean_wg[set], mean_wg_x_hat[set]);
+    grad_scale[column] = line.grad_scale;
+    input_scale[column] = line.input_scale;
+    offset[column] = line.offset;
+  });
   if (training) {
     for_each_number<T>(
         table,
@@ -365,6 +395,32 @@ void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* 
           store(grad_input + i, load(grad + i) * scale);
         },
         [&](int64_t i, int64_t column) { grad_input[i] = grad[i] * grad_scale[column]; });
+  }
+}
+
+// The batch in fixed parts, each with gradients of weight and bias of its own, added up in order.
+template <class T>
+void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+                   const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                   double* grad_bias) {
+  const int64_t parts = std::min(geometry.batch, kMostParts), parameters = geometry.parameters();
+  std::vector<double> gradients(2 * parts * parameters);
+  for_each_table(parts, [&](int64_t part) {
+    double* dw = gradients.data() + 2 * part * parameters;
+    for (int64_t b = geometry.batch * part / parts; b < geometry.batch * (part + 1) / parts; ++b) {
+      const int64_t start = b * geometry.size(), set = b * geometry.sets;
+      table_backward(geometry, grad + start, input + start, grad_input + start, weight, mean + set, variance + set, eps,
+                     training, dw, dw + parameters);
+    }
+  });
+  std::fill_n(grad_weight, parameters, 0.0);
+  std::fill_n(grad_bias, parameters, 0.0);
+  for (int64_t part = 0; part < parts; ++part) {
+    const double* dw = gradients.data() + 2 * part * parameters;
+    for (int64_t i = 0; i < parameters; ++i) {
+      grad_weight[i] += dw[i];
+      grad_bias[i] += dw[parameters + i];
+    }
   }
 }
 

@@ -1,5 +1,4 @@
-// What the two fast algorithms share: how sums become moments, and what becomes of a number once they are
-// known.
+// What the fast algorithms share: how sums become moments, and what becomes of a number once they are known.
 #pragma once
 
 #include <cmath>
@@ -53,18 +52,18 @@ struct ForwardLine {
   }
 };
 
-// dx = w r (g - E[g] - x_hat E[g x_hat]), written as g grad_scale + ((x - centre) input_scale + offset).
+// dx = r (w g - E[w g] - x_hat E[w g x_hat]), written as g grad_scale + ((x - centre) input_scale + offset).
 template <class T>
 struct BackwardLine {
   T centre, grad_scale, input_scale, offset;
 
-  BackwardLine(double weight, double mean, double variance, double eps, double mean_g, double mean_g_x_hat) {
+  BackwardLine(double weight, double mean, double variance, double eps, double mean_wg, double mean_wg_x_hat) {
     const double r = 1 / std::sqrt(variance + eps);
-    const double slope = -weight * r * r * mean_g_x_hat;
+    const double slope = -r * r * mean_wg_x_hat;
     centre = static_cast<T>(mean);
     grad_scale = static_cast<T>(weight * r);
     input_scale = static_cast<T>(slope);
-    offset = static_cast<T>(slope * (static_cast<double>(centre) - mean) - weight * r * mean_g);
+    offset = static_cast<T>(slope * (static_cast<double>(centre) - mean) - r * mean_wg);
   }
 };
 
@@ -73,6 +72,14 @@ template <class T>
 SCRATCHNN_INLINE double sum_g_x_hat(double sum_g, double sum_g_x, double mean, double variance, double eps) {
   const double centre = static_cast<T>(mean);
   return (sum_g_x + (centre - mean) * sum_g) / std::sqrt(variance + eps);
+}
+
+// True in the last `count` lanes: in the vector that ends with a run, those that no vector before it covers.
+template <class T>
+SCRATCHNN_INLINE Vec<IntOf<T>> last_lanes(int64_t count) {
+  Vec<IntOf<T>> mask;
+  for (int lane = 0; lane < kLanes<T>; ++lane) mask[lane] = lane >= kLanes<T> - count ? -1 : 0;
+  return mask;
 }
 
 }  // namespace CPU_CAPABILITY

@@ -22,10 +22,10 @@ constexpr int64_t kSetsWorthFusing = 8;  // with fewer sets than this, threads s
 
 // The numbers of a set: `outer` runs of length `inner`, cut into chunks of whole runs.
 struct Runs {
-  IndexSets geometry;
+  Interleaved geometry;
   int64_t chunk_runs, chunks;
 
-  explicit Runs(const IndexSets& sets) : geometry(sets) {
+  explicit Runs(const Interleaved& sets) : geometry(sets) {
     chunk_runs = std::max((sets.outer + kMostChunks - 1) / kMostChunks, (kChunk + sets.inner - 1) / sets.inner);
     chunks = (sets.outer + chunk_runs - 1) / chunk_runs;
   }
@@ -63,14 +63,6 @@ void set_by_set(const Runs& runs, const Reduce& reduce, const Finish& finish, co
   for_each_chunk(reduce);
   for (int64_t set = 0; set < sets; ++set) finish(set);
   for_each_chunk(apply);
-}
-
-// True in the last `count` lanes: in the vector that ends with a run, those that no vector before it covers.
-template <class T>
-Vec<IntOf<T>> last_lanes(int64_t count) {
-  Vec<IntOf<T>> mask;
-  for (int lane = 0; lane < kLanes<T>; ++lane) mask[lane] = lane >= kLanes<T> - count ? -1 : 0;
-  return mask;
 }
 
 // body(offset, lane) for the whole vectors of a run, four at a time while that lasts, and tail(offset) for
@@ -161,7 +153,7 @@ SCRATCHNN_INLINE void apply_forward(const ForwardLine<T>& line, const T* x, T* y
 }
 
 template <class T>
-void norm_train(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+void norm_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
                 double eps, double* mean, double* variance) {
   const Runs runs(geometry);
   Moments* moments = scratch<Moments>(geometry.sets * runs.chunks);
@@ -180,6 +172,7 @@ void norm_train(const IndexSets& geometry, const T* input, T* output, const doub
         variance[set] = all.squares / all.count;
       },
       [&](int64_t set, int64_t chunk) {
+        if (output == nullptr) return;
         const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
         runs.for_each(set, chunk,
                       [&](int64_t start) { apply_forward(line, input + start, output + start, geometry.inner); });
@@ -187,7 +180,7 @@ void norm_train(const IndexSets& geometry, const T* input, T* output, const doub
 }
 
 template <class T>
-void norm_eval(const IndexSets& geometry, const T* input, T* output, const double* weight, const double* bias,
+void norm_eval(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
                double eps, const double* mean, const double* variance) {
   const int64_t grain = std::max<int64_t>(1, kGrain / geometry.inner);
   parallel_for(0, geometry.outer * geometry.sets, grain, [&](int64_t first, int64_t last) {
@@ -250,7 +243,7 @@ SCRATCHNN_INLINE void apply_scale(T grad_scale, const T* g, T* dx, int64_t lengt
 }
 
 template <class T>
-void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
                    double* grad_bias) {
   const Runs runs(geometry);
@@ -271,8 +264,9 @@ void norm_backward(const IndexSets& geometry, const T* grad, const T* input, T* 
         grad_weight[set] = sum_g_x_hat<T>(all.g, all.g_x, mean[set], variance[set], eps);
       },
       [&](int64_t set, int64_t chunk) {
-        const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, grad_bias[set] / count,
-                                   grad_weight[set] / count);
+        const double share = weight[set] / count;
+        const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, share * grad_bias[set],
+                                   share * grad_weight[set]);
         runs.for_each(set, chunk, [&](int64_t i) {
           if (training) {
             apply_backward(line, grad + i, input + i, grad_input + i, geometry.inner);

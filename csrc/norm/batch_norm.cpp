@@ -1,7 +1,8 @@
-// The normalization operators on the CPU: check, allocate, choose a kernel.
+// Batch normalization on the CPU: check, allocate, choose a kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -10,11 +11,10 @@
 
 #include "common/tensors.h"
 #include "norm/naive.h"
+#include "norm/parameters.h"
 
 namespace scratchnn {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 // The order of memory an operator works in: that of the input, or the nearest one without gaps.
 at::Tensor dense(const at::Tensor& tensor, at::MemoryFormat format) {
@@ -25,30 +25,33 @@ at::Tensor dense(const at::Tensor& tensor, at::MemoryFormat format) {
 IndexSets channel_sets(const at::Tensor& input, at::MemoryFormat format) {
   const int64_t samples = input.size(0), channels = input.size(1);
   const int64_t pixels = input.numel() == 0 ? 0 : input.numel() / (samples * channels);
-  if (is_channels_last(format)) return {samples * pixels, channels, 1};
-  return {samples, channels, pixels};
+  return {samples, channels, 1, pixels, is_channels_last(format), Sharing::kBatch};
 }
 
-bool is_slices(const IndexSets& geometry) {
+Interleaved in_memory(const IndexSets& sets) {
+  if (sets.channels_last) return {1, sets.samples * sets.pixels, sets.groups, 1};
+  return {1, sets.samples, sets.groups, sets.pixels};
+}
+
+bool is_slices(const Interleaved& geometry) {
   return geometry.inner >= kShortestSlice;
 }
 
 void check_input(const at::Tensor& input) {
   TORCH_CHECK(input.dim() >= 2, "batch_norm: expected an input of at least 2 dimensions, N x C x *, but got ",
               input.dim(), " dimensions");
-  TORCH_CHECK_NOT_IMPLEMENTED(at::isFloatingType(input.scalar_type()), "batch_norm: not implemented for ",
-                              input.scalar_type(), " tensors");
+  check_floating(input, "batch_norm");
 }
 
-// One number per channel, of the input's type, or float32 beside a narrower input.
+// One number per channel.
+void check_count(const at::Tensor& input, const at::Tensor& numbers, const char* name) {
+  TORCH_CHECK(numbers.numel() == input.size(1), name, " should contain ", input.size(1), " elements not ",
+              numbers.numel());
+}
+
 void check_parameter(const at::Tensor& input, const at::Tensor& parameter, const char* name) {
-  TORCH_CHECK(parameter.numel() == input.size(1), name, " should contain ", input.size(1), " elements not ",
-              parameter.numel());
-  const at::ScalarType type = parameter.scalar_type();
-  const bool narrow = input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16;
-  TORCH_CHECK(type == input.scalar_type() || (narrow && type == at::kFloat), "batch_norm: expected ", name,
-              " to have the dtype of the input, ", input.scalar_type(), (narrow ? ", or Float" : ""), ", but got ",
-              type);
+  check_count(input, parameter, name);
+  check_parameter_type(input, parameter, name, "batch_norm");
 }
 
 void check_parameters(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias) {
@@ -57,54 +60,51 @@ void check_parameters(const at::Tensor& input, const OptionalTensor& weight, con
   if (weight && bias) check_same_type(*weight, "weight", *bias, "bias", "batch_norm");
 }
 
-// A small tensor's numbers as doubles.
-std::vector<double> numbers(const at::Tensor& tensor) {
-  const at::Tensor values = tensor.contiguous();
-  std::vector<double> result(values.numel());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "batch_norm", [&] {
-    const scalar_t* data = values.const_data_ptr<scalar_t>();
-    for (size_t i = 0; i < result.size(); ++i) result[i] = static_cast<double>(data[i]);
-  });
-  return result;
-}
+using Statistics = std::tuple<at::Tensor, at::Tensor>;
 
-std::vector<double> numbers(const OptionalTensor& tensor, int64_t count, double otherwise) {
-  return tensor ? numbers(*tensor) : std::vector<double>(count, otherwise);
-}
-
-// A small tensor of the given doubles.
-void assign(const at::Tensor& tensor, const std::vector<double>& values) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, tensor.scalar_type(), "batch_norm", [&] {
-    scalar_t* data = tensor.data_ptr<scalar_t>();
-    for (size_t i = 0; i < values.size(); ++i) data[i] = static_cast<scalar_t>(values[i]);
-  });
-}
-
-// The output, and the batch's mean and biased variance in double.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor& input, const OptionalTensor& weight,
-                                                                const OptionalTensor& bias, double eps) {
-  check_input(input);
-  check_parameters(input, weight, bias);
-  const at::MemoryFormat format = memory_format(input);
-  const at::Tensor x = dense(input, format);
-  const at::Tensor y = at::empty_like(x);
-  const IndexSets geometry = channel_sets(x, format);
-  const auto statistics = x.options().dtype(at::kDouble);
-  if (x.numel() == 0) return {y, at::zeros({geometry.sets}, statistics), at::zeros({geometry.sets}, statistics)};
-  const at::Tensor mean = at::empty({geometry.sets}, statistics), variance = at::empty({geometry.sets}, statistics);
-  const std::vector<double> w = numbers(weight, geometry.sets, 1), b = numbers(bias, geometry.sets, 0);
+// The batch's mean and biased variance in double, and, where there is an output, that.
+Statistics normalize(const at::Tensor& x, const at::Tensor* y, const OptionalTensor& weight, const OptionalTensor& bias,
+                     double eps) {
+  const IndexSets sets = channel_sets(x, memory_format(x));
+  const int64_t channels = sets.groups;
+  const at::Tensor mean = at::zeros({channels}, x.options().dtype(at::kDouble)), variance = at::zeros_like(mean);
+  if (x.numel() == 0) return {mean, variance};
+  const std::vector<double> w = numbers(weight, channels, 1), b = numbers(bias, channels, 0);
   double* m = mean.data_ptr<double>();
   double* v = variance.data_ptr<double>();
   if (use_fast_kernels(x)) {
     with_fast_type(x, [&](auto zero) {
       using T = decltype(zero);
+      const Interleaved geometry = in_memory(sets);
       const auto& kernel = is_slices(geometry) ? norm_train_slices<T> : norm_train_columns<T>;
-      kernel(geometry, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps, m, v);
+      T* output = y == nullptr ? nullptr : y->data_ptr<T>();
+      kernel(geometry, x.const_data_ptr<T>(), output, w.data(), b.data(), eps, m, v);
     });
   } else {
-    naive::norm_train(geometry, x, y, w.data(), b.data(), eps, m, v);
+    naive::norm_statistics(sets, x, m, v);
+    if (y != nullptr) naive::norm_apply(sets, x, *y, w.data(), b.data(), eps, m, v);
   }
+  return {mean, variance};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor& input, const OptionalTensor& weight,
+                                                                const OptionalTensor& bias, double eps) {
+  check_input(input);
+  check_parameters(input, weight, bias);
+  if (is_widened(input)) {
+    const auto [y, mean, variance] = batch_norm_train(input.to(at::kFloat), widened(weight), widened(bias), eps);
+    return {y.to(input.scalar_type()), mean, variance};
+  }
+  const at::Tensor x = dense(input, memory_format(input));
+  const at::Tensor y = at::empty_like(x);
+  const auto [mean, variance] = normalize(x, &y, weight, bias, eps);
   return {y, mean, variance};
+}
+
+Statistics batch_norm_statistics(const at::Tensor& input) {
+  check_input(input);
+  const at::Tensor x = is_widened(input) ? input.to(at::kFloat) : input;
+  return normalize(dense(x, memory_format(x)), nullptr, std::nullopt, std::nullopt, 0);
 }
 
 // running = (1 - momentum) running + momentum batch, with the unbiased variance n / (n - 1). Nothing is
@@ -141,25 +141,29 @@ void batch_norm_update_(at::Tensor running_mean, at::Tensor running_var, const a
 at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                            const at::Tensor& running_mean, const at::Tensor& running_var, double eps) {
   check_input(input);
-  check_parameter(input, running_mean, "running_mean");
-  check_parameter(input, running_var, "running_var");
+  check_count(input, running_mean, "running_mean");
+  check_count(input, running_var, "running_var");
   check_parameters(input, weight, bias);
-  if (weight) check_same_type(*weight, "weight", running_mean, "running_mean", "batch_norm");
+  if (is_widened(input)) {
+    return batch_norm_eval(input.to(at::kFloat), widened(weight), widened(bias), running_mean, running_var, eps)
+        .to(input.scalar_type());
+  }
   const at::MemoryFormat format = memory_format(input);
   const at::Tensor x = dense(input, format);
   const at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) return y;
-  const IndexSets geometry = channel_sets(x, format);
-  const std::vector<double> w = numbers(weight, geometry.sets, 1), b = numbers(bias, geometry.sets, 0);
+  const IndexSets sets = channel_sets(x, format);
+  const std::vector<double> w = numbers(weight, sets.groups, 1), b = numbers(bias, sets.groups, 0);
   const std::vector<double> m = numbers(running_mean), v = numbers(running_var);
   if (use_fast_kernels(x)) {
     with_fast_type(x, [&](auto zero) {
       using T = decltype(zero);
+      const Interleaved geometry = in_memory(sets);
       const auto& kernel = is_slices(geometry) ? norm_eval_slices<T> : norm_eval_columns<T>;
       kernel(geometry, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps, m.data(), v.data());
     });
   } else {
-    naive::norm_eval(geometry, x, y, w.data(), b.data(), eps, m.data(), v.data());
+    naive::norm_apply(sets, x, y, w.data(), b.data(), eps, m.data(), v.data());
   }
   return y;
 }
@@ -175,31 +179,35 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(const at::Ten
               ", but got ", grad.sizes());
   check_same_type(grad, "grad", input, "input", "batch_norm_backward");
   check_parameters(input, weight, std::nullopt);
-  TORCH_CHECK(mean.numel() == input.size(1) && variance.numel() == input.size(1), "batch_norm_backward: expected ",
-              input.size(1), " means and variances, but got ", mean.numel(), " and ", variance.numel());
+  check_count(input, mean, "mean");
+  check_count(input, variance, "var");
+  const auto options = input.options().dtype(parameter_type(input, weight));
+  if (is_widened(input)) {
+    const auto [dx, dw, db] =
+        batch_norm_backward(grad.to(at::kFloat), input.to(at::kFloat), widened(weight), mean, variance, eps, training);
+    return {dx.to(input.scalar_type()), dw.to(options.dtype()), db.to(options.dtype())};
+  }
   const at::MemoryFormat format = memory_format(input);
   const at::Tensor x = dense(input, format);
   const at::Tensor g = dense(grad, format);
   const at::Tensor dx = at::empty_like(x);
-  const IndexSets geometry = channel_sets(x, format);
-  const at::ScalarType type = weight                              ? weight->scalar_type()
-                              : has_fast_kernels(x.scalar_type()) ? x.scalar_type()
-                                                                  : at::kFloat;
-  const auto options = x.options().dtype(type);
-  if (x.numel() == 0) return {dx, at::zeros({geometry.sets}, options), at::zeros({geometry.sets}, options)};
-  const std::vector<double> w = numbers(weight, geometry.sets, 1), m = numbers(mean), v = numbers(variance);
-  std::vector<double> dw(geometry.sets), db(geometry.sets);
+  const IndexSets sets = channel_sets(x, format);
+  const int64_t channels = sets.groups;
+  if (x.numel() == 0) return {dx, at::zeros({channels}, options), at::zeros({channels}, options)};
+  const std::vector<double> w = numbers(weight, channels, 1), m = numbers(mean), v = numbers(variance);
+  std::vector<double> dw(channels), db(channels);
   if (use_fast_kernels(x)) {
     with_fast_type(x, [&](auto zero) {
       using T = decltype(zero);
+      const Interleaved geometry = in_memory(sets);
       const auto& kernel = is_slices(geometry) ? norm_backward_slices<T> : norm_backward_columns<T>;
       kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(), v.data(),
              eps, training, dw.data(), db.data());
     });
   } else {
-    naive::norm_backward(geometry, g, x, dx, w.data(), m.data(), v.data(), eps, training, dw.data(), db.data());
+    naive::norm_backward(sets, g, x, dx, w.data(), m.data(), v.data(), eps, training, dw.data(), db.data());
   }
-  const at::Tensor grad_weight = at::empty({geometry.sets}, options), grad_bias = at::empty({geometry.sets}, options);
+  const at::Tensor grad_weight = at::empty({channels}, options), grad_bias = at::empty({channels}, options);
   assign(grad_weight, dw);
   assign(grad_bias, db);
   return {dx, grad_weight, grad_bias};
@@ -209,6 +217,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(const at::Ten
 
 TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
   library.impl("batch_norm_train", batch_norm_train);
+  library.impl("batch_norm_statistics", batch_norm_statistics);
   library.impl("batch_norm_update_", batch_norm_update_);
   library.impl("batch_norm_eval", batch_norm_eval);
   library.impl("batch_norm_backward", batch_norm_backward);

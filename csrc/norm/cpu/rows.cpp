@@ -1,0 +1,416 @@
+// Normalization where each set is one run of memory: layer norm and RMS norm, group norm of N x C x H x W.
+//
+// A row is finished before the next one is begun: it is small enough for the cache more often than not. Rows know
+// nothing of each other, but for the gradients of weight and bias: these are summed over fixed parts of the rows,
+// and the parts in order, so they are the same numbers however many threads there are.
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "common/runtime.h"
+#include "common/simd.h"
+#include "norm/cpu/formulas.h"
+#include "norm/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t kBlock = 1024;       // numbers summed in their own precision
+constexpr int64_t kGrain = 32768;      // numbers a thread must have to be worth waking
+constexpr int64_t kMostParts = 32;     // of the rows, each with its own gradients of weight and bias
+constexpr int64_t kFewestOfAPart = 8;  // rows
+constexpr int64_t kRowsInT = 32;       // rows whose gradients of weight and bias are summed in their own precision
+
+// What is written below for vectors V also serves rows shorter than a vector, with numbers for V.
+template <class V, class T>
+constexpr int64_t kWidth = sizeof(V) / sizeof(T);
+
+template <class V, class T>
+SCRATCHNN_INLINE V load_as(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class V, class T>
+SCRATCHNN_INLINE void store_as(T* p, V v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+template <class V, class T>
+SCRATCHNN_INLINE V all(T x) {
+  if constexpr (kWidth<V, T> == 1) {
+    return x;
+  } else {
+    return broadcast(x);
+  }
+}
+
+template <class V, class T>
+SCRATCHNN_INLINE T total(V v) {
+  if constexpr (kWidth<V, T> == 1) {
+    return v;
+  } else {
+    return horizontal_sum<T>(v);
+  }
+}
+
+// The lanes of the vector that ends a run, `rest` numbers of which no vector before it covers; zero in the others.
+template <class V, class T>
+SCRATCHNN_INLINE V fresh(V v, int64_t rest) {
+  if constexpr (kWidth<V, T> == 1) {
+    return v;
+  } else {
+    return last_lanes<T>(rest) ? v : V{};
+  }
+}
+
+// body(offset, lane) for the whole vectors of a run, two at a time, and tail(offset, rest) for the one that ends it.
+template <class V, class T, class Body, class Tail>
+SCRATCHNN_INLINE void walk(int64_t length, const Body& body, const Tail& tail) {
+  constexpr int64_t n = kWidth<V, T>;
+  if (length <= 0) return;  // never so, but gcc fears for it
+  int64_t i = 0;
+  for (; i + 4 * n <= length; i += 4 * n) {
+    body(i, 0);
+    body(i + n, 1);
+    body(i + 2 * n, 0);
+    body(i + 3 * n, 1);
+  }
+  for (; i + n <= length; i += n) body(i, 0);
+  if (i < length) tail(length - n, length - i);
+}
+
+// The runs of at most about kBlock numbers that a longer one is cut into, none shorter than a vector.
+template <class Body>
+SCRATCHNN_INLINE void in_blocks(int64_t length, const Body& body) {
+  int64_t done = 0;
+  for (; length - done >= 2 * kBlock; done += kBlock) body(done, kBlock);
+  body(done, length - done);
+}
+
+struct Moments {
+  double mean, variance;
+};
+
+// Each block twice, from the cache: its mean, then the deviations from it, which do not cancel; the blocks' moments
+// are then merged. Around zero (not centred) the sum of squares is all there is.
+template <class V, class T>
+SCRATCHNN_INLINE Moments moments(const T* x, int64_t length, bool centred) {
+  double mean = 0, squares = 0;
+  in_blocks(length, [&](int64_t done, int64_t count) {
+    const T* block = x + done;
+    T shift = 0;
+    if (centred) {
+      V sum[2] = {};
+      walk<V, T>(
+          count, [&](int64_t i, int lane) { sum[lane] += load_as<V>(block + i); },
+          [&](int64_t i, int64_t rest) { sum[0] += fresh<V, T>(load_as<V>(block + i), rest); });
+      shift = total<V, T>(sum[0] + sum[1]) / static_cast<T>(count);
+    }
+    const V centre = all<V>(shift);
+    V sum[2] = {}, square[2] = {};
+    walk<V, T>(
+        count,
+        [&](int64_t i, int lane) {
+          const V d = load_as<V>(block + i) - centre;
+          sum[lane] += d;
+          square[lane] = fma(d, d, square[lane]);
+        },
+        [&](int64_t i, int64_t rest) {
+          const V d = fresh<V, T>(load_as<V>(block + i) - centre, rest);
+          sum[0] += d;
+          square[0] = fma(d, d, square[0]);
+        });
+    const T sum_of_squares = total<V, T>(square[0] + square[1]);
+    if (centred) {
+      merge_block(mean, squares, shift, total<V, T>(sum[0] + sum[1]), sum_of_squares,
+                  BlockWeights(static_cast<double>(done), static_cast<double>(count)));
+    } else {
+      squares += sum_of_squares;
+    }
+  });
+  return {mean, std::max(squares / static_cast<double>(length), 0.0)};
+}
+
+// y = ((x - centre) r + offset) w + b, weight and bias number by number; null pointers count as ones and zeros.
+template <class V, class T, bool weighted, bool biased>
+SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T* y, const T* weight, const T* bias,
+                                      int64_t length) {
+  const V centre = all<V>(line.centre), scale = all<V>(line.scale), offset = all<V>(line.offset);
+  const auto normalize = [&](int64_t i) {
+    V v = fma(load_as<V>(x + i) - centre, scale, offset);
+    if constexpr (weighted && biased) {
+      v = fma(v, load_as<V>(weight + i), load_as<V>(bias + i));
+    } else if constexpr (weighted) {
+      v = v * load_as<V>(weight + i);
+    } else if constexpr (biased) {
+      v = v + load_as<V>(bias + i);
+    }
+    store_as(y + i, v);
+  };
+  walk<V, T>(length, [&](int64_t i, int) { normalize(i); }, [&](int64_t i, int64_t) { normalize(i); });
+}
+
+template <class V, class T>
+void forward_row(const Rows& geometry, const T* x, T* y, const T* weight, const T* bias, const Moments& m, double eps) {
+  if (geometry.run > 1) {
+    for (int64_t p = 0; p < geometry.parameters; ++p) {
+      const double w = weight == nullptr ? 1 : weight[p], b = bias == nullptr ? 0 : bias[p];
+      const ForwardLine<T> line(w, b, m.mean, m.variance, eps);
+      const int64_t start = p * geometry.run;
+      apply_by_number<V, T, false, false>(line, x + start, y + start, nullptr, nullptr, geometry.run);
+    }
+    return;
+  }
+  const ForwardLine<T> line(1, 0, m.mean, m.variance, eps);
+  if (weight != nullptr && bias != nullptr) {
+    apply_by_number<V, T, true, true>(line, x, y, weight, bias, geometry.length());
+  } else if (weight != nullptr) {
+    apply_by_number<V, T, true, false>(line, x, y, weight, bias, geometry.length());
+  } else if (bias != nullptr) {
+    apply_by_number<V, T, false, true>(line, x, y, weight, bias, geometry.length());
+  } else {
+    apply_by_number<V, T, false, false>(line, x, y, weight, bias, geometry.length());
+  }
+}
+
+template <class V, class T>
+void forward(const Rows& geometry, const T* input, T* output, const T* weight, const T* bias, double eps, T* mean,
+             T* variance) {
+  const int64_t length = geometry.length();
+  parallel_for(0, geometry.rows, std::max<int64_t>(1, kGrain / length), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const T* x = input + row * length;
+      const int64_t parameter = row % geometry.cycle * geometry.parameters;
+      const Moments m = moments<V>(x, length, mean != nullptr);
+      forward_row<V>(geometry, x, output + row * length, weight == nullptr ? nullptr : weight + parameter,
+                     bias == nullptr ? nullptr : bias + parameter, m, eps);
+      if (mean != nullptr) mean[row] = static_cast<T>(m.mean);
+      variance[row] = static_cast<T>(m.variance);
+    }
+  });
+}
+
+// Sums over a row, d being x - centre; the sum of d tells what the rounding of the mean took away.
+struct RowSums {
+  double d = 0, wg = 0, wg_d = 0;
+};
+
+// d, g and g d of a run, times a weight number by number where there is one.
+template <class V, class T, bool weighted>
+SCRATCHNN_INLINE RowSums run_sums(const T* g, const T* x, const T* weight, T mean, int64_t length) {
+  RowSums sums;
+  const V centre = all<V>(mean);
+  in_blocks(length, [&](int64_t done, int64_t count) {
+    V sum_d[2] = {}, sum_g[2] = {}, sum_g_d[2] = {};
+    const auto add = [&](V d, V slope, int lane) {
+      sum_d[lane] += d;
+      sum_g[lane] += slope;
+      sum_g_d[lane] = fma(slope, d, sum_g_d[lane]);
+    };
+    const auto slope = [&](int64_t i) {
+      const V v = load_as<V>(g + i);
+      if constexpr (weighted) {
+        return v * load_as<V>(weight + i);
+      } else {
+        return v;
+      }
+    };
+    walk<V, T>(
+        count, [&](int64_t i, int lane) { add(load_as<V>(x + done + i) - centre, slope(done + i), lane); },
+        [&](int64_t i, int64_t rest) {
+          add(fresh<V, T>(load_as<V>(x + done + i) - centre, rest), fresh<V, T>(slope(done + i), rest), 0);
+        });
+    sums.d += total<V, T>(sum_d[0] + sum_d[1]);
+    sums.wg += total<V, T>(sum_g[0] + sum_g[1]);
+    sums.wg_d += total<V, T>(sum_g_d[0] + sum_g_d[1]);
+  });
+  return sums;
+}
+
+// What the sums over a row say: its exact mean, 1 / sqrt(variance + eps), E[w g] and E[w g x_hat].
+struct RowMeans {
+  double mean, mean_wg, mean_wg_x_hat;
+
+  template <class T>
+  RowMeans(const RowSums& sums, T centre, double variance, double eps, double count, bool centred) {
+    const double r = 1 / std::sqrt(variance + eps);
+    const double rounding = centred ? sums.d / count : 0;
+    mean = centre + rounding;
+    mean_wg = centred ? sums.wg / count : 0;
+    mean_wg_x_hat = (sums.wg_d - rounding * sums.wg) * r / count;
+  }
+};
+
+// dx, and the gradients of weight and bias in T where asked for: those of one number of the row each.
+template <class V, class T, bool weighted, bool parameters>
+SCRATCHNN_INLINE void backward_by_number(const BackwardLine<T>& line, const ForwardLine<T>& x_hat, const T* g,
+                                         const T* x, T* dx, const T* weight, T* dw, T* db, int64_t length) {
+  const V centre = all<V>(line.centre), grad_scale = all<V>(line.grad_scale);
+  const V input_scale = all<V>(line.input_scale), offset = all<V>(line.offset);
+  const V r = all<V>(x_hat.scale), x_hat_offset = all<V>(x_hat.offset);
+  const auto differentiate = [&](int64_t i, auto mask) {
+    const V d = load_as<V>(x + i) - centre;
+    const V slope = load_as<V>(g + i);
+    V weighted_slope = slope;
+    if constexpr (weighted) weighted_slope = slope * load_as<V>(weight + i);
+    store_as(dx + i, fma(weighted_slope, grad_scale, fma(d, input_scale, offset)));
+    if constexpr (parameters) {
+      store_as(dw + i, load_as<V>(dw + i) + mask(slope * fma(d, r, x_hat_offset)));
+      store_as(db + i, load_as<V>(db + i) + mask(slope));
+    }
+  };
+  walk<V, T>(
+      length, [&](int64_t i, int) { differentiate(i, [](V v) { return v; }); },
+      [&](int64_t i, int64_t rest) { differentiate(i, [rest](V v) { return fresh<V, T>(v, rest); }); });
+}
+
+// A row whose numbers have parameters of their own.
+template <class V, class T, bool weighted, bool parameters>
+void backward_row_by_number(const T* g, const T* x, T* dx, const T* weight, T* dw, T* db, T centre, double variance,
+                            double eps, int64_t length, bool centred) {
+  const RowSums sums = run_sums<V, T, weighted>(g, x, weight, centre, length);
+  const RowMeans means(sums, centre, variance, eps, static_cast<double>(length), centred);
+  const BackwardLine<T> line(1, means.mean, variance, eps, means.mean_wg, means.mean_wg_x_hat);
+  const ForwardLine<T> x_hat(1, 0, means.mean, variance, eps);
+  backward_by_number<V, T, weighted, parameters>(line, x_hat, g, x, dx, weight, dw, db, length);
+}
+
+// A row of runs of one parameter each. `own` is memory for two doubles a parameter.
+template <class V, class T>
+void backward_row_by_run(const Rows& geometry, const T* g, const T* x, T* dx, const T* weight, double* dw, double* db,
+                         T centre, double variance, double eps, bool centred, double* own) {
+  const double r = 1 / std::sqrt(variance + eps);
+  RowSums sums;
+  for (int64_t p = 0; p < geometry.parameters; ++p) {
+    const int64_t start = p * geometry.run;
+    const double w = weight == nullptr ? 1 : weight[p];
+    const RowSums run = run_sums<V, T, false>(g + start, x + start, nullptr, centre, geometry.run);
+    sums.d += run.d;
+    sums.wg += w * run.wg;
+    sums.wg_d += w * run.wg_d;
+    own[2 * p] = run.wg;
+    own[2 * p + 1] = run.wg_d;
+  }
+  const RowMeans means(sums, centre, variance, eps, static_cast<double>(geometry.length()), centred);
+  for (int64_t p = 0; p < geometry.parameters; ++p) {
+    const int64_t start = p * geometry.run;
+    const BackwardLine<T> line(weight == nullptr ? 1 : weight[p], means.mean, variance, eps, means.mean_wg,
+                               means.mean_wg_x_hat);
+    backward_by_number<V, T, false, false>(line, ForwardLine<T>(1, 0, means.mean, variance, eps), g + start, x + start,
+                                           dx + start, nullptr, nullptr, nullptr, geometry.run);
+    if (dw != nullptr) {
+      dw[p] += (own[2 * p + 1] + (centre - means.mean) * own[2 * p]) * r;
+      db[p] += own[2 * p];
+    }
+  }
+}
+
+// Adds to the gradients of all parameters what was summed in T, and clears that.
+template <class T>
+void flush(T* sums, double* gradients, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) gradients[i] += sums[i];
+  std::fill_n(sums, count, T(0));
+}
+
+template <class V, class T>
+void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
+                   const T* variance, double eps, double* gradients, int64_t first, int64_t last) {
+  const int64_t length = geometry.length(), parameters = geometry.all_parameters();
+  const bool centred = mean != nullptr;
+  double* dw = gradients;
+  double* db = gradients == nullptr ? nullptr : gradients + parameters;
+  double* own = scratch<double>(2 * (parameters + geometry.parameters));
+  T* sums = reinterpret_cast<T*>(own + 2 * geometry.parameters);  // in T: the gradients of some rows
+  if (dw != nullptr) std::fill_n(sums, 2 * parameters, T(0));
+  for (int64_t row = first; row < last; ++row) {
+    const T *g = grad + row * length, *x = input + row * length;
+    T* dx = grad_input + row * length;
+    const int64_t p = row % geometry.cycle * geometry.parameters;
+    const T* w = weight == nullptr ? nullptr : weight + p;
+    const T centre = centred ? mean[row] : T(0);
+    if (geometry.run > 1) {
+      backward_row_by_run<V>(geometry, g, x, dx, w, dw == nullptr ? nullptr : dw + p, dw == nullptr ? nullptr : db + p,
+                             centre, static_cast<double>(variance[row]), eps, centred, own);
+      continue;
+    }
+    const auto differentiate = [&](auto weighted, auto asked) {
+      backward_row_by_number<V, T, weighted.value, asked.value>(g, x, dx, w, sums + p, sums + parameters + p, centre,
+                                                                static_cast<double>(variance[row]), eps, length,
+                                                                centred);
+    };
+    if (dw == nullptr) {
+      w == nullptr ? differentiate(std::false_type(), std::false_type())
+                   : differentiate(std::true_type(), std::false_type());
+      continue;
+    }
+    w == nullptr ? differentiate(std::false_type(), std::true_type())
+                 : differentiate(std::true_type(), std::true_type());
+    if ((row + 1 - first) % (kRowsInT * geometry.cycle) == 0) flush(sums, gradients, 2 * parameters);
+  }
+  if (dw != nullptr && geometry.run == 1) flush(sums, gradients, 2 * parameters);
+}
+
+template <class V, class T>
+void backward(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
+              const T* variance, double eps, double* grad_weight, double* grad_bias) {
+  if (grad_weight == nullptr) {
+    const int64_t grain = std::max<int64_t>(1, kGrain / geometry.length());
+    parallel_for(0, geometry.rows, grain, [&](int64_t first, int64_t last) {
+      backward_part<V>(geometry, grad, input, grad_input, weight, mean, variance, eps, nullptr, first, last);
+    });
+    return;
+  }
+  const int64_t parameters = geometry.all_parameters();
+  const int64_t worth = std::max(kFewestOfAPart * geometry.cycle, kGrain / geometry.length());
+  const int64_t parts = std::clamp<int64_t>(geometry.rows / worth, 1, kMostParts);
+  std::vector<double> gradients(2 * parameters * parts);
+  parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
+    for (int64_t part = first_part; part < last_part; ++part) {
+      const int64_t first = geometry.rows * part / parts, last = geometry.rows * (part + 1) / parts;
+      backward_part<V>(geometry, grad, input, grad_input, weight, mean, variance, eps,
+                       gradients.data() + 2 * parameters * part, first, last);
+    }
+  });
+  std::copy_n(gradients.data(), parameters, grad_weight);
+  std::copy_n(gradients.data() + parameters, parameters, grad_bias);
+  for (int64_t part = 1; part < parts; ++part) {
+    const double* dw = gradients.data() + 2 * parameters * part;
+    for (int64_t i = 0; i < parameters; ++i) {
+      grad_weight[i] += dw[i];
+      grad_bias[i] += dw[parameters + i];
+    }
+  }
+}
+
+// Vectors, or, where the runs are shorter than that, numbers.
+template <class T>
+bool holds_vectors(const Rows& geometry) {
+  return (geometry.run > 1 ? geometry.run : geometry.parameters) >= kLanes<T>;
+}
+
+template <class T>
+void norm(const Rows& geometry, const T* input, T* output, const T* weight, const T* bias, double eps, T* mean,
+          T* variance) {
+  const auto& run = holds_vectors<T>(geometry) ? forward<Vec<T>, T> : forward<T, T>;
+  run(geometry, input, output, weight, bias, eps, mean, variance);
+}
+
+template <class T>
+void norm_backward(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
+                   const T* variance, double eps, double* grad_weight, double* grad_bias) {
+  const auto& run = holds_vectors<T>(geometry) ? backward<Vec<T>, T> : backward<T, T>;
+  run(geometry, grad, input, grad_input, weight, mean, variance, eps, grad_weight, grad_bias);
+}
+
+}  // namespace
+
+SCRATCHNN_REGISTER_KERNEL(norm_rows<float>, &norm<float>);
+SCRATCHNN_REGISTER_KERNEL(norm_rows<double>, &norm<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_rows_backward<float>, &norm_backward<float>);
+SCRATCHNN_REGISTER_KERNEL(norm_rows_backward<double>, &norm_backward<double>);
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn

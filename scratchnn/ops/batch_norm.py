@@ -1,0 +1,305 @@
+"""Batch normalization: statistics over all samples and pixels of a channel; and the derivatives.
+
+Lecture, section 7.5. Training uses the batch's own statistics and keeps a running average of them; testing uses the
+running ones, and the layer is then a fixed linear map of each channel. Names as in ``_norm_terms``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops._common import Function
+from scratchnn.ops._norm_terms import Fold, Terms, like, parameter_dtype
+
+__all__ = ["batch_norm"]
+
+_ops = torch.ops.scratchnn
+
+
+@torch.library.register_fake("scratchnn::batch_norm_train")
+def _(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = input.new_empty(input.shape[1], dtype=torch.float64)
+    return like(input), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_statistics")
+def _(input: Tensor) -> tuple[Tensor, Tensor]:
+    mean = input.new_empty(input.shape[1], dtype=torch.float64)
+    return mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_update_")
+def _(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float, count: int) -> None:
+    return None
+
+
+@torch.library.register_fake("scratchnn::batch_norm_eval")
+def _(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+) -> Tensor:
+    return like(input)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_backward")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = parameter_dtype(input) if weight is None else weight.dtype
+    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
+    return like(input), grad_weight, torch.empty_like(grad_weight)
+
+
+def _terms(input: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, training: bool) -> Terms:
+    pixels = 1
+    for size in input.shape[2:]:
+        pixels *= size
+    shape = (input.shape[0], input.shape[1], 1, pixels)
+    return Terms(input, weight, mean, var, eps, shape, (0, 2, 3), constant=not training)
+
+
+class BatchNormTrain(Function):
+    """``y = w x_hat + b`` with the batch's own mean and variance, which are results too, without derivatives.
+
+    The running statistics, where given, are updated on the way: they are no result.
+    """
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, mean, var = _ops.batch_norm_train(input, weight, bias, eps)
+        if running_mean is not None:
+            count = input.numel() // input.shape[1]
+            _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, count)
+        return output, mean, var
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        input, weight, bias, ctx.eps, *_ = inputs
+        _, mean, var = output
+        ctx.bias = bias is not None
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, mean, var)
+        ctx.save_for_forward(input, weight, mean, var)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        input, weight, mean, var = ctx.saved_tensors
+        dx, dw, db = BatchNormBackward.call(grad, input, weight, mean, var, ctx.eps, True)
+        return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
+        return _terms(*ctx.saved_tensors, ctx.eps, True).output_tangent(x, w, b), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        input, weight, bias, eps, running_mean, _, momentum = args
+        if running_mean is not None and None in in_dims[4:6]:
+            raise RuntimeError(
+                "batch_norm: the running statistics would be updated in place by every sample of a vmap; "
+                "give each its own (torch.func.stack_module_state), or use track_running_stats=False"
+            )
+        fold = Fold(info.batch_size)
+        running = [fold.parameter(r, d) for r, d in zip(args[4:6], in_dims[4:6], strict=True)]
+        output, mean, var = BatchNormTrain.call(
+            fold.input(input, in_dims[0]),
+            fold.parameter(weight, in_dims[1]),
+            fold.parameter(bias, in_dims[2]),
+            eps,
+            *running,
+            momentum,
+        )
+        for new, old, dim in zip(running, args[4:6], in_dims[4:6], strict=True):
+            if new is not None:
+                old.copy_(fold.split(new, 0).movedim(0, dim))
+        return (fold.split(output, 1), fold.split(mean, 0), fold.split(var, 0)), (1, 0, 0)
+
+
+class BatchNormEval(Function):
+    """``y = w (x - mu) r + b`` with given statistics: a fixed linear map of each channel."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+    ) -> Tensor:
+        return _ops.batch_norm_eval(input, weight, bias, running_mean, running_var, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, weight, bias, running_mean, running_var, ctx.eps = inputs
+        ctx.bias = bias is not None
+        ctx.save_for_backward(input, weight, running_mean, running_var)
+        ctx.save_for_forward(input, weight, running_mean, running_var)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, var = ctx.saved_tensors
+        dx, dw, db = BatchNormBackward.call(grad, input, weight, mean, var, ctx.eps, False)
+        return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> Tensor:
+        return _terms(*ctx.saved_tensors, ctx.eps, False).output_tangent(x, w, b)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        input, *parameters, eps = args
+        fold = Fold(info.batch_size)
+        folded = [fold.parameter(p, dim) for p, dim in zip(parameters, in_dims[1:], strict=False)]
+        return fold.split(BatchNormEval.call(fold.input(input, in_dims[0]), *folded, eps), 1), 1
+
+
+class BatchNormBackward(Function):
+    """``dx = r P(w g)``, ``dw = sum of g x_hat``, ``db = sum of g``; with given statistics ``P = 1``.
+
+    In training the mean and the variance follow from ``x``, and a derivative by ``x`` includes theirs.
+    """
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        input: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _ops.batch_norm_backward(grad, input, weight, mean, var, eps, training)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        *tensors, ctx.eps, ctx.training = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor | None, a: Tensor | None, c: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, *saved = ctx.saved_tensors
+        return *_terms(*saved, ctx.eps, ctx.training).second_gradients(grad, u, a, c), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, g: Tensor | None, x: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor, Tensor, Tensor]:
+        grad, *saved = ctx.saved_tensors
+        return _terms(*saved, ctx.eps, ctx.training).gradient_tangents(grad, g, x, w)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        grad, input, weight, mean, var, eps, training = args
+        fold = Fold(info.batch_size)
+        dx, dw, db = BatchNormBackward.call(
+            fold.input(grad, in_dims[0]),
+            fold.input(input, in_dims[1]),
+            fold.parameter(weight, in_dims[2]),
+            fold.parameter(mean, in_dims[3]),
+            fold.parameter(var, in_dims[4]),
+            eps,
+            training,
+        )
+        return (fold.split(dx, 1), fold.split(dw, 0), fold.split(db, 0)), (1, 0, 0)
+
+
+def check_dtype(input: Tensor, parameter: Tensor, name: str) -> None:
+    """As for every parameter: the dtype of the input, or float32 beside a narrower one."""
+    dtype = parameter.dtype
+    if dtype != input.dtype and (dtype != torch.float32 or input.dtype == torch.float64):
+        raise RuntimeError(
+            f"batch_norm: expected {name} to have the dtype of the input, {input.dtype}, but got {dtype}"
+        )
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalization, ``y = w (x - mu) / sqrt(v + eps) + b``, channel by channel.
+
+    In training ``mu`` and ``v`` are the mean and the (biased) variance of the channel over all samples and
+    pixels of the batch, and the running statistics, where given, move towards them:
+    ``running = (1 - momentum) running + momentum batch``, with the unbiased variance ``v n / (n - 1)``.
+    Otherwise ``mu`` and ``v`` are the running statistics.
+
+    Shapes: input N x C x * with any number of dimensions from 2 on, all else C; the output is like the input,
+    with its memory format. Beside a bfloat16 or float16 input, weight, bias and statistics may be float32.
+
+    Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
+
+    Raises:
+        ValueError: training on a single number per channel, with ``eps <= 0``, or with one of the two running
+            statistics only.
+        RuntimeError: parameters or statistics that do not fit the channels or the dtype; evaluation without
+            running statistics.
+    """
+    if training:
+        return _batch_norm_train(input, running_mean, running_var, weight, bias, momentum, eps)
+    if eps < 0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if running_mean is None or running_var is None:
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
+    check_dtype(input, running_mean, "running_mean")
+    check_dtype(input, running_var, "running_var")
+    if weight is not None and weight.dtype != running_mean.dtype:
+        raise RuntimeError(
+            f"batch_norm: expected weight and running_mean to have the same dtype, but got {weight.dtype} and "
+            f"{running_mean.dtype}"
+        )
+    return BatchNormEval.call(input, weight, bias, running_mean, running_var, eps)
+
+
+def _batch_norm_train(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    shape = input.shape
+    if input.dim() >= 2 and input.numel() == shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
+    if eps <= 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if running_mean is not None:
+        check_dtype(input, running_mean, "running_mean")
+        check_dtype(input, running_var, "running_var")
+    return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]
