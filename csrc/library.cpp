@@ -81,20 +81,18 @@ constexpr const char* kOperators[] = {
     "bool ceil_mode, bool count_include_pad, SymInt? divisor_override, bool channels_last) -> Tensor",
     "adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor",
     "adaptive_avg_pool_backward(Tensor grad, SymInt[] size, bool channels_last) -> Tensor",
-    // activation
-#define SCRATCHNN_SCHEMA(name, parameters)       \
-  #name "(Tensor input" parameters ") -> Tensor", \
-      #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
+// activation
+#define SCRATCHNN_SCHEMA(name, parameters) \
+  #name "(Tensor input" parameters ") -> Tensor", #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
     SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
 #undef SCRATCHNN_SCHEMA
 #define SCRATCHNN_SCHEMA(name, parameters) #name "_(Tensor(a!) input" parameters ") -> ()",
-    SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
+        SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
 #undef SCRATCHNN_SCHEMA
-#define SCRATCHNN_SCHEMA(name, parameters) \
-  #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
-    SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
+            SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
 #undef SCRATCHNN_SCHEMA
-    "softmax(Tensor input, int dim) -> Tensor",
+                "softmax(Tensor input, int dim) -> Tensor",
     "softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor",
     "softmin(Tensor input, int dim) -> Tensor",
     "softmin_backward(Tensor grad, Tensor output, int dim) -> Tensor",

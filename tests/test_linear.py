@@ -30,6 +30,14 @@ OPERATOR_SAMPLES = {
     "linear_weight_grad": lambda: [
         (torch.randn(*leading, 3), torch.randn(*leading, 5)) for leading in [(4,), (), (2, 3)]
     ],
+    "bilinear": lambda: [
+        (torch.randn(*leading, 5), torch.randn(*leading, 4), torch.randn(3, 5, 4), bias)
+        for leading in [(4,), (), (2, 3)]
+        for bias in (None, torch.randn(3))
+    ],
+    "bilinear_weight_grad": lambda: [
+        (torch.randn(*leading, 3), torch.randn(*leading, 5), torch.randn(*leading, 4)) for leading in [(4,), (), (2, 3)]
+    ],
 }
 
 
@@ -407,3 +415,207 @@ def test_meta_device() -> None:
     nn.Linear(3, 4, device="meta")(torch.zeros(2, 3, device="meta", requires_grad=True)).sum().backward()
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         F.linear(X[:, :5].to("meta"), W.to("meta"))
+
+
+# Complex numbers, whole numbers.
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("which", ["fast", "naive"])
+@pytest.mark.parametrize(("leading", "features", "outputs"), [*SIZES[:5], *SIZES[7:]])
+def test_complex_numbers(leading: tuple, features: int, outputs: int, dtype: torch.dtype, which: str) -> None:
+    operands = [torch.randn(shape, dtype=dtype) for shape in [(*leading, features), (outputs, features), (outputs,)]]
+    dy = torch.randn(*leading, outputs, dtype=dtype)
+    wide = [x.to(torch.complex128) for x in operands]
+    truth = gradients(torch.nn.functional.linear, wide, dy.to(torch.complex128))
+    with scratchnn.kernels(which):
+        ours = gradients(F.linear, operands, dy)
+    for mine, exact in zip(ours, truth, strict=True):
+        assert mine.dtype == dtype
+        tolerance = 1e-4 if dtype == torch.complex64 else 1e-12
+        torch.testing.assert_close(mine.to(torch.complex128), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_complex_derivatives() -> None:
+    operands = [torch.randn(shape, dtype=torch.complex128, requires_grad=True) for shape in [(2, 3), (4, 3), (4,)]]
+    assert torch.autograd.gradcheck(F.linear, operands, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(F.linear, operands)
+    x, w = operands[0].detach(), operands[1].detach()
+    torch.testing.assert_close(F.linear(x.conj(), w.conj()), torch.nn.functional.linear(x.conj(), w.conj()))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_whole_numbers_wrap_as_torchs(dtype: torch.dtype) -> None:
+    high = torch.iinfo(dtype).max
+    x, w, b = (torch.randint(0, high, shape).to(dtype) for shape in [(4, 6), (3, 6), (3,)])
+    assert torch.equal(F.linear(x, w, b), torch.nn.functional.linear(x, w, b))
+    z, w3 = torch.randint(0, 9, (4, 5)).to(dtype), torch.randint(0, 9, (3, 6, 5)).to(dtype)
+    assert torch.equal(F.bilinear(x, z, w3, b), torch.nn.functional.bilinear(x, z, w3, b))
+
+
+# The bilinear layer.
+
+BILINEAR = [  # leading dimensions, features of the first and the second input, outputs
+    ((4,), 5, 3, 2),
+    ((), 3, 4, 5),
+    ((2, 3), 4, 4, 4),
+    ((1,), 1, 1, 1),
+    ((33,), 17, 40, 9),
+    ((65,), 100, 30, 6),
+    ((0,), 3, 4, 5),
+    ((3,), 4, 5, 0),
+]
+
+
+def bilinear_formula(x: Tensor, z: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("...i,kij,...j->...k", x, w, z) + b
+
+
+def bilinear_operands(sizes: tuple, dtype: torch.dtype, bias: bool = True) -> list[Tensor]:
+    leading, first, second, outputs = sizes
+    shapes = [(*leading, first), (*leading, second), (outputs, first, second), (outputs,)]
+    return [torch.randn(shape, dtype=dtype) for shape in (shapes if bias else shapes[:3])]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("which", ["fast", "naive"])
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("sizes", BILINEAR, ids=str)
+def test_bilinear(sizes: tuple, dtype: torch.dtype, which: str, bias: bool) -> None:
+    if dtype.itemsize == 2 and sizes[0] in ((33,), (65,)):
+        return  # torch takes seconds
+    with scratchnn.kernels(which):
+        operands = bilinear_operands(sizes, dtype, bias)
+        check_against_torch(F.bilinear, torch.nn.functional.bilinear, operands)
+
+
+def test_bilinear_by_its_formula() -> None:
+    for which in ("fast", "naive"):
+        for dtype in (torch.float64, torch.complex128):
+            operands = bilinear_operands(BILINEAR[2], dtype)
+            dy = torch.randn(2, 3, 4, dtype=dtype)
+            with scratchnn.kernels(which):
+                ours = gradients(F.bilinear, operands, dy)
+            torch.testing.assert_close(ours, gradients(bilinear_formula, operands, dy))
+
+
+def test_bilinear_layouts() -> None:
+    x, z, w, b = bilinear_operands(((6,), 9, 5, 4), torch.float32)
+    for first in matrices((6, 9)):
+        for second in matrices((6, 5)):
+            check_against_torch(F.bilinear, torch.nn.functional.bilinear, [first, second, w, b])
+    check_against_torch(F.bilinear, torch.nn.functional.bilinear, [x, z, torch.randn(9, 5, 4).permute(2, 0, 1), b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("leading", [(), (3,)])
+def test_bilinear_derivatives(leading: tuple, dtype: torch.dtype) -> None:
+    operands = [x.requires_grad_() for x in bilinear_operands((leading, 3, 2, 2), dtype)]
+    assert torch.autograd.gradcheck(F.bilinear, operands, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(F.bilinear, operands, check_fwd_over_rev=not dtype.is_complex)
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None, None), (0, 0, None, None), (None, 1, 0, None), (0, 0, 0, 0)])
+def test_bilinear_transforms(mapped: tuple) -> None:
+    operands = []
+    for x, dim in zip(bilinear_operands(((4,), 5, 3, 2), torch.float32), mapped, strict=True):
+        operands.append(x if dim is None else torch.stack([x, x + 1, x * 2], dim))
+
+    def gradient(bilinear: Any) -> Any:
+        return grad(lambda *operands: bilinear(*operands).square().sum(), argnums=(0, 1, 2, 3))
+
+    for transform in (lambda bilinear: bilinear, gradient):
+        functions = (F.bilinear, torch.nn.functional.bilinear)
+        results = (vmap(transform(f), in_dims=mapped)(*operands) for f in functions)
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
+
+
+def test_bilinear_compiles() -> None:
+    layer = nn.Bilinear(5, 3, 2)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    operands, dy = [torch.randn(4, 5), torch.randn(4, 3)], torch.randn(4, 2)
+    torch.testing.assert_close(gradients(compiled, operands, dy), gradients(layer, operands, dy), rtol=0, atol=0)
+
+
+def test_bilinear_is_reproducible() -> None:
+    operands, dy = bilinear_operands(((65,), 40, 33, 7), torch.float32), torch.randn(65, 7)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(gradients(F.bilinear, operands, dy))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+    x, z, w, b = operands
+    for rows in (slice(0, 1), slice(1, 12), slice(12, 65)):
+        part = gradients(F.bilinear, [x[rows], z[rows], w, b], dy[rows])
+        assert all(torch.equal(a, whole[rows]) for a, whole in zip(part[:3], results[0][:3], strict=True))
+
+
+def test_bilinear_holds_no_product_of_its_inputs() -> None:
+    """Whatever the sizes, no more than one matrix beside inputs and outputs."""
+    operands = [torch.randn(200, 150), torch.randn(200, 160), torch.randn(30, 150, 160)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        torch.ops.scratchnn.bilinear(*operands, None)
+    largest = max(abs(event.self_cpu_memory_usage) for event in profile.events())
+    assert largest <= 200 * 160 * 4
+
+
+A, Z, W3 = torch.zeros(2, 6), torch.zeros(2, 5), torch.zeros(3, 6, 5)
+
+BAD_BILINEAR = {
+    "features of the second": lambda f: f.bilinear(A, Z[:, :4], W3),
+    "features of the first": lambda f: f.bilinear(A[:, :4], Z, W3),
+    "rows": lambda f: f.bilinear(A, Z[:1], W3),
+    "ranks": lambda f: f.bilinear(A, Z[None], W3),
+    "bias": lambda f: f.bilinear(A, Z, W3, torch.zeros(4)),
+    "weight of rank 2": lambda f: f.bilinear(A, Z, W3[0]),
+    "types": lambda f: f.bilinear(A, Z.double(), W3),
+    "type of the weight": lambda f: f.bilinear(A, Z, W3.double()),
+    "a list": lambda f: f.bilinear(A.tolist(), Z, W3),
+    "no weight": lambda f: f.bilinear(A, Z, None),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BILINEAR)
+def test_bilinear_errors_are_torchs(name: str) -> None:
+    assert same_error(lambda: BAD_BILINEAR[name](F), lambda: BAD_BILINEAR[name](torch.nn.functional))
+
+
+# The other modules.
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bilinear_layer_is_torchs(bias: bool) -> None:
+    layers = []
+    for namespace in (nn, torch.nn):
+        torch.manual_seed(3)
+        layers.append(namespace.Bilinear(6, 5, 4, bias=bias))
+    ours, theirs = layers
+    assert isinstance(ours, torch.nn.Bilinear)
+    assert repr(ours) == repr(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+    x, z = torch.randn(3, 6), torch.randn(3, 5)
+    torch.testing.assert_close(ours(x, z), theirs(x, z))
+
+
+def test_lazy_linear_becomes_ours() -> None:
+    layers = []
+    for namespace in (nn, torch.nn):
+        torch.manual_seed(3)
+        layer = namespace.LazyLinear(4)
+        x = torch.randn(5, 6)
+        layers.append((layer, repr(layer), layer(x)))
+    (ours, before, y), (theirs, their_before, their_y) = layers
+    assert before == their_before
+    assert type(ours) is nn.Linear
+    assert repr(ours) == repr(theirs)
+    assert torch.equal(ours.weight, theirs.weight)
+    torch.testing.assert_close(y, their_y)
+
+
+def test_identity() -> None:
+    x = torch.randn(3)
+    assert nn.Identity(1, unused=2)(x) is x
+    assert repr(nn.Identity()) == repr(torch.nn.Identity())

@@ -32,7 +32,10 @@ FAMILIES = ("conv", "pool", "norm", "linear", "activation")
 OTHER_NAMES = {"softmax": "softmax", "log_softmax": "log_softmax", "sigmoid": "sigmoid", "tanh": "tanh"}
 
 # (name, dtype or None for all) -> why it is not compared.
-EXCLUDED: dict[tuple[str, torch.dtype | None], str] = {}
+EXCLUDED: dict[tuple[str, torch.dtype | None], str] = {
+    ("log_softmax with_dtype", torch.complex32): "torch has no equality of this type, so nothing can be compared",
+    ("hardsigmoid", torch.float64): "torch's gradient multiplies by a sixth in float32",
+}
 
 
 def _database() -> tuple[str | None, Any, Any, Any]:

@@ -186,12 +186,13 @@ std::tuple<at::Tensor, at::Tensor> prelu_backward(const at::Tensor& grad, const 
 // the generator and the distribution of torch's own: the same seed gives the same slopes.
 
 std::tuple<at::Tensor, at::Tensor> rrelu_train(const at::Tensor& input, double lower, double upper) {
-  check_floating(input, "rrelu");
+  TORCH_CHECK_NOT_IMPLEMENTED(input.is_floating_point() && input.scalar_type() != at::kHalf,
+                              "rrelu: not implemented in training for ", input.scalar_type(), " tensors");
   const at::Tensor x = input.contiguous();
   const at::Tensor y = at::empty_like(x), slopes = at::empty_like(x);
   auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
   const std::lock_guard<std::mutex> lock(generator->mutex_);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "rrelu", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, x.scalar_type(), "rrelu", [&] {
     using wide = at::opmath_type<scalar_t>;
     at::uniform_real_distribution<double> uniform(static_cast<wide>(lower), static_cast<wide>(upper));
     const scalar_t* from = x.const_data_ptr<scalar_t>();
@@ -258,11 +259,12 @@ Rows rows_of_outputs(const at::Tensor& y, int64_t dim) {
 // r.inner apart.
 template <class Body>
 void for_each_output(const Rows& r, int64_t pieces, const Body& body) {
-  parallel_for(0, r.outer * r.size, 1 + 16384 / std::max<int64_t>(1, pieces * r.inner), [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t k = 0; k < r.inner; ++k) body(row * pieces * r.inner + k, row * r.inner + k);
-    }
-  });
+  parallel_for(0, r.outer * r.size, 1 + 16384 / std::max<int64_t>(1, pieces * r.inner),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t row = first; row < last; ++row) {
+                   for (int64_t k = 0; k < r.inner; ++k) body(row * pieces * r.inner + k, row * r.inner + k);
+                 }
+               });
 }
 
 // y_k = max over p of x_(k pieces + p), and which p: the first of equals, or the first that is NaN.

@@ -100,8 +100,8 @@ SCRATCHNN_ACTIVATIONS(SCRATCHNN_SET_NAME)
 }  // namespace
 
 TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
-#define SCRATCHNN_IMPLEMENT(name, parameters)                          \
-  library.impl(#name, OperatorsOf<Activation::name>::forward);         \
+#define SCRATCHNN_IMPLEMENT(name, parameters)                  \
+  library.impl(#name, OperatorsOf<Activation::name>::forward); \
   library.impl(#name "_backward", OperatorsOf<Activation::name>::backward<false>);
   SCRATCHNN_ACTIVATIONS(SCRATCHNN_IMPLEMENT)
 #undef SCRATCHNN_IMPLEMENT

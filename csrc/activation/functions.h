@@ -192,7 +192,7 @@ struct log_sigmoid {
   explicit log_sigmoid(const double*) {}
   template <class V>
   SCRATCHNN_MEMBER V value(V x) const {
-    return (x > T(0) ? V{} : x) - log1p(exp(x > T(0) ? -x : x));
+    return (x > T(0) ? V{} : x) - log1p(exp(negative_abs(x)));
   }
   template <class V>
   SCRATCHNN_MEMBER V gradient(V dy, V x) const {
@@ -220,7 +220,7 @@ struct tanhshrink {
   explicit tanhshrink(const double*) {}
   template <class V>
   SCRATCHNN_MEMBER V value(V x) const {
-    return x - CPU_CAPABILITY::tanh(x);
+    return minus_tanh(x);
   }
   template <class V>
   SCRATCHNN_MEMBER V gradient(V dy, V x) const {
@@ -235,11 +235,11 @@ struct softsign {
   explicit softsign(const double*) {}
   template <class V>
   SCRATCHNN_MEMBER V value(V x) const {
-    return x / (T(1) + (x < T(0) ? -x : x));
+    return x / (T(1) - negative_abs(x));
   }
   template <class V>
   SCRATCHNN_MEMBER V gradient(V dy, V x) const {
-    const V size = T(1) + (x < T(0) ? -x : x);
+    const V size = T(1) - negative_abs(x);
     return dy / size / size;
   }
 };
@@ -252,7 +252,7 @@ struct softplus {
   template <class V>
   SCRATCHNN_MEMBER V value(V x) const {
     const V z = x * beta;
-    const V y = ((z < T(0) ? V{} : z) + log1p(exp(z < T(0) ? z : -z))) / beta;
+    const V y = ((z < T(0) ? V{} : z) + log1p(exp(negative_abs(z)))) / beta;
     return z > limit ? x : y;
   }
   template <class V>

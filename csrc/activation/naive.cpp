@@ -83,12 +83,17 @@ void each(const Function& f, const at::Tensor& output, const Tensors&... inputs)
 void activation_of_integers(Activation which, const double* parameters, const at::Tensor& input,
                             const at::Tensor& output) {
   AT_DISPATCH_INTEGRAL_TYPES(input.scalar_type(), "activation", [&] {
+    using Limits = std::numeric_limits<scalar_t>;
+    double limited[2] = {};
+    for (int i = 0; i < parameter_count(which); ++i) {
+      limited[i] = std::clamp(parameters[i], static_cast<double>(Limits::lowest()), static_cast<double>(Limits::max()));
+    }
     const auto apply = [&](const auto& f) {
       each<scalar_t, scalar_t>([&](scalar_t x) { return f.value(x); }, output, input);
     };
-    if (which == Activation::relu) apply(functions::relu<scalar_t>(parameters));
-    if (which == Activation::threshold) apply(functions::threshold<scalar_t>(parameters));
-    if (which == Activation::hardtanh) apply(functions::hardtanh<scalar_t>(parameters));
+    if (which == Activation::relu) apply(functions::relu<scalar_t>(limited));
+    if (which == Activation::threshold) apply(functions::threshold<scalar_t>(limited));
+    if (which == Activation::hardtanh) apply(functions::hardtanh<scalar_t>(limited));
   });
 }
 
@@ -114,8 +119,8 @@ void activation_backward(Activation which, const double* parameters, const at::T
                          const at::Tensor& grad_input) {
   if (grad.is_complex()) {
     AT_DISPATCH_COMPLEX_TYPES(grad.scalar_type(), "activation_backward", [&] {
-      each<scalar_t, Complex>([&](Complex dy, Complex x) { return ComplexFunction{which}.gradient(dy, x); },
-                              grad_input, grad, saved);
+      each<scalar_t, Complex>([&](Complex dy, Complex x) { return ComplexFunction{which}.gradient(dy, x); }, grad_input,
+                              grad, saved);
     });
     return;
   }
@@ -181,8 +186,8 @@ void softmax_backward(Softmax f, const Rows& r, const at::Tensor& grad, const at
         }
         for (int64_t i = 0; i < r.size; ++i) {
           const double g = static_cast<double>(dy[i * r.inner]), v = static_cast<double>(y[i * r.inner]);
-          dx[i * r.inner] = static_cast<scalar_t>(f == Softmax::log_softmax ? g - std::exp(v) * sum
-                                                                           : sign * v * (g - sum));
+          dx[i * r.inner] =
+              static_cast<scalar_t>(f == Softmax::log_softmax ? g - std::exp(v) * sum : sign * v * (g - sum));
         }
       }
     }

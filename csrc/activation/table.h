@@ -9,35 +9,35 @@
 // functions.h; `saved` is the input, unless a formula says that it is the output.
 #pragma once
 
-#define SCRATCHNN_IN_PLACE_ACTIVATIONS(X)              \
-  X(relu, "")                                          \
-  X(leaky_relu, ", float negative_slope")              \
-  X(threshold, ", float threshold, float value")       \
-  X(hardtanh, ", float min_val, float max_val")        \
-  X(hardsigmoid, "")                                   \
-  X(hardswish, "")                                     \
-  X(elu, ", float alpha")                              \
-  X(celu, ", float alpha")                             \
-  X(selu, "")                                          \
-  X(silu, "")                                          \
+#define SCRATCHNN_IN_PLACE_ACTIVATIONS(X)        \
+  X(relu, "")                                    \
+  X(leaky_relu, ", float negative_slope")        \
+  X(threshold, ", float threshold, float value") \
+  X(hardtanh, ", float min_val, float max_val")  \
+  X(hardsigmoid, "")                             \
+  X(hardswish, "")                               \
+  X(elu, ", float alpha")                        \
+  X(celu, ", float alpha")                       \
+  X(selu, "")                                    \
+  X(silu, "")                                    \
   X(mish, "")
 
-#define SCRATCHNN_OTHER_ACTIVATIONS(X)                 \
-  X(hardshrink, ", float lambd")                       \
-  X(softshrink, ", float lambd")                       \
-  X(sigmoid, "")                                       \
-  X(log_sigmoid, "")                                   \
-  X(tanh, "")                                          \
-  X(tanhshrink, "")                                    \
-  X(softsign, "")                                      \
-  X(softplus, ", float beta, float threshold")         \
-  X(gelu, "")                                          \
+#define SCRATCHNN_OTHER_ACTIVATIONS(X)         \
+  X(hardshrink, ", float lambd")               \
+  X(softshrink, ", float lambd")               \
+  X(sigmoid, "")                               \
+  X(log_sigmoid, "")                           \
+  X(tanh, "")                                  \
+  X(tanhshrink, "")                            \
+  X(softsign, "")                              \
+  X(softplus, ", float beta, float threshold") \
+  X(gelu, "")                                  \
   X(gelu_tanh, "")
 
 // Derivatives from the output, name_output_backward, of functions that are computed in place: their input is gone.
-#define SCRATCHNN_OUTPUT_DERIVATIVES(X)                \
-  X(elu, ", float alpha")                              \
-  X(celu, ", float alpha")                             \
+#define SCRATCHNN_OUTPUT_DERIVATIVES(X) \
+  X(elu, ", float alpha")               \
+  X(celu, ", float alpha")              \
   X(selu, "")
 
 #define SCRATCHNN_ACTIVATIONS(X)    \

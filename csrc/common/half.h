@@ -5,7 +5,7 @@
 // compiled once per instruction set.
 #pragma once
 
-#if defined(__F16C__)
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
 #include <immintrin.h>
 #endif
 
@@ -97,9 +97,28 @@ SCRATCHNN_INLINE void write(S* p, Vec<Wide<S>> v) {
   }
 }
 
+// -1 in the first `count` lanes, 0 in the others.
+template <class T, int... i>
+SCRATCHNN_INLINE Vec<IntOf<T>> first_lanes_mask_of(int64_t count, std::integer_sequence<int, i...>) {
+  const Vec<IntOf<T>> lane = {i...};
+  return lane < static_cast<IntOf<T>>(count);
+}
+template <class T>
+SCRATCHNN_INLINE Vec<IntOf<T>> first_lanes_mask(int64_t count) {
+  return first_lanes_mask_of<T>(count, std::make_integer_sequence<int, kLanes<T>>());
+}
+
 // The first `count` numbers only; the other lanes are read as zero.
 template <class S>
 SCRATCHNN_INLINE Vec<Wide<S>> read_partial(const S* p, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+  if constexpr (std::is_same_v<S, double>) return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, p);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm256_maskload_ps(p, (__m256i)first_lanes_mask<S>(count));
+  if constexpr (std::is_same_v<S, double>)
+    return (Vec<double>)_mm256_maskload_pd(p, (__m256i)first_lanes_mask<S>(count));
+#endif
   S lanes[kLanes<Wide<S>>] = {};
   std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(S));
   return read(lanes);
@@ -107,6 +126,17 @@ SCRATCHNN_INLINE Vec<Wide<S>> read_partial(const S* p, int64_t count) {
 
 template <class S>
 SCRATCHNN_INLINE void write_partial(S* p, Vec<Wide<S>> v, int64_t count) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<S, float>) return _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
+  if constexpr (std::is_same_v<S, double>) return _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<S, float>) {
+    return _mm256_maskstore_ps(p, (__m256i)first_lanes_mask<S>(count), (__m256)v);
+  }
+  if constexpr (std::is_same_v<S, double>) {
+    return _mm256_maskstore_pd(p, (__m256i)first_lanes_mask<S>(count), (__m256d)v);
+  }
+#endif
   S lanes[kLanes<Wide<S>>];
   write(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(S));

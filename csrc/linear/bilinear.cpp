@@ -15,10 +15,9 @@ namespace {
 
 void check_inputs(const at::Tensor& a, const char* a_name, const at::Tensor& b, const char* b_name,
                   const char* operation) {
-  TORCH_CHECK(a.dim() >= 1 && a.dim() == b.dim() &&
-                  a.sizes().slice(0, a.dim() - 1) == b.sizes().slice(0, b.dim() - 1),
-              operation, ": expected ", a_name, " and ", b_name, " to agree in all but the last dimension, but got shapes ",
-              a.sizes(), " and ", b.sizes());
+  TORCH_CHECK(a.dim() >= 1 && a.dim() == b.dim() && a.sizes().slice(0, a.dim() - 1) == b.sizes().slice(0, b.dim() - 1),
+              operation, ": expected ", a_name, " and ", b_name,
+              " to agree in all but the last dimension, but got shapes ", a.sizes(), " and ", b.sizes());
   check_same_type(a, a_name, b, b_name, operation);
 }
 

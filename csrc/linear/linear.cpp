@@ -1,8 +1,8 @@
 // The fully-connected operators on the CPU: check the arguments, allocate, choose a kernel.
 #include <ATen/ops/complex.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/real.h>
 #include <ATen/ops/imag.h>
+#include <ATen/ops/real.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>

@@ -242,7 +242,7 @@ def _linears() -> list[Layer]:
         Layer("Linear", "linear", lambda nn: nn.Linear(100, 70), ((32, 100),), FLOATING_AND_COMPLEX),
         Layer("Linear", "linear", lambda nn: nn.Linear(1024, 70), ((16, 1024),), FLOATING_AND_COMPLEX, "1024 features"),
         Layer("LazyLinear", "linear", lambda nn: nn.LazyLinear(70), ((32, 100),), FLOATING_AND_COMPLEX),
-        Layer("Bilinear", "linear", lambda nn: nn.Bilinear(20, 30, 10), ((32, 20), (32, 30)), FLOATING_AND_COMPLEX),
+        Layer("Bilinear", "linear", lambda nn: nn.Bilinear(20, 30, 10), ((32, 20), (32, 30))),
         Layer("Identity", "linear", lambda nn: nn.Identity(), ((32, 100),), FLOATING_AND_COMPLEX),
     ]
 

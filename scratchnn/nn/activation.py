@@ -15,6 +15,7 @@ __all__ = [
     "ELU",
     "GELU",
     "GLU",
+    "SELU",
     "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
@@ -28,7 +29,6 @@ __all__ = [
     "RReLU",
     "ReLU",
     "ReLU6",
-    "SELU",
     "SiLU",
     "Sigmoid",
     "Softmax",
@@ -233,7 +233,7 @@ class LogSoftmax(torch.nn.LogSoftmax):
 
 
 class Softmax2d(torch.nn.Softmax2d):
-    """:class:`torch.nn.Softmax2d`: the softmax over the channels, at each pixel of ``(N, C, H, W)`` or ``(C, H, W)``."""
+    """:class:`torch.nn.Softmax2d`: the softmax over the channels of ``(N, C, H, W)`` or ``(C, H, W)``."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() not in (3, 4):

@@ -8,11 +8,12 @@ place, and the gradient, which is what makes double backward work. The formulas 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from scratchnn.ops._common import Function
 
@@ -28,8 +29,8 @@ class Row(NamedTuple):
             torch expressions; none where the slope is constant in pieces.
         saves_output: the output is kept for the backward pass, else the input. As torch does: an input that is kept
             may not be overwritten later, and neither may an output.
-        in_place: what the derivative of the operation in place is made from. ``"output"``: the output serves the
-            formula as well; ``"inverse"``: there is a formula for the output; ``"input"``: a copy of the input;
+        in_place: what the derivative of the operation in place is made from. ``"output"``: the output, which serves
+            the formula as well; ``"inverse"``: the output, by a formula of its own; ``"input"``: a copy of the input;
             nothing where there is no such operation.
         from_output: for which parameters the derivative can be had from the output.
     """
@@ -134,18 +135,24 @@ def _mapped_first(info: Any, in_dims: tuple, *tensors: Tensor) -> list[Tensor]:
     ]
 
 
-def _softsign_gradient(grad: Tensor, x: Tensor) -> Tensor:
+def _complex_softsign_gradient(grad: Tensor, x: Tensor) -> Tensor:
     """``dL/dx`` of softsign for complex numbers, where ``|x|`` has a derivative of its own."""
     r = x.abs()
     along = (x.conj() * grad).real / (r * (1 + r) ** 2)
     return grad / (1 + r) - x * torch.where(r == 0, 0, along)
 
 
+def _members(*members: Callable[..., Any]) -> dict[str, staticmethod]:
+    return {member.__name__: staticmethod(member) for member in members}
+
+
 def _gradient_function(name: str, row: Row) -> type[Function]:
-    """The Function of the operator ``name``: ``dL/dx`` from ``dL/dy`` and what is saved."""
+    """The Function of the operator ``name``: ``dL/dx = dL/dy f'(x)`` from ``dL/dy`` and what is saved.
+
+    It is linear in ``dL/dy``, and its derivative by what is saved is the curvature.
+    """
     operator = getattr(_ops, name).default
     curvature = row.curvature
-    linear_in_conjugate = row.name == "softsign"  # its derivative is no complex number but a symmetric matrix
 
     def forward(grad: Tensor, saved: Tensor, *parameters: float) -> Tensor:
         return operator(grad, saved, *parameters)
@@ -156,24 +163,18 @@ def _gradient_function(name: str, row: Row) -> type[Function]:
         ctx.save_for_backward(saved, None if curvature is None else grad)
         ctx.save_for_forward(saved, None if curvature is None else grad)
 
-    def along(u: Tensor, saved: Tensor, parameters: tuple) -> Tensor:
-        """``u f'``: the derivative applied forward, and to what comes back through the gradient."""
-        if not u.is_complex() or linear_in_conjugate:
-            return function.call(u, saved, *parameters)
-        return function.call(u.conj(), saved, *parameters).conj()
-
-    def by_saved(u: Tensor, grad: Tensor, saved: Tensor, parameters: tuple) -> Tensor:
+    def by_saved(u: Tensor, grad: Tensor, saved: Tensor, parameters: Sequence[float]) -> Tensor:
         if not u.is_complex():
             return u * grad * curvature(saved, *parameters)
-        if linear_in_conjugate:
-            with torch.enable_grad():
-                x = saved if saved.requires_grad else saved.detach().requires_grad_()
-                return torch.autograd.grad(_softsign_gradient(grad, x), x, u, create_graph=True)[0]
-        return u.conj() * grad * curvature(saved, *parameters).conj()
+        if row.name != "softsign":
+            return u.conj() * grad * curvature(saved, *parameters).conj()
+        with torch.enable_grad():
+            x = saved if saved.requires_grad else saved.detach().requires_grad_()
+            return torch.autograd.grad(_complex_softsign_gradient(grad, x), x, u, create_graph=True)[0]
 
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         saved, grad = ctx.saved_tensors
-        d_grad = along(u, saved, ctx.parameters) if ctx.needs_input_grad[0] else None
+        d_grad = _forward_derivative(name, u, saved, ctx.parameters) if ctx.needs_input_grad[0] else None
         d_saved = None
         if ctx.needs_input_grad[1]:
             d_saved = torch.zeros_like(u) if curvature is None else by_saved(u, grad, saved, ctx.parameters)
@@ -183,23 +184,28 @@ def _gradient_function(name: str, row: Row) -> type[Function]:
         saved, grad = ctx.saved_tensors
         terms = []
         if d_grad is not None:
-            terms.append(function.call(d_grad, saved, *ctx.parameters))
+            terms.append(GRADIENTS[name].call(d_grad, saved, *ctx.parameters))
         if d_saved is not None and curvature is not None:
             terms.append(by_saved(d_saved, grad, saved, ctx.parameters))
         return sum(terms[1:], terms[0]) if terms else torch.zeros_like(saved)
 
     def vmap(info: Any, in_dims: tuple, grad: Tensor, saved: Tensor, *parameters: float) -> tuple[Tensor, int]:
-        return function.call(*_mapped_first(info, in_dims, grad, saved), *parameters), 0
+        return GRADIENTS[name].call(*_mapped_first(info, in_dims, grad, saved), *parameters), 0
 
-    members = (forward, setup_context, backward, jvp, vmap)
-    function = type(name, (Function,), {member.__name__: staticmethod(member) for member in members})
-    function.along = along
-    return function
+    return type(name, (Function,), _members(forward, setup_context, backward, jvp, vmap))
 
 
-def _function(row: Row, gradient: type[Function]) -> type[Function]:
+def _forward_derivative(gradient: str, u: Tensor, saved: Tensor, parameters: Sequence[float]) -> Tensor:
+    """``u f'(x)``, by the operator that computes ``u conj(f'(x))``."""
+    if not u.is_complex() or gradient == "softsign_backward":  # which is not multiplication, but symmetric
+        return GRADIENTS[gradient].call(u, saved, *parameters)
+    return GRADIENTS[gradient].call(u.conj(), saved, *parameters).conj()
+
+
+def _function(row: Row) -> type[Function]:
     """The Function of a row: ``y = f(x)`` in new memory."""
     operator = getattr(_ops, row.name).default
+    name, gradient = row.name, row.name + "_backward"
     saves_output = row.saves_output
 
     def forward(input: Tensor, *parameters: float) -> Tensor:
@@ -213,73 +219,77 @@ def _function(row: Row, gradient: type[Function]) -> type[Function]:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (saved,) = ctx.saved_tensors
-        return gradient.call(grad, saved, *ctx.parameters), *(None for _ in ctx.parameters)
+        return GRADIENTS[gradient].call(grad, saved, *ctx.parameters), *(None for _ in ctx.parameters)
 
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (saved,) = ctx.saved_tensors
-        return gradient.along(tangent, saved, ctx.parameters)
+        return _forward_derivative(gradient, tangent, saved, ctx.parameters)
 
     def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
-        return function.call(input, *parameters), in_dims[0]
+        return FUNCTIONS[name].call(input, *parameters), in_dims[0]
 
-    members = (forward, setup_context, backward, jvp, vmap)
-    function = type(row.name, (Function,), {member.__name__: staticmethod(member) for member in members})
-    return function
+    return type(name, (Function,), _members(forward, setup_context, backward, jvp, vmap))
 
 
-def _function_in_place(row: Row, gradient: type[Function]) -> type[Function]:
-    """The Function of a row: ``x = f(x)``. With ``original``, a copy of the input, the derivative is made from that."""
+def _function_in_place(row: Row) -> type[Function]:
+    """The Function of a row: ``x = f(x)``, with the derivative from the output, where that gives one."""
     operator = getattr(_ops, row.name + "_").default
+    name, gradient = row.name, row.name + ("_output_backward" if row.in_place == "inverse" else "_backward")
 
-    def forward(input: Tensor, original: Tensor | None, *parameters: float) -> Tensor:
+    def forward(input: Tensor, *parameters: float) -> Tensor:
         operator(input, *parameters)
         return input
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        input, original, *ctx.parameters = inputs
+        input, *ctx.parameters = inputs
         ctx.mark_dirty(input)
-        saved = output if original is None else original
-        ctx.save_for_backward(saved)
-        ctx.save_for_forward(saved)
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    def check(parameters: Sequence[float]) -> None:
+        if not row.from_output(*parameters):
+            raise RuntimeError(
+                f"the derivative of {name} in place cannot be had from its output where a parameter is negative, and "
+                f"here it is {parameters[0]}: call it without inplace=True"
+            )
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
-        if not row.from_output(*ctx.parameters):
-            raise RuntimeError(
-                f"the derivative of {row.name} in place cannot be had from its output where a parameter is negative, "
-                f"and here it is {ctx.parameters[0]}: call it without inplace=True"
-            )
-        return gradient.call(grad, saved, *ctx.parameters), None, *(None for _ in ctx.parameters)
+        (output,) = ctx.saved_tensors
+        check(ctx.parameters)
+        return GRADIENTS[gradient].call(grad, output, *ctx.parameters), *(None for _ in ctx.parameters)
 
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (saved,) = ctx.saved_tensors
-        return tangent.copy_(gradient.along(tangent, saved, ctx.parameters))  # in place, as autograd demands here
+        (output,) = ctx.saved_tensors
+        check(ctx.parameters)
+        moved = _forward_derivative(gradient, tangent, output, ctx.parameters)
+        return tangent.copy_(moved)  # in place, as autograd demands here
 
-    def vmap(
-        info: Any, in_dims: tuple, input: Tensor, original: Tensor | None, *parameters: float
-    ) -> tuple[Tensor, int]:
-        if original is not None:
-            original = original.movedim(in_dims[1], in_dims[0])
-        return function.call(input, original, *parameters), in_dims[0]
+    def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
+        return FUNCTIONS_IN_PLACE[name].call(input, *parameters), in_dims[0]
 
-    members = (forward, setup_context, backward, jvp, vmap)
-    function = type(row.name + "_", (Function,), {member.__name__: staticmethod(member) for member in members})
-    return function
+    return type(name + "_", (Function,), _members(forward, setup_context, backward, jvp, vmap))
 
 
-GRADIENTS = {row.name: _gradient_function(row.name + "_backward", row) for row in ROWS}
-OUTPUT_GRADIENTS = {row.name: _gradient_function(row.name + "_output_backward", row) for row in OUTPUT_ROWS}
-FUNCTIONS = {row.name: _function(row, GRADIENTS[row.name]) for row in ROWS}
-FUNCTIONS_IN_PLACE = {
-    row.name: _function_in_place(row, (OUTPUT_GRADIENTS if row.in_place == "inverse" else GRADIENTS)[row.name])
-    for row in ROWS
-    if row.in_place is not None
+# Looked up by name where they are called, not closed over: torch.compile traces a Function it finds in a module.
+GRADIENTS = {f"{row.name}_backward": _gradient_function(f"{row.name}_backward", row) for row in ROWS}
+GRADIENTS |= {
+    f"{row.name}_output_backward": _gradient_function(f"{row.name}_output_backward", row) for row in OUTPUT_ROWS
 }
+FUNCTIONS = {row.name: _function(row) for row in ROWS}
+FUNCTIONS_IN_PLACE = {row.name: _function_in_place(row) for row in ROWS if row.in_place is not None}
 
 
-def needs_original(input: Tensor) -> bool:
-    """True where somebody may differentiate what is done to the input in place."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+def in_place(name: str, input: Tensor, from_output: bool, *parameters: float) -> Tensor:
+    """The activation in place, with its derivative from the output, or else from a copy of the input."""
+    check_writable(input)
+    if from_output or not is_differentiated(input):
+        return FUNCTIONS_IN_PLACE[name].call(input, *parameters)
+    return input.copy_(FUNCTIONS[name].call(input.clone(), *parameters))
+
+
+def is_differentiated(input: Tensor) -> bool:
+    """True where somebody may differentiate what is done to the input."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and input.requires_grad
 

@@ -30,77 +30,128 @@ def _vmapped(function: Any, info: Any, in_dims: tuple, *arguments: Any) -> tuple
     return function.call(*first, dim + 1), 0
 
 
-def _function(name: str) -> tuple[type[Function], type[Function]]:
-    """The Functions of softmax or softmin, and of its gradient."""
-    operator, operator_backward = getattr(_ops, name).default, getattr(_ops, name + "_backward").default
-    sign = -1 if name == "softmin" else 1
-
-    class Gradient(Function):
-        """``dx = y (dy - sum dy y)``: a symmetric matrix times dy, so the derivative forward too."""
-
-        @staticmethod
-        def forward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
-            return operator_backward(grad, output, dim)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-            grad, saved, ctx.dim = inputs
-            ctx.save_for_backward(grad, saved)
-            ctx.save_for_forward(grad, saved)
-
-        @staticmethod
-        def by_output(u: Tensor, grad: Tensor, y: Tensor, dim: int) -> Tensor:
-            return sign * (u * (grad - (grad * y).sum(dim, keepdim=True)) - grad * (u * y).sum(dim, keepdim=True))
-
-        @staticmethod
-        def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-            grad, y = ctx.saved_tensors
-            d_grad = Gradient.call(u, y, ctx.dim) if ctx.needs_input_grad[0] else None
-            d_output = Gradient.by_output(u, grad, y, ctx.dim) if ctx.needs_input_grad[1] else None
-            return d_grad, d_output, None
-
-        @staticmethod
-        def jvp(ctx: Any, d_grad: Tensor | None, d_output: Tensor | None, _: None) -> Tensor:
-            grad, y = ctx.saved_tensors
-            dx = torch.zeros_like(y) if d_grad is None else Gradient.call(d_grad, y, ctx.dim)
-            if d_output is not None:
-                inner = (grad * y).sum(ctx.dim, keepdim=True)
-                moved = (grad * d_output).sum(ctx.dim, keepdim=True)
-                dx = dx + sign * (d_output * (grad - inner) - y * moved)
-            return dx
-
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-            return _vmapped(Gradient, info, in_dims, *arguments)
-
-    class Softmax(Function):
-        @staticmethod
-        def forward(input: Tensor, dim: int) -> Tensor:
-            return operator(input, dim)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-            _, ctx.dim = inputs
-            ctx.save_for_backward(output)
-            ctx.save_for_forward(output)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-            return Gradient.call(grad, *ctx.saved_tensors, ctx.dim), None
-
-        @staticmethod
-        def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-            return Gradient.call(tangent, *ctx.saved_tensors, ctx.dim)
-
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
-            return _vmapped(Softmax, info, in_dims, *arguments)
-
-    return Softmax, Gradient
+def _by_output(u: Tensor, grad: Tensor, y: Tensor, dim: int) -> Tensor:
+    """What ``u``, arriving at ``y (grad - sum grad y)``, gives to y."""
+    return u * (grad - (grad * y).sum(dim, keepdim=True)) - grad * (u * y).sum(dim, keepdim=True)
 
 
-Softmax, SoftmaxGradient = _function("softmax")
-Softmin, SoftminGradient = _function("softmin")
+def _along_output(dy: Tensor, grad: Tensor, y: Tensor, dim: int) -> Tensor:
+    """How ``y (grad - sum grad y)`` changes with y."""
+    return dy * (grad - (grad * y).sum(dim, keepdim=True)) - y * (grad * dy).sum(dim, keepdim=True)
+
+
+class Softmax(Function):
+    """``y_i = e^(x_i) / sum_j e^(x_j)``."""
+
+    @staticmethod
+    def forward(input: Tensor, dim: int) -> Tensor:
+        return _ops.softmax(input, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.dim = inputs
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return SoftmaxGradient.call(grad, *ctx.saved_tensors, ctx.dim), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return SoftmaxGradient.call(tangent, *ctx.saved_tensors, ctx.dim)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmapped(Softmax, info, in_dims, *arguments)
+
+
+class SoftmaxGradient(Function):
+    """``dx = y (dy - sum dy y)``: a symmetric matrix times dy, and so the derivative forward too."""
+
+    @staticmethod
+    def forward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
+        return _ops.softmax_backward(grad, output, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, saved, ctx.dim = inputs
+        ctx.save_for_backward(grad, saved)
+        ctx.save_for_forward(grad, saved)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad, y = ctx.saved_tensors
+        d_grad = SoftmaxGradient.call(u, y, ctx.dim) if ctx.needs_input_grad[0] else None
+        d_output = _by_output(u, grad, y, ctx.dim) if ctx.needs_input_grad[1] else None
+        return d_grad, d_output, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_output: Tensor | None, _: None) -> Tensor:
+        grad, y = ctx.saved_tensors
+        dx = torch.zeros_like(y) if d_grad is None else SoftmaxGradient.call(d_grad, y, ctx.dim)
+        return dx if d_output is None else dx + _along_output(d_output, grad, y, ctx.dim)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmapped(SoftmaxGradient, info, in_dims, *arguments)
+
+
+class Softmin(Function):
+    """The softmax of ``-x``."""
+
+    @staticmethod
+    def forward(input: Tensor, dim: int) -> Tensor:
+        return _ops.softmin(input, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.dim = inputs
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return SoftminGradient.call(grad, *ctx.saved_tensors, ctx.dim), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return SoftminGradient.call(tangent, *ctx.saved_tensors, ctx.dim)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmapped(Softmin, info, in_dims, *arguments)
+
+
+class SoftminGradient(Function):
+    """``dx = -y (dy - sum dy y)``: a symmetric matrix times dy, and so the derivative forward too."""
+
+    @staticmethod
+    def forward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
+        return _ops.softmin_backward(grad, output, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, saved, ctx.dim = inputs
+        ctx.save_for_backward(grad, saved)
+        ctx.save_for_forward(grad, saved)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad, y = ctx.saved_tensors
+        d_grad = SoftminGradient.call(u, y, ctx.dim) if ctx.needs_input_grad[0] else None
+        d_output = -_by_output(u, grad, y, ctx.dim) if ctx.needs_input_grad[1] else None
+        return d_grad, d_output, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_grad: Tensor | None, d_output: Tensor | None, _: None) -> Tensor:
+        grad, y = ctx.saved_tensors
+        dx = torch.zeros_like(y) if d_grad is None else SoftminGradient.call(d_grad, y, ctx.dim)
+        return dx if d_output is None else dx - _along_output(d_output, grad, y, ctx.dim)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmapped(SoftminGradient, info, in_dims, *arguments)
 
 
 class LogSoftmax(Function):

@@ -8,6 +8,7 @@ and its memory format; NaN stays NaN.
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops._common import autocast, integer
-from scratchnn.ops._elementwise import FUNCTIONS, FUNCTIONS_IN_PLACE, ROWS, check_writable, needs_original
+from scratchnn.ops._elementwise import FUNCTIONS, ROWS, check_writable, in_place, is_differentiated
 from scratchnn.ops._gates import Glu, Maxout, Prelu, Rrelu
 from scratchnn.ops._softmax import LogSoftmax, Softmax, Softmin
 
@@ -59,7 +60,7 @@ __all__ = [
     "threshold_",
 ]
 
-_IN_PLACE = {row.name: row.in_place for row in ROWS}
+_FROM_OUTPUT = {row.name: row.in_place != "input" for row in ROWS}
 
 
 def _tensor(value: Any, function: str, name: str = "input") -> None:
@@ -81,17 +82,10 @@ def _number(value: Any, function: str, name: str) -> float:
         raise TypeError(f"{function}(): argument '{name}' must be Number, not {type(value).__name__}") from None
 
 
-def _in_place(name: str, input: Tensor, original: bool, *parameters: float) -> Tensor:
-    """The activation in place; with ``original``, a copy of the input is kept where a derivative is asked for."""
-    check_writable(input)
-    copy = input.detach().clone() if original and needs_original(input) else None
-    return FUNCTIONS_IN_PLACE[name].call(input, copy, *parameters)
-
-
 def _activation(name: str, input: Tensor, inplace: bool, *parameters: float) -> Tensor:
     _tensor(input, name)
     if inplace:
-        return _in_place(name, input, _IN_PLACE[name] == "input", *parameters)
+        return in_place(name, input, _FROM_OUTPUT[name], *parameters)
     return FUNCTIONS[name].call(input, *parameters)
 
 
@@ -119,7 +113,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     _tensor(input, "relu")
     if inplace:
-        return _in_place("relu", input, False)
+        return in_place("relu", input, True)
     return _relu(input)
 
 
@@ -204,7 +198,8 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
     _tensor(input, "threshold")
     limit, constant = _number(threshold, "threshold", "threshold"), _number(value, "threshold", "value")
     if inplace:
-        return _in_place("threshold", input, constant > limit, limit, constant)  # else y tells which x were above t
+        # The output tells which x were above t, unless v is as well.
+        return in_place("threshold", input, constant <= limit, limit, constant)
     return FUNCTIONS["threshold"].call(input, limit, constant)
 
 
@@ -238,13 +233,14 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
         lambd: :math:`\lambda \ge 0`.
 
     Raises:
-        RuntimeError: for a negative :math:`\lambda`.
+        RuntimeError: for a negative :math:`\lambda`, or one that is no number of the input's type.
         NotImplementedError: for other types.
     """
     _tensor(input, "softshrink")
     limit = _number(lambd, "softshrink", "lambd")
-    if limit < 0:
-        raise RuntimeError(f"lambda must be greater or equal to 0, but found to be {lambd}.")
+    most = torch.finfo(input.dtype).max if input.is_floating_point() else math.inf
+    if not 0 <= limit <= most:
+        raise RuntimeError(f"softshrink: lambd must be between 0 and {most}, but got {lambd}")
     return FUNCTIONS["softshrink"].call(input, limit)
 
 
@@ -419,7 +415,7 @@ def _not_for_booleans(name: str, input: Tensor) -> Tensor:
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    r"""A smooth ReLU, :math:`y = \log(1 + e^{\beta x}) / \beta`, and x itself where :math:`\beta x` is above a threshold.
+    r"""A smooth ReLU, :math:`y = \log(1 + e^{\beta x}) / \beta`, and x where :math:`\beta x` is above a threshold.
 
     Args:
         input: any shape; floating numbers.
@@ -524,19 +520,19 @@ def rrelu(
 
     Raises:
         RuntimeError: where the limits are in the wrong order.
-        NotImplementedError: for other types.
+        NotImplementedError: for other types; in training for float16, as torch.
 
     Source: Xu et al., 2015.
     """
     _tensor(input, "rrelu")
     least, most = _number(lower, "rrelu", "lower"), _number(upper, "rrelu", "upper")
+    if least > most:
+        raise RuntimeError(f"rrelu: expected lower to be at most upper, but got {lower} and {upper}")
     if not training:
         return leaky_relu(input, (least + most) / 2, inplace)
     if inplace:
         check_writable(input)
-    if least > most:
-        raise RuntimeError(f"rrelu: expected lower to be at most upper, but got {lower} and {upper}")
-    output, _ = Rrelu.call(input.clone() if inplace and needs_original(input) else input, least, most)
+    output, _ = Rrelu.call(input.clone() if inplace and is_differentiated(input) else input, least, most)
     return input.copy_(output) if inplace else output
 
 
@@ -623,14 +619,14 @@ def _along(
     _tensor(input, name)
     if dim is None:
         dim = _implicit_dim(name, input.dim(), stacklevel + 1)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name}(): argument 'dtype' must be torch.dtype, not {type(dtype).__name__}")
     if dtype is not None and input.dtype != dtype:
         input = input.to(dtype)
     return function.call(input, _wrapped(dim, input.dim()))
 
 
-def softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     r"""Positive numbers that add up to one, :math:`y_i = e^{x_i} / \sum_j e^{x_j}`.
 
     Args:
@@ -647,9 +643,7 @@ def softmax(
     return _along(Softmax, "softmax", input, dim, _stacklevel, dtype)
 
 
-def softmin(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
+def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
     r"""The softmax of :math:`-x`: see :func:`softmax`.
 
     Raises:

@@ -65,8 +65,8 @@ void activation_output_backward(Activation which, const double* parameters, cons
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                                                   \
-  SCRATCHNN_REGISTER_KERNEL(activation_kernel<S>, &activation<S>);              \
+#define SCRATCHNN_REGISTER(S)                                                        \
+  SCRATCHNN_REGISTER_KERNEL(activation_kernel<S>, &activation<S>);                   \
   SCRATCHNN_REGISTER_KERNEL(activation_backward_kernel<S>, &activation_backward<S>); \
   SCRATCHNN_REGISTER_KERNEL(activation_output_backward_kernel<S>, &activation_output_backward<S>);
 SCRATCHNN_REGISTER(float)

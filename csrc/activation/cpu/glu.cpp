@@ -68,7 +68,7 @@ void glu_backward(const Rows& r, const S* grad, const S* input, S* grad_input) {
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                         \
+#define SCRATCHNN_REGISTER(S)                        \
   SCRATCHNN_REGISTER_KERNEL(glu_kernel<S>, &glu<S>); \
   SCRATCHNN_REGISTER_KERNEL(glu_backward_kernel<S>, &glu_backward<S>);
 SCRATCHNN_REGISTER(float)

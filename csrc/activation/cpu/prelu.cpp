@@ -1,7 +1,7 @@
 // PReLU, a leaky ReLU whose slope is learned, one for each channel or one for all.
 //
-// The slope's gradient is a sum over everything: short runs in the type of computation, added up in double. What the
-// runs are, and their order, follows from the shape alone.
+// The slope's gradient is a sum over everything, kept in double. What its parts are, and the order they are added in,
+// follows from the shape alone.
 #include <algorithm>
 
 #include "activation/kernels.h"
@@ -15,8 +15,24 @@ namespace {
 
 constexpr int64_t kGrain = 16384;  // numbers a thread must have to be worth waking
 constexpr int64_t kPiece = 4096;   // numbers of a channel that have a partial sum of their own
-constexpr int64_t kRun = 64;       // vectors, or rows of channels, summed in the type of computation
+constexpr int64_t kRows = 64;      // of channels, at least, that share sums of their own
 constexpr int64_t kChunks = 16;    // of rows of channels, at most
+
+// As many doubles as there are lanes in a vector of T.
+template <class T>
+struct DoublesOf {
+  typedef double type __attribute__((vector_size(kLanes<T> * sizeof(double))));
+};
+template <class T>
+using Doubles = typename DoublesOf<T>::type;
+
+template <class T>
+SCRATCHNN_INLINE void add_to(double* sums, Vec<T> terms) {
+  Doubles<T> v;
+  std::memcpy(&v, sums, sizeof(v));
+  v += __builtin_convertvector(terms, Doubles<T>);
+  std::memcpy(sums, &v, sizeof(v));
+}
 
 // y for `count` numbers; slope(i) is a vector of theirs.
 template <class S, class Slope>
@@ -95,27 +111,22 @@ template <class S>
 void backward_of_rows(const Rows& r, const S* grad, const S* input, const Wide<S>* slopes, S* grad_input,
                       double* partial, double* grad_weight) {
   using T = Wide<S>;
-  const int64_t chunks = std::clamp<int64_t>(r.outer / kRun, 1, kChunks), room = r.size + kLanes<T>;
-  parallel_for(0, chunks, 1 + kGrain / std::max<int64_t>(1, r.outer / chunks * r.size), [&](int64_t begin, int64_t end) {
-    T* run = scratch<T>(room);
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      double* own = partial + chunk * r.size;
-      std::fill(own, own + r.size, 0.0);
-      const int64_t last = r.outer * (chunk + 1) / chunks;
-      for (int64_t first = r.outer * chunk / chunks; first < last; first += kRun) {
-        std::fill(run, run + room, T(0));
-        for (int64_t row = first; row < std::min(last, first + kRun); ++row) {
-          const int64_t at = row * r.size;
-          backward_run(
-              grad + at, input + at, grad_input + at, r.size, [&](int64_t c) { return load(slopes + c); },
-              [&](int64_t c, Vec<T> term) { store(run + c, load(run + c) + term); });
-        }
-        for (int64_t c = 0; c < r.size; ++c) own[c] += static_cast<double>(run[c]);
-      }
-    }
-  });
+  const int64_t chunks = std::clamp<int64_t>(r.outer / kRows, 1, kChunks), room = r.size + kLanes<T>;
+  parallel_for(0, chunks, 1 + kGrain / std::max<int64_t>(1, r.outer / chunks * r.size),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t chunk = begin; chunk < end; ++chunk) {
+                   double* own = partial + chunk * room;  // with room for a whole vector at the last channel
+                   std::fill(own, own + room, 0.0);
+                   for (int64_t row = r.outer * chunk / chunks; row < r.outer * (chunk + 1) / chunks; ++row) {
+                     const int64_t at = row * r.size;
+                     backward_run(
+                         grad + at, input + at, grad_input + at, r.size, [&](int64_t c) { return load(slopes + c); },
+                         [&](int64_t c, Vec<T> terms) { add_to<T>(own + c, terms); });
+                   }
+                 }
+               });
   for (int64_t c = 0; c < r.size; ++c) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) grad_weight[c] += partial[chunk * r.size + c];
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) grad_weight[c] += partial[chunk * room + c];
   }
 }
 
@@ -130,14 +141,12 @@ void backward_of_planes(const Rows& r, const S* grad, const S* input, const Wide
       const int64_t plane = piece / per_plane, first = piece % per_plane * kPiece;
       const int64_t at = plane * r.inner + first, count = std::min(kPiece, r.inner - first);
       const Vec<T> slope = broadcast(slopes[plane % r.size]);
+      Doubles<T> sums = {};
+      backward_run(
+          grad + at, input + at, grad_input + at, count, [&](int64_t) { return slope; },
+          [&](int64_t, Vec<T> terms) { sums += __builtin_convertvector(terms, Doubles<T>); });
       double sum = 0;
-      for (int64_t i = 0; i < count; i += kRun * kLanes<T>) {
-        Vec<T> run = {};
-        backward_run(
-            grad + at + i, input + at + i, grad_input + at + i, std::min<int64_t>(kRun * kLanes<T>, count - i),
-            [&](int64_t) { return slope; }, [&](int64_t, Vec<T> term) { run += term; });
-        sum += static_cast<double>(horizontal_sum<T>(run));
-      }
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum += sums[lane];
       partial[piece] = sum;
     }
   });
@@ -145,13 +154,12 @@ void backward_of_planes(const Rows& r, const S* grad, const S* input, const Wide
 }
 
 template <class S>
-void prelu_backward(const Rows& r, const S* grad, const S* input, const S* weight, S* grad_input,
-                    double* grad_weight) {
+void prelu_backward(const Rows& r, const S* grad, const S* input, const S* weight, S* grad_input, double* grad_weight) {
   std::fill(grad_weight, grad_weight + r.size, 0.0);
   if (r.outer * r.size * r.inner == 0) return;
   using T = Wide<S>;
   const bool side_by_side = r.inner == 1;
-  const int64_t sums = r.size * (side_by_side ? kChunks : r.outer * pieces_of(r));
+  const int64_t sums = side_by_side ? kChunks * (r.size + kLanes<T>) : r.size * r.outer * pieces_of(r);
   double* partial = scratch<double>(sums + r.size + 2 * kLanes<T>, Scratch::kCall);
   T* slopes = reinterpret_cast<T*>(partial + sums);
   widen_slopes(weight, r.size, slopes);
@@ -161,8 +169,8 @@ void prelu_backward(const Rows& r, const S* grad, const S* input, const S* weigh
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                              \
-  SCRATCHNN_REGISTER_KERNEL(prelu_kernel<S>, &prelu<S>);   \
+#define SCRATCHNN_REGISTER(S)                            \
+  SCRATCHNN_REGISTER_KERNEL(prelu_kernel<S>, &prelu<S>); \
   SCRATCHNN_REGISTER_KERNEL(prelu_backward_kernel<S>, &prelu_backward<S>);
 SCRATCHNN_REGISTER(float)
 SCRATCHNN_REGISTER(double)

@@ -44,9 +44,7 @@ SCRATCHNN_INLINE Vec<T> log_of_lanes(Vec<T> v) {
 // The first `count` lanes, the others of them `fill`.
 template <class S>
 SCRATCHNN_INLINE Vec<Wide<S>> read_first(const S* p, int64_t count, Wide<S> fill) {
-  Vec<Wide<S>> v = read_partial(p, count);
-  for (int64_t i = count; i < kLanes<Wide<S>>; ++i) v[i] = fill;
-  return v;
+  return first_lanes_mask<Wide<S>>(count) ? read_partial(p, count) : broadcast(fill);
 }
 
 // body(i, count) for the vectors of a row, the last one shorter.
@@ -105,9 +103,10 @@ void softmax_row(const S* x, S* y, int64_t size) {
     if (f != Softmax::log_softmax) put(e + i, v, count);
   });
   const T total = horizontal_sum<T>(sum.value());
-  const T log_total = std::log(total);
+  const T log_total = f == Softmax::log_softmax ? std::log(total) : T(0);
   for_each_vector<T>(size, [&](int64_t i, auto count) {
-    put(y + i, f == Softmax::log_softmax ? (take(x + i, count, T(0)) - m) - log_total : take(e + i, count, T(0)) / total,
+    put(y + i,
+        f == Softmax::log_softmax ? (take(x + i, count, T(0)) - m) - log_total : take(e + i, count, T(0)) / total,
         count);
   });
 }
@@ -205,9 +204,7 @@ template <Softmax f, class S>
 void softmax_backward_of(const Rows& r, const S* dy, const S* y, S* dx) {
   for_each_row<Wide<S>>(
       r, [&](int64_t at) { softmax_backward_row<f>(dy + at, y + at, dx + at, r.size); },
-      [&](int64_t at, auto count) {
-        softmax_backward_columns<f>(dy + at, y + at, dx + at, r.size, r.inner, count);
-      });
+      [&](int64_t at, auto count) { softmax_backward_columns<f>(dy + at, y + at, dx + at, r.size, r.inner, count); });
 }
 
 template <class S>
@@ -226,8 +223,8 @@ void softmax_backward(Softmax f, const Rows& r, const S* grad, const S* output, 
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                                  \
-  SCRATCHNN_REGISTER_KERNEL(softmax_kernel<S>, &softmax<S>);   \
+#define SCRATCHNN_REGISTER(S)                                \
+  SCRATCHNN_REGISTER_KERNEL(softmax_kernel<S>, &softmax<S>); \
   SCRATCHNN_REGISTER_KERNEL(softmax_backward_kernel<S>, &softmax_backward<S>);
 SCRATCHNN_REGISTER(float)
 SCRATCHNN_REGISTER(double)
