@@ -457,6 +457,8 @@ def instance_norm(
         raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
     _check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     _check_parameters(input, weight, bias, "instance_norm")
+    if input.shape[0] * input.shape[1] == 0 and (weight is not None or bias is not None):
+        raise IndexError(f"instance_norm: no samples or no channels for weight and bias, input size {input.shape}")
     if not use_input_stats:
         for running, which in ((running_mean, "running_mean"), (running_var, "running_var")):
             check_dtype(input, running, which)

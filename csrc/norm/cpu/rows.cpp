@@ -70,7 +70,7 @@ SCRATCHNN_INLINE V fresh(V v, int64_t rest) {
 template <class V, class T, class Body, class Tail>
 SCRATCHNN_INLINE void walk(int64_t length, const Body& body, const Tail& tail) {
   constexpr int64_t n = kWidth<V, T>;
-  if (length <= 0) return;  // never so, but gcc fears for it
+  if (n == 1 && length >= kLanes<T>) __builtin_unreachable();
   int64_t i = 0;
   for (; i + 4 * n <= length; i += 4 * n) {
     body(i, 0);
@@ -155,7 +155,7 @@ SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T*
 
 template <class V, class T>
 void forward_row(const Rows& geometry, const T* x, T* y, const T* weight, const T* bias, const Moments& m, double eps) {
-  if (geometry.run > 1) {
+  if (kWidth<V, T> > 1 && geometry.run > 1) {
     for (int64_t p = 0; p < geometry.parameters; ++p) {
       const double w = weight == nullptr ? 1 : weight[p], b = bias == nullptr ? 0 : bias[p];
       const ForwardLine<T> line(w, b, m.mean, m.variance, eps);
@@ -244,19 +244,40 @@ struct RowMeans {
   }
 };
 
-// dx, and the gradients of weight and bias in T where asked for: those of one number of the row each.
+// dx = (w g - E[w g]) r - x_hat E[w g x_hat] r for a row whose sums are known. E[w g] is taken off before anything is
+// scaled: where it is all there is, nothing remains.
+template <class T>
+struct RowLine {
+  T centre, mean_wg, r, x_hat_offset, input_scale, input_offset;
+
+  RowLine(const RowMeans& means, double variance, double eps) {
+    const BackwardLine<T> line(1, means.mean, variance, eps, 0, means.mean_wg_x_hat);
+    centre = line.centre;
+    mean_wg = static_cast<T>(means.mean_wg);
+    r = line.grad_scale;
+    x_hat_offset = ForwardLine<T>(1, 0, means.mean, variance, eps).offset;
+    input_scale = line.input_scale;
+    input_offset = line.offset;
+  }
+};
+
+// dx of a run, and the gradients of weight and bias in T where asked for. The weight is that of each number, or, not
+// `weighted`, the first one.
 template <class V, class T, bool weighted, bool parameters>
-SCRATCHNN_INLINE void backward_by_number(const BackwardLine<T>& line, const ForwardLine<T>& x_hat, const T* g,
-                                         const T* x, T* dx, const T* weight, T* dw, T* db, int64_t length) {
-  const V centre = all<V>(line.centre), grad_scale = all<V>(line.grad_scale);
-  const V input_scale = all<V>(line.input_scale), offset = all<V>(line.offset);
-  const V r = all<V>(x_hat.scale), x_hat_offset = all<V>(x_hat.offset);
+SCRATCHNN_INLINE void backward_by_number(const RowLine<T>& line, const T* g, const T* x, T* dx, const T* weight, T* dw,
+                                         T* db, int64_t length) {
+  const V centre = all<V>(line.centre), mean_wg = all<V>(line.mean_wg), r = all<V>(line.r);
+  const V x_hat_offset = all<V>(line.x_hat_offset);
+  const V input_scale = all<V>(line.input_scale), input_offset = all<V>(line.input_offset);
+  const V same_weight = all<V>(weight == nullptr ? T(1) : *weight);
   const auto differentiate = [&](int64_t i, auto mask) {
     const V d = load_as<V>(x + i) - centre;
     const V slope = load_as<V>(g + i);
-    V weighted_slope = slope;
-    if constexpr (weighted) weighted_slope = slope * load_as<V>(weight + i);
-    store_as(dx + i, fma(weighted_slope, grad_scale, fma(d, input_scale, offset)));
+    V w = same_weight;
+    if constexpr (weighted) w = load_as<V>(weight + i);
+    V wg = w * slope;
+    SCRATCHNN_KEEP_IN_REGISTER(wg);  // rounded, as it was when it was summed
+    store_as(dx + i, fma(wg - mean_wg, r, fma(d, input_scale, input_offset)));
     if constexpr (parameters) {
       store_as(dw + i, load_as<V>(dw + i) + mask(slope * fma(d, r, x_hat_offset)));
       store_as(db + i, load_as<V>(db + i) + mask(slope));
@@ -273,9 +294,7 @@ void backward_row_by_number(const T* g, const T* x, T* dx, const T* weight, T* d
                             double eps, int64_t length, bool centred) {
   const RowSums sums = run_sums<V, T, weighted>(g, x, weight, centre, length);
   const RowMeans means(sums, centre, variance, eps, static_cast<double>(length), centred);
-  const BackwardLine<T> line(1, means.mean, variance, eps, means.mean_wg, means.mean_wg_x_hat);
-  const ForwardLine<T> x_hat(1, 0, means.mean, variance, eps);
-  backward_by_number<V, T, weighted, parameters>(line, x_hat, g, x, dx, weight, dw, db, length);
+  backward_by_number<V, T, weighted, parameters>(RowLine<T>(means, variance, eps), g, x, dx, weight, dw, db, length);
 }
 
 // A row of runs of one parameter each. `own` is memory for two doubles a parameter.
@@ -295,12 +314,11 @@ void backward_row_by_run(const Rows& geometry, const T* g, const T* x, T* dx, co
     own[2 * p + 1] = run.wg_d;
   }
   const RowMeans means(sums, centre, variance, eps, static_cast<double>(geometry.length()), centred);
+  const RowLine<T> line(means, variance, eps);
   for (int64_t p = 0; p < geometry.parameters; ++p) {
     const int64_t start = p * geometry.run;
-    const BackwardLine<T> line(weight == nullptr ? 1 : weight[p], means.mean, variance, eps, means.mean_wg,
-                               means.mean_wg_x_hat);
-    backward_by_number<V, T, false, false>(line, ForwardLine<T>(1, 0, means.mean, variance, eps), g + start, x + start,
-                                           dx + start, nullptr, nullptr, nullptr, geometry.run);
+    backward_by_number<V, T, false, false>(line, g + start, x + start, dx + start,
+                                           weight == nullptr ? nullptr : weight + p, nullptr, nullptr, geometry.run);
     if (dw != nullptr) {
       dw[p] += (own[2 * p + 1] + (centre - means.mean) * own[2 * p]) * r;
       db[p] += own[2 * p];
@@ -331,7 +349,7 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     const int64_t p = row % geometry.cycle * geometry.parameters;
     const T* w = weight == nullptr ? nullptr : weight + p;
     const T centre = centred ? mean[row] : T(0);
-    if (geometry.run > 1) {
+    if (kWidth<V, T> > 1 && geometry.run > 1) {
       backward_row_by_run<V>(geometry, g, x, dx, w, dw == nullptr ? nullptr : dw + p, dw == nullptr ? nullptr : db + p,
                              centre, static_cast<double>(variance[row]), eps, centred, own);
       continue;

@@ -159,18 +159,20 @@ void norm(const Planes& geometry, const T* input, T* output, const T* weight, co
   });
 }
 
-// What becomes of a number of every pixel, as in BackwardLine, with x_hat = (x - centre) grad_scale + x_hat_offset.
+// What becomes of a number of every pixel: dx = (w g - mean_wg) r + ((x - centre) input_scale + offset), and
+// x_hat = (x - centre) r + x_hat_offset.
 template <class T>
 struct PixelLines {
-  T *centre, *grad_scale, *input_scale, *offset, *x_hat_offset;
+  T *centre, *mean_wg, *r, *input_scale, *offset, *x_hat_offset;
 
-  static constexpr int64_t kBytes = 5 * sizeof(T);
+  static constexpr int64_t kBytes = 6 * sizeof(T);
   PixelLines(T* memory, int64_t columns)
       : centre(memory),
-        grad_scale(memory + columns),
-        input_scale(memory + 2 * columns),
-        offset(memory + 3 * columns),
-        x_hat_offset(memory + 4 * columns) {}
+        mean_wg(memory + columns),
+        r(memory + 2 * columns),
+        input_scale(memory + 3 * columns),
+        offset(memory + 4 * columns),
+        x_hat_offset(memory + 5 * columns) {}
 };
 
 template <class T>
@@ -194,9 +196,10 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
       const double rounding = sums.wide[0][column] / count;  // what the centre lacks to be the mean
       const double m = static_cast<double>(lines.centre[column]) + rounding, r = 1 / std::sqrt(v + eps);
       const double wg = sums.wide[1][column], wg_d = sums.wide[2][column] - rounding * wg;
-      const BackwardLine<T> line(1, m, v, eps, wg / count, wg_d * r / count);
+      const BackwardLine<T> line(1, m, v, eps, 0, wg_d * r / count);
       lines.centre[column] = line.centre;
-      lines.grad_scale[column] = line.grad_scale;
+      lines.mean_wg[column] = static_cast<T>(wg / count);
+      lines.r[column] = line.grad_scale;
       lines.input_scale[column] = line.input_scale;
       lines.offset[column] = line.offset;
       lines.x_hat_offset[column] = ForwardLine<T>(1, 0, m, v, eps).offset;
@@ -209,9 +212,11 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
     const auto differentiate = [&](int64_t j, auto mask) {
       const int64_t i = channel * strip.stride + strip.offset(j), column = j * kLanes<T>;
       const Vec<T> d = load(x + i) - load(lines.centre + column), slope = load(g + i);
-      const Vec<T> r = load(lines.grad_scale + column);
+      const Vec<T> r = load(lines.r + column);
       const Vec<T> line = fma(d, load(lines.input_scale + column), load(lines.offset + column));
-      store(dx + i, fma(slope * w, r, line));
+      Vec<T> wg = w * slope;
+      SCRATCHNN_KEEP_IN_REGISTER(wg);  // rounded, as it was when it was summed
+      store(dx + i, fma(wg - load(lines.mean_wg + column), r, line));
       sum_g_x_hat += mask(slope * fma(d, r, load(lines.x_hat_offset + column)));
       sum_g += mask(slope);
     };
