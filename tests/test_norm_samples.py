@@ -275,7 +275,7 @@ def test_layer_norm_2d_is_that_of_convnext() -> None:
         torch.testing.assert_close(y, other(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
     assert list(nn.LayerNorm2d(6, bias=False).state_dict()) == ["weight"]
     assert not nn.LayerNorm2d(6, elementwise_affine=False).state_dict()
-    with pytest.raises(ValueError, match="expected 4D input .got 3D"):
+    with pytest.raises(ValueError, match=r"expected 4D input .got 3D"):
         module(torch.randn(6, 5, 4))
     with pytest.raises(RuntimeError, match=r"6 channels, .* but got \[2, 5, 4, 4\]"):
         module(torch.randn(2, 5, 4, 4))
