@@ -150,7 +150,8 @@ void scales(const Table<T>& table, const T* x, T* s, T* memory) {
         const Vec<T> v = load(x + i * table.columns + column);
         return v * v;
       },
-      [&](int64_t c, int64_t column, Vec<T> sum) SCRATCHNN_INLINE_LAMBDA { store(s + c * table.columns + column, fma(sum, scale, k)); });
+      [&](int64_t c, int64_t column, Vec<T> sum)
+          SCRATCHNN_INLINE_LAMBDA { store(s + c * table.columns + column, fma(sum, scale, k)); });
 }
 
 template <class T>

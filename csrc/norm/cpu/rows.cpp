@@ -108,9 +108,7 @@ SCRATCHNN_INLINE Moments moments(const T* x, int64_t length, double inverse_leng
       V sum[2] = {};
       walk<V, T>(
           count, [&](int64_t i, int lane) SCRATCHNN_INLINE_LAMBDA { sum[lane] += load_as<V>(block + i); },
-          [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA {
-            sum[0] += fresh<V, T>(load_as<V>(block + i), rest);
-          });
+          [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA { sum[0] += fresh<V, T>(load_as<V>(block + i), rest); });
       shift = total<V, T>(sum[0] + sum[1]) * static_cast<T>(inverse);
     }
     const V centre = all<V>(shift);
@@ -232,9 +230,8 @@ SCRATCHNN_INLINE RowSums run_sums(const T* g, const T* x, const T* weight, T mea
     };
     walk<V, T>(
         count,
-        [&](int64_t i, int lane) SCRATCHNN_INLINE_LAMBDA {
-          add(load_as<V>(x + done + i) - centre, slope(done + i), lane);
-        },
+        [&](int64_t i, int lane)
+            SCRATCHNN_INLINE_LAMBDA { add(load_as<V>(x + done + i) - centre, slope(done + i), lane); },
         [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA {
           add(fresh<V, T>(load_as<V>(x + done + i) - centre, rest), fresh<V, T>(slope(done + i), rest), 0);
         });
@@ -292,9 +289,8 @@ SCRATCHNN_INLINE void backward_by_number(const RowLine<T>& line, const T* g, con
   };
   walk<V, T>(
       length, [&](int64_t i, int) SCRATCHNN_INLINE_LAMBDA { differentiate(i, [](V v) { return v; }); },
-      [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA {
-        differentiate(i, [rest](V v) { return fresh<V, T>(v, rest); });
-      });
+      [&](int64_t i, int64_t rest)
+          SCRATCHNN_INLINE_LAMBDA { differentiate(i, [rest](V v) { return fresh<V, T>(v, rest); }); });
 }
 
 // A row whose numbers have parameters of their own.
@@ -364,7 +360,8 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     }
     const auto differentiate = [&](auto weighted, auto asked) {
       backward_row_by_number<V, T, weighted.value, asked.value>(g, x, dx, w, sums + p, sums + parameters + p, centre,
-                                                                static_cast<double>(variance[row]), eps, length, inverse_length, centred);
+                                                                static_cast<double>(variance[row]), eps, length,
+                                                                inverse_length, centred);
     };
     if (dw == nullptr) {
       w == nullptr ? differentiate(std::false_type(), std::false_type())

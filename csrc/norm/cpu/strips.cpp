@@ -107,7 +107,8 @@ void forward_strip(const Strip<T>& strip, int64_t channels, const T* x, T* y, co
                    double eps, T* mean, T* variance, const PixelSums<T, 2>& sums, T* centre, T* scale, T* offset) {
   const int64_t columns = strip.vectors * kLanes<T>;
   const double count = static_cast<double>(channels);
-  sums.add_all(strip, channels, [&](int64_t, int64_t i, int64_t, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA { sum[0] += load(x + i); });
+  sums.add_all(strip, channels,
+               [&](int64_t, int64_t i, int64_t, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA { sum[0] += load(x + i); });
   for (int64_t column = 0; column < columns; ++column) centre[column] = static_cast<T>(sums.wide[0][column] / count);
   sums.add_all(strip, channels, [&](int64_t, int64_t i, int64_t column, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA {
     const Vec<T> d = load(x + i) - load(centre + column);
@@ -182,13 +183,14 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
   const double count = static_cast<double>(channels);
   for (int64_t j = 0; j < strip.vectors; ++j) store(lines.centre + j * kLanes<T>, load(mean + strip.offset(j)));
   // the sums of d = x - centre, of w g and of w g d
-  sums.add_all(strip, channels, [&](int64_t channel, int64_t i, int64_t column, Vec<T>(&sum)[3]) SCRATCHNN_INLINE_LAMBDA {
-    const Vec<T> d = load(x + i) - load(lines.centre + column);
-    const Vec<T> slope = weight == nullptr ? load(g + i) : load(g + i) * broadcast(weight[channel]);
-    sum[0] += d;
-    sum[1] += slope;
-    sum[2] = fma(slope, d, sum[2]);
-  });
+  sums.add_all(strip, channels,
+               [&](int64_t channel, int64_t i, int64_t column, Vec<T>(&sum)[3]) SCRATCHNN_INLINE_LAMBDA {
+                 const Vec<T> d = load(x + i) - load(lines.centre + column);
+                 const Vec<T> slope = weight == nullptr ? load(g + i) : load(g + i) * broadcast(weight[channel]);
+                 sum[0] += d;
+                 sum[1] += slope;
+                 sum[2] = fma(slope, d, sum[2]);
+               });
   for (int64_t j = 0; j < strip.vectors; ++j) {
     for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
       const int64_t column = j * kLanes<T> + lane;
