@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include "activation/table.h"
 #include "common/dispatch.h"
 #include "common/runtime.h"
 #include "conv/choice.h"
@@ -16,17 +17,20 @@ namespace {
 constexpr const char* kOperators[] = {
     // shared
     "channel_sum(Tensor input) -> Tensor",
-    // conv: padding lists the amounts before and after each dimension in turn
+    // conv: padding lists the amounts before and after each dimension in turn. conv_transpose is also conv's input
+    // gradient; its stride, padding and dilation are those of the convolution it transposes
     "conv(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
-    "SymInt groups) -> Tensor",
-    "conv_input_grad(Tensor grad, Tensor weight, SymInt[] input_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups) -> Tensor",
+    "SymInt groups, str padding_mode) -> Tensor",
+    "conv_transpose(Tensor input, Tensor weight, Tensor? bias, SymInt[] output_size, SymInt[] stride, "
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode) -> Tensor",
     "conv_weight_grad(Tensor grad, Tensor input, SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, "
-    "SymInt[] dilation, SymInt groups, bool channels_last) -> Tensor",
+    "SymInt[] dilation, SymInt groups, str padding_mode, bool channels_last) -> Tensor",
     // linear
     "linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "linear_input_grad(Tensor grad, Tensor weight) -> Tensor",
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
+    "bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias) -> Tensor",
+    "bilinear_weight_grad(Tensor grad, Tensor input1, Tensor input2) -> Tensor",
     // norm: train gives the output and the batch's mean and (biased) variance, these in double
     "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
     "batch_norm_statistics(Tensor input) -> (Tensor, Tensor)",
@@ -58,6 +62,19 @@ constexpr const char* kOperators[] = {
     "SymInt[] dilation) -> Tensor",
     "max_pool_indices(Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
     "SymInt[] dilation) -> Tensor",
+    "adaptive_max_pool(Tensor input, SymInt[] output_size) -> Tensor",
+    "adaptive_max_pool_with_offsets(Tensor input, SymInt[] output_size) -> (Tensor output, Tensor offsets)",
+    "adaptive_max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size) -> Tensor",
+    "adaptive_max_pool_gather(Tensor input, Tensor offsets) -> Tensor",
+    "adaptive_max_pool_indices(Tensor offsets, SymInt[] size) -> Tensor",
+    "fractional_max_pool(Tensor input, Tensor samples, SymInt[] kernel, SymInt[] output_size) "
+    "-> (Tensor output, Tensor offsets)",
+    "fractional_max_pool_backward(Tensor grad, Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) "
+    "-> Tensor",
+    "fractional_max_pool_gather(Tensor input, Tensor offsets, Tensor samples, SymInt[] kernel) -> Tensor",
+    "fractional_max_pool_indices(Tensor offsets, Tensor samples, SymInt[] size, SymInt[] kernel) -> Tensor",
+    "max_unpool(Tensor input, Tensor indices, SymInt[] output_size) -> Tensor",
+    "max_unpool_backward(Tensor grad, Tensor indices) -> Tensor",
     "avg_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, bool ceil_mode, "
     "bool count_include_pad, SymInt? divisor_override) -> Tensor",
     "avg_pool_backward(Tensor grad, SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
@@ -65,9 +82,37 @@ constexpr const char* kOperators[] = {
     "adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor",
     "adaptive_avg_pool_backward(Tensor grad, SymInt[] size, bool channels_last) -> Tensor",
     // activation
-    "relu(Tensor input) -> Tensor",
-    "relu_(Tensor(a!) input) -> ()",
-    "relu_backward(Tensor grad, Tensor output) -> Tensor",
+#define SCRATCHNN_SCHEMA(name, parameters)       \
+  #name "(Tensor input" parameters ") -> Tensor", \
+      #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
+    SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_(Tensor(a!) input" parameters ") -> ()",
+    SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) \
+  #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
+    SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+    "softmax(Tensor input, int dim) -> Tensor",
+    "softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor",
+    "softmin(Tensor input, int dim) -> Tensor",
+    "softmin_backward(Tensor grad, Tensor output, int dim) -> Tensor",
+    "log_softmax(Tensor input, int dim) -> Tensor",
+    "log_softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor",
+    "glu(Tensor input, int dim) -> Tensor",
+    "glu_backward(Tensor grad, Tensor input, int dim) -> Tensor",
+    "prelu(Tensor input, Tensor weight) -> Tensor",
+    "prelu_backward(Tensor grad, Tensor input, Tensor weight) -> (Tensor grad_input, Tensor grad_weight)",
+    "maxout(Tensor input, SymInt pieces, int dim) -> (Tensor output, Tensor winners)",
+    "maxout_backward(Tensor grad, Tensor winners, SymInt pieces, int dim) -> Tensor",
+    "maxout_gather(Tensor input, Tensor winners, SymInt pieces, int dim) -> Tensor",
+};
+
+// Operators that draw from torch's random numbers.
+constexpr const char* kRandomOperators[] = {
+    // activation
+    "rrelu_train(Tensor input, float lower, float upper) -> (Tensor output, Tensor slopes)",
 };
 
 std::string instruction_set() {
@@ -106,18 +151,22 @@ void in_place(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
 
 TORCH_LIBRARY(scratchnn, library) {
   for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
+  for (const char* schema : kRandomOperators) {
+    library.def(schema, {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+  }
   library.def("instruction_set() -> str", instruction_set);
   library.def("allow_winograd(bool? allow=None) -> bool", scratchnn::allow_winograd);
   library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
 }
 
 TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
-  for (const char* schema : kOperators) {
-    const std::string text(schema);
-    const std::string name = text.substr(0, text.find('('));
+  const auto refuse = [&](const std::string& schema) {
+    const std::string name = schema.substr(0, schema.find('('));
     library.impl(name.c_str(), name.back() == '_' ? torch::CppFunction::makeFromBoxedFunction<&in_place>()
                                                   : torch::autograd::autogradNotImplementedFallback());
-  }
+  };
+  for (const char* schema : kOperators) refuse(schema);
+  for (const char* schema : kRandomOperators) refuse(schema);
 }
 
 // Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.

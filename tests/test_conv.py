@@ -56,10 +56,12 @@ def samples_of(
 
 def operator_samples() -> list[tuple[Tensor, Tensor, Tensor, tuple]]:
     return [
-        samples_of((2, 4, 6, 5), (6, 2, 3, 2), ([2, 1], [1, 1, 0, 2], [1, 2], 2)),
-        samples_of((2, 4, 6, 5), (6, 4, 3, 3), ([1, 1], [1, 1, 1, 1], [1, 1], 1), channels_last=True),
-        samples_of((2, 3, 9), (4, 3, 3), ([2], [1, 1], [1], 1)),
-        samples_of((1, 2, 4, 3, 5), (2, 2, 3, 1, 2), ([1, 1, 1], [1, 1, 0, 0, 1, 0], [1, 1, 1], 1)),
+        samples_of((2, 4, 6, 5), (6, 2, 3, 2), ([2, 1], [1, 1, 0, 2], [1, 2], 2, "zeros")),
+        samples_of((2, 4, 6, 5), (6, 4, 3, 3), ([1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros"), channels_last=True),
+        samples_of((2, 3, 9), (4, 3, 3), ([2], [1, 1], [1], 1, "zeros")),
+        samples_of((2, 3, 9), (4, 3, 3), ([1], [0, 2], [1], 1, "circular")),
+        samples_of((1, 2, 4, 3, 5), (2, 2, 3, 1, 2), ([1, 1, 1], [1, 1, 0, 0, 1, 0], [1, 1, 1], 1, "zeros")),
+        samples_of((1, 2, 4, 3, 5), (2, 1, 3, 1, 2), ([2, 1, 1], [1, 1, 0, -1, 1, 0], [1, 1, 2], 2, "reflect")),
     ]
 
 
@@ -67,7 +69,11 @@ OPERATOR_SAMPLES = {
     "conv": lambda: [
         (x, w, bias, *window) for x, w, _, window in operator_samples() for bias in (None, torch.randn(w.shape[0]))
     ],
-    "conv_input_grad": lambda: [(dy, w, x.shape[2:], *window) for x, w, dy, window in operator_samples()],
+    "conv_transpose": lambda: [
+        (dy, w, bias, x.shape[2:], *window)
+        for x, w, dy, window in operator_samples()
+        for bias in (None, torch.randn(x.shape[1]))
+    ],
     "conv_weight_grad": lambda: [
         (dy, x, w.shape[2:], *window, channels_last)
         for x, w, dy, window in operator_samples()
@@ -77,6 +83,7 @@ OPERATOR_SAMPLES = {
         (torch.randn(2, 3, 5),),
         (torch.randn(4, 3),),
         (torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),),
+        (torch.randn(2, 3, 4, dtype=torch.complex64),),
     ],
 }
 
@@ -114,7 +121,7 @@ def test_the_ladder_formula_naive_fast(stride: int, padding: int, dilation: int,
 def test_the_gradients_are_the_adjoints_of_the_formula(rank: int) -> None:
     """``<dy, conv(x, w)> = <input_grad(dy, w), x> = <weight_grad(dy, x), w>``, exact for whole numbers."""
     sizes, kernel = (7, 5, 6)[:rank], (3, 2, 3)[:rank]
-    window = ([2, 1, 1][:rank], [1, 0, 2, 1, 0, 3][: 2 * rank], [1, 2, 1][:rank], 2)
+    window = ([2, 1, 1][:rank], [1, 0, 2, 1, 0, 3][: 2 * rank], [1, 2, 1][:rank], 2, "zeros")
 
     def whole(*shape: int) -> Tensor:
         return torch.randint(-4, 5, shape).double()
@@ -124,7 +131,7 @@ def test_the_gradients_are_the_adjoints_of_the_formula(rank: int) -> None:
         with scratchnn.kernels(which):
             y = _ops.conv(x, w, None, *window)
             dy = whole(*y.shape)
-            dx = _ops.conv_input_grad(dy, w, sizes, *window)
+            dx = _ops.conv_transpose(dy, w, None, sizes, *window)
             dw = _ops.conv_weight_grad(dy, x, kernel, *window, False)
         assert (dy * y).sum() == (dx * x).sum() == (dw * w).sum()
 
@@ -302,7 +309,7 @@ def test_other_ranks(rank: int, dtype: torch.dtype) -> None:
         (4, 1, 1, 0, 1, 1),
     ]:
         sizes, taps = tuple(range(size, size + rank)), (kernel,) * rank
-        window = ([stride] * rank, [padding] * (2 * rank), [dilation] * rank, groups)
+        window = ([stride] * rank, [padding] * (2 * rank), [dilation] * rank, groups, "zeros")
         for memory_format in (torch.contiguous_format, *channels_last_3d):
             x = torch.randn(2, 4, *sizes, dtype=dtype).to(memory_format=memory_format)
             w = torch.randn(8, 4 // groups, *taps, dtype=dtype).to(memory_format=memory_format)
@@ -321,7 +328,7 @@ def test_other_ranks(rank: int, dtype: torch.dtype) -> None:
                     assert y.is_contiguous(memory_format=memory_format)  # torch's is not, in float64
                     ours = (
                         y.contiguous(),
-                        _ops.conv_input_grad(dy, w, sizes, *window),
+                        _ops.conv_transpose(dy, w, None, sizes, *window),
                         _ops.conv_weight_grad(dy, x, taps, *window, False),
                         _ops.channel_sum(dy),
                     )
@@ -824,10 +831,10 @@ def test_winograd_can_be_switched_off(winograd_setting: None) -> None:
 def test_winograd_gives_the_same_bits_for_any_batch_and_threads() -> None:
     x, w = torch.randn(7, 32, 11, 10), torch.randn(64, 32, 3, 3)
     g = torch.randn(7, 64, 11, 10)
-    window = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
+    window = ([1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros")
 
     def results(x: Tensor, g: Tensor) -> list[Tensor]:
-        return [_ops.conv(x, w, None, *window), _ops.conv_input_grad(g, w, x.shape[2:], *window)]
+        return [_ops.conv(x, w, None, *window), _ops.conv_transpose(g, w, None, x.shape[2:], *window)]
 
     def weight_grad() -> Tensor:
         return _ops.conv_weight_grad(g, x, [3, 3], *window, False)

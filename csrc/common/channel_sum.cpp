@@ -2,6 +2,8 @@
 #include "common/channel_sum.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
 #include "common/tensors.h"
@@ -27,6 +29,10 @@ at::Tensor channel_sum_naive(const at::Tensor& input) {
 }
 
 at::Tensor channel_sum(const at::Tensor& input) {
+  if (input.is_complex()) {  // real and imaginary parts are channels of their own
+    const at::Tensor parts = at::view_as_real(input).movedim(-1, 2).flatten(1, 2);
+    return at::view_as_complex(channel_sum(parts).unflatten(0, {input.size(1), 2}));
+  }
   TORCH_CHECK(input.dim() >= 2 && input.dim() <= 5, "channel_sum: expected 2 to 5 dimensions, but got shape ",
               input.sizes());
   if (!use_fast_kernels(input)) return channel_sum_naive(input);

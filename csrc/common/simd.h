@@ -11,6 +11,7 @@
 #include <utility>
 
 #define SCRATCHNN_INLINE static inline __attribute__((always_inline))
+#define SCRATCHNN_MEMBER __attribute__((always_inline))
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {

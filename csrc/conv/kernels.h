@@ -11,10 +11,11 @@ template <class T>
 using ConvForward =
     Kernel<void(const ConvGeometry&, Images<const T> input, Filters<const T> weight, const T* bias, Images<T> output)>;
 
-// dL/dx from dL/dy and w.
+// dL/dx from dL/dy and w, which is a transposed convolution: it may have a bias. The border counts as zeros;
+// add_border_grad (border.h) does the rest.
 template <class T>
-using ConvInputGrad =
-    Kernel<void(const ConvGeometry&, Images<const T> grad, Filters<const T> weight, Images<T> grad_input)>;
+using ConvInputGrad = Kernel<void(const ConvGeometry&, Images<const T> grad, Filters<const T> weight, const T* bias,
+                                  Images<T> grad_input)>;
 
 // dL/dw from dL/dy and x.
 template <class T>

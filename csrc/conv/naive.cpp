@@ -4,28 +4,43 @@
 //   dx[n, g C + c, i] = sum over k, t of  w[k, c, t] dy[n, k, o]
 //   dw[k, c, t]    = sum over n, o of  x[n, g C + c, i] dy[n, k, o]
 //
-// All three are the same loops: every (n, k, o, c, t) whose input pixel i lies inside the image links one element
-// of x, one of w and one of y, and each pass sums the product of two of them into the third. Sums are in double.
+// All three are the same loops: every (n, k, o, c, t) whose input pixel i lies inside the image, or in a border that
+// continues the image, links one element of x, one of w and one of y, and each pass sums the product of two of them
+// into the third.
 #include "conv/naive.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/zeros.h>
+#include <c10/util/complex.h>
+
+#include <type_traits>
+#include <vector>
 
 namespace scratchnn::naive {
 namespace {
 
-// Offsets of one tensor of rank 2 + spatial rank, seen as (outer, inner, depth, height, width).
-struct Strides {
-  int64_t outer, inner;
-  Extent spatial;
+// Sums are in double; those of whole numbers wrap round, as the type itself does.
+template <class T>
+using Sum = std::conditional_t<c10::is_complex<T>::value, c10::complex<double>,
+                               std::conditional_t<std::is_integral_v<T>, uint64_t, double>>;
 
-  explicit Strides(const at::Tensor& tensor)
-      : outer(tensor.stride(0)), inner(tensor.stride(1)), spatial(spatial_extent(tensor.strides().slice(2), 0)) {}
-
-  int64_t at(int64_t i, int64_t j, const Extent& pixel) const {
-    return i * outer + j * inner + pixel[0] * spatial[0] + pixel[1] * spatial[1] + pixel[2] * spatial[2];
+template <class T>
+Sum<T> widen(T value) {
+  if constexpr (c10::is_complex<T>::value) {
+    return {static_cast<double>(value.real()), static_cast<double>(value.imag())};
+  } else {
+    return static_cast<Sum<T>>(value);
   }
-};
+}
+
+template <class T>
+T narrow(Sum<T> sum) {
+  if constexpr (c10::is_complex<T>::value) {
+    using Part = decltype(T().real());
+    return T(static_cast<Part>(sum.real()), static_cast<Part>(sum.imag()));
+  } else {
+    return static_cast<T>(sum);
+  }
+}
 
 template <class Body>
 void for_each(const Extent& size, const Body& body) {
@@ -36,7 +51,61 @@ void for_each(const Extent& size, const Body& body) {
   }
 }
 
-// Calls link(n, k, o, c, t, i) for all of them; c counts within k's group.
+// A tensor of rank 2 + spatial rank, seen as (outer, inner, depth, height, width).
+template <class T>
+class Elements {
+ public:
+  explicit Elements(const at::Tensor& tensor)
+      : data_(tensor.const_data_ptr<T>()),
+        outer_(tensor.stride(0)),
+        inner_(tensor.stride(1)),
+        spatial_(spatial_extent(tensor.strides().slice(2), 0)) {}
+
+  int64_t offset(int64_t i, int64_t j, const Extent& pixel) const {
+    return i * outer_ + j * inner_ + pixel[0] * spatial_[0] + pixel[1] * spatial_[1] + pixel[2] * spatial_[2];
+  }
+  Sum<T> at(int64_t i, int64_t j, const Extent& pixel) const { return widen(data_[offset(i, j, pixel)]); }
+
+ private:
+  const T* data_;
+  int64_t outer_, inner_;
+  Extent spatial_;
+};
+
+// The sums that become a tensor, one for each element.
+template <class T>
+class Sums {
+ public:
+  explicit Sums(const at::Tensor& result)
+      : result_(result),
+        size_(spatial_extent(result.sizes().slice(2), 1)),
+        sums_(static_cast<size_t>(result.numel())) {}
+
+  Sum<T>& at(int64_t i, int64_t j, const Extent& pixel) {
+    return sums_[((i * result_.size(1) + j) * size_[0] + pixel[0]) * size_[1] * size_[2] + pixel[1] * size_[2] +
+                 pixel[2]];
+  }
+
+  // result[i, j, pixel] = sum + bias[j]
+  void write(const at::Tensor& bias) {
+    const Elements<T> elements(result_);
+    T* data = result_.mutable_data_ptr<T>();
+    for (int64_t i = 0; i < result_.size(0); ++i) {
+      for (int64_t j = 0; j < result_.size(1); ++j) {
+        const Sum<T> start = bias.defined() ? widen(bias.const_data_ptr<T>()[j]) : Sum<T>(0);
+        for_each(size_,
+                 [&](const Extent& pixel) { data[elements.offset(i, j, pixel)] = narrow<T>(at(i, j, pixel) + start); });
+      }
+    }
+  }
+
+ private:
+  at::Tensor result_;
+  Extent size_;
+  std::vector<Sum<T>> sums_;
+};
+
+// Calls link(n, k, o, c, channel, t, i) for all of them; c counts within k's group, channel over all groups.
 template <class Link>
 void for_each_link(const ConvGeometry& g, const Link& link) {
   for (int64_t n = 0; n < g.batch; ++n) {
@@ -46,10 +115,10 @@ void for_each_link(const ConvGeometry& g, const Link& link) {
           for_each(g.kernel, [&](const Extent& t) {
             Extent i;
             for (int d = 0; d < kSpatialRank; ++d) {
-              i[d] = o[d] * g.stride[d] - g.padding[d] + t[d] * g.dilation[d];
-              if (i[d] < 0 || i[d] >= g.input[d]) return;
+              i[d] = border_pixel(o[d] * g.stride[d] - g.padding[d] + t[d] * g.dilation[d], g.input[d], g.border);
+              if (i[d] < 0) return;
             }
-            link(n, k, o, c, t, i);
+            link(n, k, o, c, k / g.group_out() * g.group_in() + c, t, i);
           });
         }
       });
@@ -59,62 +128,43 @@ void for_each_link(const ConvGeometry& g, const Link& link) {
 
 }  // namespace
 
+#define SCRATCHNN_DISPATCH(tensor, name, ...)                                                                        \
+  AT_DISPATCH_ALL_TYPES_AND_COMPLEX_AND3(at::kComplexHalf, at::kHalf, at::kBFloat16, (tensor).scalar_type(), (name), \
+                                         __VA_ARGS__)
+
 void conv(const ConvGeometry& g, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const at::Tensor& output) {
-  AT_DISPATCH_ALL_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "conv", [&] {
-    const Strides xs(input), ws(weight), ys(output);
-    const scalar_t* x = input.const_data_ptr<scalar_t>();
-    const scalar_t* w = weight.const_data_ptr<scalar_t>();
-    const at::Tensor sums = at::zeros(output.sizes(), output.options().dtype(at::kDouble));
-    const Strides ss(sums);
-    double* y = sums.data_ptr<double>();
-    for_each_link(g, [&](int64_t n, int64_t k, const Extent& o, int64_t c, const Extent& t, const Extent& i) {
-      const int64_t channel = k / g.group_out() * g.group_in() + c;
-      y[ss.at(n, k, o)] += static_cast<double>(w[ws.at(k, c, t)]) * static_cast<double>(x[xs.at(n, channel, i)]);
-    });
-    for (int64_t n = 0; n < g.batch; ++n) {
-      for (int64_t k = 0; k < g.out_channels; ++k) {
-        const double b = bias.defined() ? static_cast<double>(bias.const_data_ptr<scalar_t>()[k]) : 0.0;
-        for_each(g.output, [&](const Extent& o) {
-          output.data_ptr<scalar_t>()[ys.at(n, k, o)] = static_cast<scalar_t>(y[ss.at(n, k, o)] + b);
-        });
-      }
-    }
+  SCRATCHNN_DISPATCH(input, "conv", [&] {
+    const Elements<scalar_t> x(input), w(weight);
+    Sums<scalar_t> y(output);
+    for_each_link(g, [&](int64_t n, int64_t k, const Extent& o, int64_t c, int64_t channel, const Extent& t,
+                         const Extent& i) { y.at(n, k, o) += w.at(k, c, t) * x.at(n, channel, i); });
+    y.write(bias);
   });
 }
 
-void conv_input_grad(const ConvGeometry& g, const at::Tensor& grad, const at::Tensor& weight,
+void conv_input_grad(const ConvGeometry& g, const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& bias,
                      const at::Tensor& grad_input) {
-  AT_DISPATCH_ALL_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "conv_input_grad", [&] {
-    const Strides ws(weight), ys(grad);
-    const scalar_t* w = weight.const_data_ptr<scalar_t>();
-    const scalar_t* dy = grad.const_data_ptr<scalar_t>();
-    const at::Tensor sums = at::zeros(grad_input.sizes(), grad_input.options().dtype(at::kDouble));
-    const Strides ss(sums);
-    double* dx = sums.data_ptr<double>();
-    for_each_link(g, [&](int64_t n, int64_t k, const Extent& o, int64_t c, const Extent& t, const Extent& i) {
-      const int64_t channel = k / g.group_out() * g.group_in() + c;
-      dx[ss.at(n, channel, i)] += static_cast<double>(w[ws.at(k, c, t)]) * static_cast<double>(dy[ys.at(n, k, o)]);
-    });
-    grad_input.copy_(sums);
+  SCRATCHNN_DISPATCH(grad, "conv_transpose", [&] {
+    const Elements<scalar_t> dy(grad), w(weight);
+    Sums<scalar_t> dx(grad_input);
+    for_each_link(g, [&](int64_t n, int64_t k, const Extent& o, int64_t c, int64_t channel, const Extent& t,
+                         const Extent& i) { dx.at(n, channel, i) += w.at(k, c, t) * dy.at(n, k, o); });
+    dx.write(bias);
   });
 }
 
 void conv_weight_grad(const ConvGeometry& g, const at::Tensor& grad, const at::Tensor& input,
                       const at::Tensor& grad_weight) {
-  AT_DISPATCH_ALL_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "conv_weight_grad", [&] {
-    const Strides xs(input), ys(grad);
-    const scalar_t* x = input.const_data_ptr<scalar_t>();
-    const scalar_t* dy = grad.const_data_ptr<scalar_t>();
-    const at::Tensor sums = at::zeros(grad_weight.sizes(), grad_weight.options().dtype(at::kDouble));
-    const Strides ss(sums);
-    double* dw = sums.data_ptr<double>();
-    for_each_link(g, [&](int64_t n, int64_t k, const Extent& o, int64_t c, const Extent& t, const Extent& i) {
-      const int64_t channel = k / g.group_out() * g.group_in() + c;
-      dw[ss.at(k, c, t)] += static_cast<double>(x[xs.at(n, channel, i)]) * static_cast<double>(dy[ys.at(n, k, o)]);
-    });
-    grad_weight.copy_(sums);
+  SCRATCHNN_DISPATCH(grad, "conv_weight_grad", [&] {
+    const Elements<scalar_t> dy(grad), x(input);
+    Sums<scalar_t> dw(grad_weight);
+    for_each_link(g, [&](int64_t n, int64_t k, const Extent& o, int64_t c, int64_t channel, const Extent& t,
+                         const Extent& i) { dw.at(k, c, t) += x.at(n, channel, i) * dy.at(n, k, o); });
+    dw.write({});
   });
 }
+
+#undef SCRATCHNN_DISPATCH
 
 }  // namespace scratchnn::naive

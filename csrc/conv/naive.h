@@ -1,4 +1,4 @@
-// Convolution straight from its formula, for any real type and any strides.
+// Convolution straight from its formula, for any real or complex type and any strides.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,10 +7,12 @@
 
 namespace scratchnn::naive {
 
+// bias: undefined for none.
 void conv(const ConvGeometry& geometry, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias,
           const at::Tensor& output);
+// The input gradient, and the transposed convolution, of which `grad` is the input.
 void conv_input_grad(const ConvGeometry& geometry, const at::Tensor& grad, const at::Tensor& weight,
-                     const at::Tensor& grad_input);
+                     const at::Tensor& bias, const at::Tensor& grad_input);
 void conv_weight_grad(const ConvGeometry& geometry, const at::Tensor& grad, const at::Tensor& input,
                       const at::Tensor& grad_weight);
 

@@ -26,4 +26,16 @@ inline Kernel<void(const LinearShape&, const T* grad, const T* weight, T* grad_i
 template <class T>
 inline Kernel<void(const LinearShape&, const T* grad, const T* input, T* grad_weight)> linear_weight_grad_kernel;
 
+// The parts of a bilinear layer that are not products of matrices.
+//
+// output[n * stride] = start + sum over c of a[n, c] b[n, c]
+template <class T>
+inline Kernel<void(int64_t rows, int64_t columns, const T* a, const T* b, T start, T* output, int64_t stride)>
+    row_dots_kernel;
+
+// output[n, c] = factors[n * stride] a[n, c]
+template <class T>
+inline Kernel<void(int64_t rows, int64_t columns, const T* a, const T* factors, int64_t stride, T* output)>
+    scale_rows_kernel;
+
 }  // namespace scratchnn

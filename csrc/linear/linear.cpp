@@ -1,26 +1,54 @@
 // The fully-connected operators on the CPU: check the arguments, allocate, choose a kernel.
+#include <ATen/ops/complex.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/real.h>
+#include <ATen/ops/imag.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
-#include "common/tensors.h"
-#include "linear/kernels.h"
+#include "linear/matrix.h"
 #include "linear/naive.h"
 
 namespace scratchnn {
 namespace {
 
-// Any number of leading dimensions, as one: * x C becomes N x C without gaps.
-at::Tensor matrix(const at::Tensor& tensor) {
-  const int64_t columns = tensor.size(-1);
-  int64_t rows = 1;
-  for (const int64_t size : tensor.sizes().slice(0, tensor.dim() - 1)) rows *= size;
-  return tensor.reshape({rows, columns}).contiguous();
+// A complex product is a real one of twice the width. With complex numbers stored as pairs (re, im), as torch does,
+//
+//     (re, im) of w x  =  | wr -wi | | xr |
+//                         | wi  wr | | xi |
+//
+// so a complex tensor is a real one with twice the features, and a weight has four numbers for one of its own. The
+// transposed pairs are those of conj(w): the gradients of the real product are the complex ones.
+
+at::Tensor as_pairs(const at::Tensor& x) {
+  return at::view_as_real(x.resolve_conj()).flatten(-2);
 }
 
-at::DimVector with_last(at::IntArrayRef sizes, int64_t last) {
-  at::DimVector result(sizes.begin(), sizes.end());
-  result.back() = last;
-  return result;
+std::optional<at::Tensor> as_pairs(const std::optional<at::Tensor>& x) {
+  return x ? std::optional<at::Tensor>(as_pairs(*x)) : std::nullopt;
+}
+
+at::Tensor as_complex(const at::Tensor& pairs) {
+  return at::view_as_complex(pairs.unflatten(-1, {pairs.size(-1) / 2, 2}));
+}
+
+// K x C complex to 2K x 2C real numbers
+at::Tensor as_pair_products(const at::Tensor& w) {
+  const at::Tensor resolved = w.resolve_conj(), re = at::real(resolved), im = at::imag(resolved);
+  return at::stack({at::stack({re, im.neg()}, -1), at::stack({im, re}, -1)}, 1).reshape({2 * w.size(0), 2 * w.size(1)});
+}
+
+// The adjoint of as_pair_products: each number of w counts four times.
+at::Tensor from_pair_products(const at::Tensor& grad) {
+  const at::Tensor g = grad.reshape({grad.size(0) / 2, 2, grad.size(1) / 2, 2});
+  const auto part = [&](int64_t row, int64_t column) { return g.select(3, column).select(1, row); };
+  return at::complex(part(0, 0).add(part(1, 1)), part(1, 0).sub(part(0, 1)));
+}
+
+bool is_paired(const at::Tensor& tensor) {
+  return tensor.is_complex() && !naive_kernels_requested();
 }
 
 void check_matrices(const at::Tensor& a, const char* name, int64_t a_features, const at::Tensor& weight,
@@ -43,6 +71,7 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   if (is_widened(input)) {
     return linear(input.to(at::kFloat), weight.to(at::kFloat), widened(bias)).to(input.scalar_type());
   }
+  if (is_paired(input)) return as_complex(linear(as_pairs(input), as_pair_products(weight), as_pairs(bias)));
   const at::Tensor x = matrix(input), w = weight.contiguous();
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
   const at::Tensor output = at::empty(with_last(input.sizes(), weight.size(0)), x.options());
@@ -64,6 +93,7 @@ at::Tensor linear_input_grad(const at::Tensor& grad, const at::Tensor& weight) {
   if (is_widened(grad)) {
     return linear_input_grad(grad.to(at::kFloat), weight.to(at::kFloat)).to(grad.scalar_type());
   }
+  if (is_paired(grad)) return as_complex(linear_input_grad(as_pairs(grad), as_pair_products(weight)));
   const at::Tensor dy = matrix(grad), w = weight.contiguous();
   const at::Tensor grad_input = at::empty(with_last(grad.sizes(), weight.size(1)), dy.options());
   if (use_fast_kernels(dy)) {
@@ -87,6 +117,7 @@ at::Tensor linear_weight_grad(const at::Tensor& grad, const at::Tensor& input) {
   if (is_widened(grad)) {
     return linear_weight_grad(grad.to(at::kFloat), input.to(at::kFloat)).to(grad.scalar_type());
   }
+  if (is_paired(grad)) return from_pair_products(linear_weight_grad(as_pairs(grad), as_pairs(input)));
   const at::Tensor dy = matrix(grad), x = matrix(input);
   const at::Tensor grad_weight = at::empty({dy.size(1), x.size(1)}, dy.options());
   if (use_fast_kernels(dy)) {

@@ -1,4 +1,4 @@
-// The fully-connected layer straight from its formula. Tensors come as matrices: input N x C, weight K x C.
+// The fully-connected layers straight from their formulas. Tensors come as matrices: input N x C, weight K x C.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,5 +8,11 @@ namespace scratchnn::naive {
 void linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& output);
 void linear_input_grad(const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& grad_input);
 void linear_weight_grad(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& grad_weight);
+
+// Of two inputs: a N x I, b N x J, weight K x I x J.
+void bilinear(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
+              const at::Tensor& output);
+void bilinear_weight_grad(const at::Tensor& grad, const at::Tensor& a, const at::Tensor& b,
+                          const at::Tensor& grad_weight);
 
 }  // namespace scratchnn::naive

@@ -21,9 +21,21 @@ struct PoolShape {
   Extent input, output;
 };
 
-// Windows of fixed size, sliding: max pooling.
-struct Window {
-  Extent kernel, stride, padding, dilation;
+// Where the windows of max pooling lie. Along each dimension, the window of output position o has count[o] taps, from
+// input position begin[o] on, `dilation` apart; padding puts some of them outside the input. Taps are numbered row by
+// row in a box of `taps`, which the windows fill, adaptive ones not always. `stride` leads from each window to the
+// next, or is 0 where that varies.
+struct Windows {
+  Extent taps, stride, dilation;
+  std::array<const int64_t*, kSpatialRank> begin, count;
+};
+
+// The windows of every plane: the same for all, or, in fractional pooling, each plane's own.
+struct PlaneWindows {
+  const Windows* windows;
+  bool same;
+
+  [[gnu::always_inline]] const Windows& of(int64_t plane) const { return windows[same ? 0 : plane]; }
 };
 
 // One source position of a result position, along one dimension.
@@ -61,7 +73,7 @@ template <class T, class Offset>
 inline Kernel<void(const T* input, T* output, Offset* offsets, const Relation& forward)> max_pool_kernel;
 
 template <class T, class Offset>
-inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Window& window,
+inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Windows& windows,
                    const Relation& backward)>
     max_pool_backward_kernel;
 

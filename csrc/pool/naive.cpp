@@ -2,30 +2,33 @@
 #include "pool/naive.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/OpMathType.h>
 
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 #include <vector>
 
+#include "common/runtime.h"
+
 namespace scratchnn::naive {
 namespace {
 
-// Calls body(n, c, o, out): every output pixel o of every plane, and its place in the output's memory.
+// Calls body(plane, n, c) for every channel c of every image n; several planes at a time, on several threads.
 template <class Body>
-void for_each_output(const PoolShape& shape, const Body& body) {
+void for_each_plane(const PoolShape& shape, const Body& body) {
+  parallel_for(0, shape.images * shape.channels, 1, [&](int64_t first, int64_t last) {
+    for (int64_t plane = first; plane < last; ++plane) body(plane, plane / shape.channels, plane % shape.channels);
+  });
+}
+
+// Calls body(o, place) for every output pixel o of a plane, and its place in the output's memory.
+template <class Body>
+void for_each_output(const PoolShape& shape, int64_t n, int64_t c, const Body& body) {
   const Images<const char> output{nullptr, shape.channels, shape.output, shape.channels_last};
-  for (int64_t n = 0; n < shape.images; ++n) {
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      int64_t place = n * output.image_stride() + c * output.channel_stride();
-      for (int64_t od = 0; od < shape.output[0]; ++od) {
-        for (int64_t oh = 0; oh < shape.output[1]; ++oh) {
-          for (int64_t ow = 0; ow < shape.output[2]; ++ow, place += output.pixel_stride()) {
-            body(n, c, Extent{od, oh, ow}, place);
-          }
-        }
-      }
+  int64_t place = n * output.image_stride() + c * output.channel_stride();
+  for (int64_t od = 0; od < shape.output[0]; ++od) {
+    for (int64_t oh = 0; oh < shape.output[1]; ++oh) {
+      for (int64_t ow = 0; ow < shape.output[2]; ++ow, place += output.pixel_stride()) body(Extent{od, oh, ow}, place);
     }
   }
 }
@@ -35,25 +38,25 @@ int64_t pixel(const Extent& i, const Extent& size) {
   return (i[0] * size[1] + i[1]) * size[2] + i[2];
 }
 
-// The input pixel under tap k of output pixel o's window: i = o S - P + k D.
-Extent tap_position(const Extent& o, const Extent& k, const Window& window) {
-  Extent i;
-  for (int dim = 0; dim < kSpatialRank; ++dim) {
-    i[dim] = o[dim] * window.stride[dim] - window.padding[dim] + k[dim] * window.dilation[dim];
-  }
-  return i;
+// Along one dimension, the input position under tap k of output o's window; for sliding windows, o S - P + k D.
+int64_t position(const Windows& windows, int dim, int64_t o, int64_t k) {
+  return windows.begin[dim][o] + k * windows.dilation[dim];
 }
 
-bool inside(const Extent& i, const Extent& size) {
-  return i[0] >= 0 && i[0] < size[0] && i[1] >= 0 && i[1] < size[1] && i[2] >= 0 && i[2] < size[2];
+bool inside(int64_t i, int64_t size) {
+  return i >= 0 && i < size;
 }
 
 // The input pixel that an offset names, or -1 where that lies outside the input.
-int64_t chosen_pixel(const Extent& o, int64_t offset, const PoolShape& shape, const Window& window) {
-  const Extent& kernel = window.kernel;
-  const Extent k{offset / (kernel[1] * kernel[2]), offset / kernel[2] % kernel[1], offset % kernel[2]};
-  const Extent i = tap_position(o, k, window);
-  return inside(i, shape.input) ? pixel(i, shape.input) : -1;
+int64_t chosen_pixel(const Extent& o, int64_t offset, const PoolShape& shape, const Windows& windows) {
+  const Extent& taps = windows.taps;
+  const Extent k{offset / (taps[1] * taps[2]), offset / taps[2] % taps[1], offset % taps[2]};
+  Extent i;
+  for (int dim = 0; dim < kSpatialRank; ++dim) {
+    i[dim] = position(windows, dim, o[dim], k[dim]);
+    if (!inside(i[dim], shape.input[dim])) return -1;
+  }
+  return pixel(i, shape.input);
 }
 
 template <class Body>
@@ -70,62 +73,63 @@ bool is_nan(T x) {
   return x != x;
 }
 
-// Backward passes: plane by plane, add(o, place, grad[o], sums) hands the gradient of output pixel o on to
+// Backward passes: plane by plane, add(plane, o, place, grad[o], sums) hands the gradient of output pixel o on to
 // the input pixels of its window. Overlapping windows add up in double and are rounded once, at the end.
 template <class T, class Add>
 void scatter(const at::Tensor& grad, const at::Tensor& grad_input, const PoolShape& shape, const Add& add) {
   const T* dy = grad.const_data_ptr<T>();
   const Images<T> dx{grad_input.data_ptr<T>(), shape.channels, shape.input, shape.channels_last};
-  std::vector<double> sums(dx.pixels());
-  const int64_t last = volume(shape.output) - 1;
-  if (last < 0) {
-    grad_input.zero_();
-    return;
-  }
-  int64_t done = 0;
-  for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
-    add(o, place, static_cast<double>(dy[place]), sums.data());
-    if (done++ % (last + 1) != last) return;
-    T* plane = dx.data + n * dx.image_stride() + c * dx.channel_stride();
-    for (int64_t i = 0; i < dx.pixels(); ++i) plane[i * dx.pixel_stride()] = static_cast<T>(sums[i]);
-    std::fill(sums.begin(), sums.end(), 0.0);
+  for_each_plane(shape, [&](int64_t plane, int64_t n, int64_t c) {
+    std::vector<double> sums(dx.pixels());
+    for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
+      add(plane, o, place, static_cast<double>(dy[place]), sums.data());
+    });
+    T* to = dx.data + n * dx.image_stride() + c * dx.channel_stride();
+    for (int64_t i = 0; i < dx.pixels(); ++i) to[i * dx.pixel_stride()] = static_cast<T>(sums[i]);
   });
 }
 
 }  // namespace
 
-// y[o] = max over the taps k that fall inside the input of x[o S - P + k D]. The first of equal maxima is
-// chosen, in row-major order, and the last NaN before everything.
+// y[o] = max over the taps k of o's window that fall inside the input of x[begin(o) + k D]. The first of equal maxima
+// is chosen, in row-major order, and the last NaN before everything.
 void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tensor& offsets, const PoolShape& shape,
-              const Window& window) {
-  AT_DISPATCH_ALL_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool2d", [&] {
+              const PlaneWindows& windows) {
+  AT_DISPATCH_ALL_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool", [&] {
     const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input, shape.channels_last};
     scalar_t* y = output.data_ptr<scalar_t>();
+    const Extent& size = shape.input;
     const auto lowest = std::numeric_limits<scalar_t>::has_infinity ? -std::numeric_limits<scalar_t>::infinity()
                                                                     : std::numeric_limits<scalar_t>::lowest();
 
     const auto run = [&](auto* chosen) {
-      for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
-        const scalar_t* plane = x.data + n * x.image_stride() + c * x.channel_stride();
-        scalar_t best = lowest;
-        int64_t best_tap = -1;
-        int64_t tap = 0;
-        for (int64_t kd = 0; kd < window.kernel[0]; ++kd) {
-          for (int64_t kh = 0; kh < window.kernel[1]; ++kh) {
-            for (int64_t kw = 0; kw < window.kernel[2]; ++kw, ++tap) {
-              const Extent i = tap_position(o, {kd, kh, kw}, window);
-              if (!inside(i, shape.input)) continue;
-              const scalar_t value = plane[pixel(i, shape.input) * x.pixel_stride()];
-              if (best_tap < 0 || value > best || is_nan(value)) {
-                best = value;
-                best_tap = tap;
+      for_each_plane(shape, [&](int64_t plane, int64_t n, int64_t c) {
+        const Windows& w = windows.of(plane);
+        const scalar_t* from = x.data + n * x.image_stride() + c * x.channel_stride();
+        for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
+          scalar_t best = lowest;
+          int64_t best_tap = -1;
+          for (int64_t kd = 0; kd < w.count[0][o[0]]; ++kd) {
+            const int64_t id = position(w, 0, o[0], kd);
+            if (!inside(id, size[0])) continue;
+            for (int64_t kh = 0; kh < w.count[1][o[1]]; ++kh) {
+              const int64_t ih = position(w, 1, o[1], kh);
+              if (!inside(ih, size[1])) continue;
+              for (int64_t kw = 0; kw < w.count[2][o[2]]; ++kw) {
+                const int64_t iw = position(w, 2, o[2], kw);
+                if (!inside(iw, size[2])) continue;
+                const scalar_t value = from[pixel({id, ih, iw}, size) * x.pixel_stride()];
+                if (best_tap < 0 || value > best || is_nan(value)) {
+                  best = value;
+                  best_tap = (kd * w.taps[1] + kh) * w.taps[2] + kw;
+                }
               }
             }
           }
-        }
-        y[place] = best;
-        // A window of padding alone, which dilation makes possible, has no maximum: tap 0, itself outside.
-        if (chosen != nullptr) chosen[place] = std::max<int64_t>(best_tap, 0);
+          y[place] = best;
+          // A window of padding alone, which dilation makes possible, has no maximum: tap 0, itself outside.
+          if (chosen != nullptr) chosen[place] = std::max<int64_t>(best_tap, 0);
+        });
       });
     };
     if (offsets.defined()) {
@@ -138,37 +142,43 @@ void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tenso
 
 // dL/dx[i] = sum of dL/dy[o] over the windows o whose maximum is x[i].
 void max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, const at::Tensor& grad_input,
-                       const PoolShape& shape, const Window& window) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "max_pool2d_backward", [&] {
+                       const PoolShape& shape, const PlaneWindows& windows) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "max_pool_backward", [&] {
     with_offset_type(offsets, [&](const auto* chosen) {
-      scatter<scalar_t>(grad, grad_input, shape, [&](const Extent& o, int64_t place, double dy, double* dx) {
-        const int64_t i = chosen_pixel(o, chosen[place], shape, window);
-        if (i >= 0) dx[i] += dy;
-      });
+      scatter<scalar_t>(grad, grad_input, shape,
+                        [&](int64_t plane, const Extent& o, int64_t place, double dy, double* dx) {
+                          const int64_t i = chosen_pixel(o, chosen[place], shape, windows.of(plane));
+                          if (i >= 0) dx[i] += dy;
+                        });
     });
   });
 }
 
 void max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, const at::Tensor& output,
-                     const PoolShape& shape, const Window& window) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool2d_gather", [&] {
+                     const PoolShape& shape, const PlaneWindows& windows) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool_gather", [&] {
     const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input, shape.channels_last};
     scalar_t* y = output.data_ptr<scalar_t>();
     with_offset_type(offsets, [&](const auto* chosen) {
-      for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
-        const int64_t i = chosen_pixel(o, chosen[place], shape, window);
-        y[place] = i < 0 ? scalar_t(0) : x.data[n * x.image_stride() + c * x.channel_stride() + i * x.pixel_stride()];
+      for_each_plane(shape, [&](int64_t plane, int64_t n, int64_t c) {
+        const scalar_t* from = x.data + n * x.image_stride() + c * x.channel_stride();
+        for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
+          const int64_t i = chosen_pixel(o, chosen[place], shape, windows.of(plane));
+          y[place] = i < 0 ? scalar_t(0) : from[i * x.pixel_stride()];
+        });
       });
     });
   });
 }
 
 void max_pool_indices(const at::Tensor& offsets, const at::Tensor& indices, const PoolShape& shape,
-                      const Window& window) {
+                      const PlaneWindows& windows) {
   int64_t* index = indices.data_ptr<int64_t>();
   with_offset_type(offsets, [&](const auto* chosen) {
-    for_each_output(shape, [&](int64_t, int64_t, const Extent& o, int64_t place) {
-      index[place] = chosen_pixel(o, chosen[place], shape, window);
+    for_each_plane(shape, [&](int64_t plane, int64_t n, int64_t c) {
+      for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
+        index[place] = chosen_pixel(o, chosen[place], shape, windows.of(plane));
+      });
     });
   });
 }
@@ -196,15 +206,17 @@ using SumOf = std::conditional_t<std::is_integral_v<T>, T, double>;
 
 // y[o] = (sum of x[i] over i in window o) / divisor(o)
 void average(const at::Tensor& input, const at::Tensor& output, const PoolShape& shape, const Spans& spans) {
-  AT_DISPATCH_FLOATING_TYPES_AND3(at::kHalf, at::kBFloat16, at::kLong, input.scalar_type(), "avg_pool2d", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND3(at::kHalf, at::kBFloat16, at::kLong, input.scalar_type(), "avg_pool", [&] {
     const Images<const scalar_t> x{input.const_data_ptr<scalar_t>(), shape.channels, shape.input, shape.channels_last};
     scalar_t* y = output.data_ptr<scalar_t>();
-    for_each_output(shape, [&](int64_t n, int64_t c, const Extent& o, int64_t place) {
-      const scalar_t* plane = x.data + n * x.image_stride() + c * x.channel_stride();
-      SumOf<scalar_t> sum = 0;
-      const int64_t divisor = for_each_in_window(
-          o, shape, spans, [&](int64_t i) { sum += static_cast<SumOf<scalar_t>>(plane[i * x.pixel_stride()]); });
-      y[place] = static_cast<scalar_t>(sum / divisor);
+    for_each_plane(shape, [&](int64_t, int64_t n, int64_t c) {
+      const scalar_t* from = x.data + n * x.image_stride() + c * x.channel_stride();
+      for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
+        SumOf<scalar_t> sum = 0;
+        const int64_t divisor = for_each_in_window(
+            o, shape, spans, [&](int64_t i) { sum += static_cast<SumOf<scalar_t>>(from[i * x.pixel_stride()]); });
+        y[place] = static_cast<scalar_t>(sum / divisor);
+      });
     });
   });
 }
@@ -212,8 +224,8 @@ void average(const at::Tensor& input, const at::Tensor& output, const PoolShape&
 // dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i
 void average_backward(const at::Tensor& grad, const at::Tensor& grad_input, const PoolShape& shape,
                       const Spans& spans) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "avg_pool2d_backward", [&] {
-    scatter<scalar_t>(grad, grad_input, shape, [&](const Extent& o, int64_t, double dy, double* dx) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "avg_pool_backward", [&] {
+    scatter<scalar_t>(grad, grad_input, shape, [&](int64_t, const Extent& o, int64_t, double dy, double* dx) {
       const double share = dy / for_each_in_window(o, shape, spans, [](int64_t) {});
       for_each_in_window(o, shape, spans, [&](int64_t i) { dx[i] += share; });
     });

@@ -1,20 +1,87 @@
 #include "pool/relation.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace scratchnn {
 
-RelationTables::Entries RelationTables::entries(const PoolShape& shape, const Window& window) {
+Spans adaptive_spans(const PoolShape& shape) {
+  Spans spans;
+  for (int dim = 0; dim < kSpatialRank; ++dim) {
+    const int64_t in = shape.input[dim], out = shape.output[dim];
+    for (int64_t o = 0; o < out; ++o) {
+      // o in / out, without overflow.
+      const int64_t begin = o / out * in + o % out * in / out;
+      const int64_t end = 1 + ((o + 1) * in - 1) / out;
+      spans[dim].push_back({begin, end, end - begin});
+    }
+  }
+  return spans;
+}
+
+WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window) {
+  WindowTables tables;
+  for (int dim = 0; dim < kSpatialRank; ++dim) {
+    for (int64_t o = 0; o < shape.output[dim]; ++o) {
+      tables.begin_[dim].push_back(o * window.stride[dim] - window.padding[dim]);
+    }
+    tables.count_[dim].assign(shape.output[dim], window.kernel[dim]);
+  }
+  Windows windows{window.kernel, window.stride, window.dilation, {}, {}};
+  for (int dim = 0; dim < kSpatialRank; ++dim) {
+    windows.begin[dim] = tables.begin_[dim].data();
+    windows.count[dim] = tables.count_[dim].data();
+  }
+  tables.windows_.push_back(windows);
+  return tables;
+}
+
+WindowTables WindowTables::adaptive(const PoolShape& shape) {
+  WindowTables tables;
+  Windows windows{{1, 1, 1}, {0, 0, 0}, {1, 1, 1}, {}, {}};
+  const Spans spans = adaptive_spans(shape);
+  for (int dim = 0; dim < kSpatialRank; ++dim) {
+    for (const Span& span : spans[dim]) {
+      tables.begin_[dim].push_back(span.begin);
+      tables.count_[dim].push_back(span.end - span.begin);
+    }
+    windows.begin[dim] = tables.begin_[dim].data();
+    windows.count[dim] = tables.count_[dim].data();
+    // No window is longer, and the fake kernels, which do not list them, know this number as well.
+    const int64_t in = shape.input[dim], out = shape.output[dim];
+    if (out > 0) windows.taps[dim] = in % out == 0 ? in / out : in / out + 2;
+  }
+  tables.windows_.push_back(windows);
+  return tables;
+}
+
+WindowTables WindowTables::fractional(const PoolShape& shape, const Extent& kernel,
+                                      std::array<std::vector<int64_t>, kSpatialRank> begin) {
+  WindowTables tables;
+  tables.begin_ = std::move(begin);
+  for (int dim = 0; dim < kSpatialRank; ++dim) tables.count_[dim].assign(shape.output[dim], kernel[dim]);
+  for (int64_t plane = 0; plane < shape.images * shape.channels; ++plane) {
+    Windows windows{kernel, {0, 0, 0}, {1, 1, 1}, {}, {}};
+    for (int dim = 0; dim < kSpatialRank; ++dim) {
+      windows.begin[dim] = tables.begin_[dim].data() + plane * shape.output[dim];
+      windows.count[dim] = tables.count_[dim].data();
+    }
+    tables.windows_.push_back(windows);
+  }
+  return tables;
+}
+
+RelationTables::Entries RelationTables::entries(const PoolShape& shape, const Windows& windows) {
   Entries entries;
   int64_t taps = 1;  // of the dimensions after this one
   for (int dim = kSpatialRank - 1; dim >= 0; --dim) {
     for (int64_t o = 0; o < shape.output[dim]; ++o) {
-      for (int64_t tap = 0; tap < window.kernel[dim]; ++tap) {
-        const int64_t i = o * window.stride[dim] - window.padding[dim] + tap * window.dilation[dim];
+      for (int64_t tap = 0; tap < windows.count[dim][o]; ++tap) {
+        const int64_t i = windows.begin[dim][o] + tap * windows.dilation[dim];
         if (i >= 0 && i < shape.input[dim]) entries[dim].push_back({o, i, tap * taps, 1.0});
       }
     }
-    taps *= window.kernel[dim];
+    taps *= windows.taps[dim];
   }
   return entries;
 }
@@ -57,14 +124,14 @@ RelationTables::RelationTables(const PoolShape& shape, const Entries& entries, b
   }
 }
 
-RelationTables RelationTables::forward(const PoolShape& shape, const Window& window) {
-  return {shape, entries(shape, window), false};
+RelationTables RelationTables::forward(const PoolShape& shape, const Windows& windows) {
+  return {shape, entries(shape, windows), false};
 }
 RelationTables RelationTables::forward(const PoolShape& shape, const Spans& spans) {
   return {shape, entries(shape, spans), false};
 }
-RelationTables RelationTables::backward(const PoolShape& shape, const Window& window) {
-  return {shape, entries(shape, window), true};
+RelationTables RelationTables::backward(const PoolShape& shape, const Windows& windows) {
+  return {shape, entries(shape, windows), true};
 }
 RelationTables RelationTables::backward(const PoolShape& shape, const Spans& spans) {
   return {shape, entries(shape, spans), true};

@@ -10,19 +10,47 @@
 
 namespace scratchnn {
 
-// Any windows: along one dimension, the input positions [begin, end) an output position averages over, and
-// its part of the divisor.
+// The arguments of sliding windows.
+struct Window {
+  Extent kernel, stride, padding, dilation;
+};
+
+// The input positions [begin, end) an output position averages over along one dimension, and its part of the divisor.
 struct Span {
   int64_t begin, end, divisor;
 };
 using Spans = std::array<std::vector<Span>, kSpatialRank>;
 
+// Adaptive pooling: output o of O covers the inputs floor(o I / O) to ceil((o + 1) I / O) - 1.
+Spans adaptive_spans(const PoolShape& shape);
+
+// Owns the lists a PlaneWindows points into.
+class WindowTables {
+ public:
+  static WindowTables sliding(const PoolShape& shape, const Window& window);
+  static WindowTables adaptive(const PoolShape& shape);
+  // begin[dim] lists the window's beginnings along a dimension, plane after plane.
+  static WindowTables fractional(const PoolShape& shape, const Extent& kernel,
+                                 std::array<std::vector<int64_t>, kSpatialRank> begin);
+
+  WindowTables(WindowTables&&) = default;  // moved vectors stay where they are in memory
+
+  PlaneWindows view() const { return {windows_.data(), windows_.size() == 1}; }
+  const Extent& taps() const { return windows_[0].taps; }
+
+ private:
+  WindowTables() = default;
+
+  std::array<std::vector<int64_t>, kSpatialRank> begin_, count_;
+  std::vector<Windows> windows_;
+};
+
 // Owns the lists a Relation points into.
 class RelationTables {
  public:
-  static RelationTables forward(const PoolShape& shape, const Window& window);
+  static RelationTables forward(const PoolShape& shape, const Windows& windows);
   static RelationTables forward(const PoolShape& shape, const Spans& spans);
-  static RelationTables backward(const PoolShape& shape, const Window& window);
+  static RelationTables backward(const PoolShape& shape, const Windows& windows);
   static RelationTables backward(const PoolShape& shape, const Spans& spans);
 
   Relation view() const;
@@ -35,7 +63,7 @@ class RelationTables {
   using Entries = std::array<std::vector<Entry>, kSpatialRank>;
 
   RelationTables(const PoolShape& shape, const Entries& entries, bool backward);
-  static Entries entries(const PoolShape& shape, const Window& window);
+  static Entries entries(const PoolShape& shape, const Windows& windows);
   static Entries entries(const PoolShape& shape, const Spans& spans);
 
   Relation relation_;  // all but the pointers

@@ -1,22 +1,28 @@
 """``torch.nn``'s names, with scratchnn's layers in place of torch's where there is one.
 
 ``import scratchnn.nn as nn`` makes an existing model file run on scratchnn: every name that is not ours falls
-through to ``torch.nn``. :func:`implemented` lists ours. Each layer is a subclass of the torch layer it stands
-for, so ``isinstance``, ``repr``, ``state_dict``, initial weights and pickles are torch's own.
+through to ``torch.nn``; :func:`implemented` lists ours, and ``nn.functional`` is :mod:`scratchnn.functional`. Each
+layer is a subclass of the torch layer it stands for, so ``isinstance``, ``repr``, ``state_dict``, initial weights
+and pickles are torch's own.
 """
 
 from __future__ import annotations
 
+import sys as _sys
 from typing import Any
 
 import torch.nn as _torch_nn
 
+from scratchnn import functional
 from scratchnn.nn import activation, conv, linear, norm, pool
 from scratchnn.nn.activation import *
 from scratchnn.nn.conv import *
 from scratchnn.nn.linear import *
 from scratchnn.nn.norm import *
 from scratchnn.nn.pool import *
+
+# As in torch, `nn.functional` and `import scratchnn.nn.functional as F` lead to the functions.
+_sys.modules[f"{__name__}.functional"] = functional
 
 _FAMILIES = (conv, pool, norm, linear, activation)
 

@@ -1,7 +1,7 @@
 // Bands: blocks of pixels small enough for the cache, with the input they read in channels-last order.
 //
 // Convolution works through its output band by band. What a band reads is copied once into scratch memory, in
-// channels-last order and with zeros (or whatever lies outside the image) written out, so that the arithmetic
+// channels-last order and with the border (zeros, or what the image continues as) written out, so that the arithmetic
 // knows neither memory formats nor borders. Only a block is ever copied, never the batch. Where the input already
 // looks like that (channels_last, nothing outside of the image), it is read in place.
 #pragma once
@@ -35,6 +35,7 @@ struct Correlation {
   Extent out_base;
   Extent out_step;
   std::vector<Tap> taps;
+  Border border = Border::kZeros;  // of `in`
 
   Extent first_offset() const {
     return corner([](int64_t a, int64_t b) { return a < b; });
@@ -58,7 +59,7 @@ struct Correlation {
 
 // The taps of the whole kernel, row by row, as the forward pass meets them.
 inline Correlation forward_correlation(const ConvGeometry& g) {
-  Correlation c{g.output, g.stride, {0, 0, 0}, {1, 1, 1}, {}};
+  Correlation c{g.output, g.stride, {0, 0, 0}, {1, 1, 1}, {}, g.border};
   int64_t weight = 0;
   for (int64_t i = 0; i < g.kernel[0]; ++i) {
     for (int64_t j = 0; j < g.kernel[1]; ++j) {
@@ -74,17 +75,16 @@ inline Correlation forward_correlation(const ConvGeometry& g) {
 
 // Input pixel i met output pixel o through tap t where i = o S - P + t D. For the pixels of one residue
 // (i + P) mod S the taps are the same, and o = (i + P - t D) / S moves by one from pixel to pixel: a correlation of
-// dL/dy with those taps. One for each residue; together they give every input pixel.
+// dL/dy with those taps. One for each residue that occurs, the first pixel of which is one of the first S; together
+// they give every input pixel.
 inline std::vector<Correlation> input_grad_correlations(const ConvGeometry& g) {
+  Extent number;
+  for (int d = 0; d < kSpatialRank; ++d) number[d] = std::min(g.stride[d], g.input[d]);
   std::vector<Correlation> phases;
-  for (int64_t index = 0; index < volume(g.stride); ++index) {
-    const Extent residue{index / (g.stride[1] * g.stride[2]), index / g.stride[2] % g.stride[1], index % g.stride[2]};
+  for (int64_t index = 0; index < volume(number); ++index) {
     Correlation c{{}, {1, 1, 1}, {}, g.stride, {}};
-    for (int d = 0; d < kSpatialRank; ++d) {
-      const int64_t first = ((residue[d] - g.padding[d]) % g.stride[d] + g.stride[d]) % g.stride[d];
-      c.out_base[d] = first;
-      c.count[d] = first < g.input[d] ? (g.input[d] - first + g.stride[d] - 1) / g.stride[d] : 0;
-    }
+    c.out_base = {index / (number[1] * number[2]), index / number[2] % number[1], index % number[2]};
+    for (int d = 0; d < kSpatialRank; ++d) c.count[d] = (g.input[d] - 1 - c.out_base[d]) / g.stride[d] + 1;
     for (int64_t t = g.taps() - 1; t >= 0; --t) {  // the last tap meets the first output pixel
       const Extent tap{t / (g.kernel[1] * g.kernel[2]), t / g.kernel[2] % g.kernel[1], t % g.kernel[2]};
       Extent offset;
@@ -166,10 +166,10 @@ inline Rectangle read_by(const Correlation& c, const Extent& low, const Extent& 
   return r;
 }
 
-// Copies channels [channel, channel + channels) of a rectangle of one image to `out`, zero outside of the image.
+// Copies channels [channel, channel + channels) of a rectangle of one image and its border to `out`.
 template <class T>
 void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels, const Rectangle& r,
-                    T* out) {
+                    Border border, T* out) {
   const T* source = images.data + image * images.image_stride() + channel * images.channel_stride();
   const Extent& size = images.size;
   const int64_t inside_first = std::clamp<int64_t>(-r.first[2], 0, r.size[2]);
@@ -177,17 +177,32 @@ void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channe
   const auto zero = [&](T* from, int64_t pixels) {
     std::memset(from, 0, static_cast<size_t>(pixels * channels) * sizeof(T));
   };
+  // Columns [first, last) of a row, all of them left or right of the image.
+  const auto continue_row = [&](const T* row, int64_t first, int64_t last) {
+    if (border == Border::kZeros) return zero(out + first * channels, last - first);
+    for (int64_t w = first; w < last; ++w) {
+      const int64_t pixel = border_pixel(r.first[2] + w, size[2], border);
+      if (pixel < 0) {
+        zero(out + w * channels, 1);
+        continue;
+      }
+      const T* from = row + pixel * images.pixel_stride();
+      for (int64_t c = 0; c < channels; ++c) out[w * channels + c] = from[c * images.channel_stride()];
+    }
+  };
   for (int64_t d = r.first[0]; d < r.first[0] + r.size[0]; ++d) {
     for (int64_t h = r.first[1]; h < r.first[1] + r.size[1]; ++h, out += r.size[2] * channels) {
-      if (d < 0 || d >= size[0] || h < 0 || h >= size[1] || inside_first == inside_last) {
+      const int64_t plane = border_pixel(d, size[0], border), line = border_pixel(h, size[1], border);
+      if (plane < 0 || line < 0) {
         zero(out, r.size[2]);
         continue;
       }
-      zero(out, inside_first);
-      zero(out + inside_last * channels, r.size[2] - inside_last);
+      const T* first_of_row = source + (plane * size[1] + line) * size[2] * images.pixel_stride();
+      continue_row(first_of_row, 0, inside_first);
+      continue_row(first_of_row, inside_last, r.size[2]);
       const int64_t count = inside_last - inside_first;
-      const int64_t pixel = (d * size[1] + h) * size[2] + r.first[2] + inside_first;
-      const T* row = source + pixel * images.pixel_stride();
+      if (count == 0) continue;
+      const T* row = first_of_row + (r.first[2] + inside_first) * images.pixel_stride();
       T* to = out + inside_first * channels;
       if (!images.channels_last && channels == 1) {
         std::memcpy(to, row, static_cast<size_t>(count) * sizeof(T));
@@ -207,7 +222,7 @@ void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channe
 // What a band reads, channels last: in place where it can be, else copied to `memory`.
 template <class T>
 PixelView<T> view_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels,
-                            const Rectangle& r, bool may_read_in_place, T* memory) {
+                            const Rectangle& r, Border border, bool may_read_in_place, T* memory) {
   bool inside = images.channels_last && may_read_in_place;
   for (int d = 0; d < kSpatialRank; ++d) {
     inside = inside && r.first[d] >= 0 && r.first[d] + r.size[d] <= images.size[d];
@@ -219,7 +234,7 @@ PixelView<T> view_rectangle(const Images<const T>& images, int64_t image, int64_
                      r.first[1] * stride[1] + r.first[2] * stride[2];
     return {first, stride};
   }
-  copy_rectangle(images, image, channel, channels, r, memory);
+  copy_rectangle(images, image, channel, channels, r, border, memory);
   return {memory, {r.size[1] * r.size[2] * channels, r.size[2] * channels, channels}};
 }
 

@@ -57,7 +57,7 @@ void correlate_channels_last(const Correlation& c, int64_t batch, const Images<c
     for (int64_t index = begin; index < end; ++index) {
       const Band band = bands[index];
       const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
-      const PixelView<T> view = view_rectangle(in, band.image, 0, channels, rectangle, true, memory);
+      const PixelView<T> view = view_rectangle(in, band.image, 0, channels, rectangle, c.border, true, memory);
       tap_offsets(c, low, view, offsets);
       const int64_t x_step = c.in_step[2] * view.stride[2], y_step = c.out_step[2] * channels;
       for (int64_t d = 0; d < band.size[0]; ++d) {
@@ -105,7 +105,7 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
       const Band band = bands[item / channels];
       const int64_t channel = item % channels;
       const Rectangle r = read_by(c, low, high, band.first, band.size);
-      copy_rectangle(in, band.image, channel, 1, r, memory);
+      copy_rectangle(in, band.image, channel, 1, r, c.border, memory);
       tap_offsets(c, low, PixelView<T>{memory, {r.size[1] * r.size[2], r.size[2], 1}}, offsets);
       for (int64_t t = 0; t < tap_count; ++t) {
         weights[t] = filters[channel * channel_stride + c.taps[t].weight * tap_stride];
@@ -164,10 +164,9 @@ void forward(const ConvGeometry& g, Images<const T> input, Filters<const T> weig
 }
 
 template <class T>
-void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> weight, Images<T> grad_input) {
-  for (const Correlation& c : input_grad_correlations(g)) {
-    correlate(c, g.batch, grad, weight, static_cast<const T*>(nullptr), grad_input);
-  }
+void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> weight, const T* bias,
+                Images<T> grad_input) {
+  for (const Correlation& c : input_grad_correlations(g)) correlate(c, g.batch, grad, weight, bias, grad_input);
 }
 
 }  // namespace

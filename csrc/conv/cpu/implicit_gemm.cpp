@@ -61,8 +61,8 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
       const Band band = bands[item / groups];
       const int64_t group = item % groups;
       const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-      const PixelView<T> view =
-          view_rectangle(in, band.image, group * operand.sum, operand.sum, rectangle, true, band_memory);
+      const PixelView<T> view = view_rectangle(in, band.image, group * operand.sum, operand.sum, rectangle,
+                                               correlation.border, true, band_memory);
       segments_of(correlation, low, view, operand.sum, segments);
 
       const Extent& out_step = correlation.out_step;
@@ -126,11 +126,11 @@ void forward(const ConvGeometry& geometry, Images<const T> input, Filters<const 
 }
 
 template <class T>
-void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<const T> weight, Images<T> grad_input) {
+void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<const T> weight, const T* bias,
+                Images<T> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
   for (const Correlation& correlation : input_grad_correlations(g)) {
-    correlate(correlation, input_grad_operand(g, weight), g.batch, g.groups, grad, static_cast<const T*>(nullptr),
-              grad_input);
+    correlate(correlation, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
   }
 }
 

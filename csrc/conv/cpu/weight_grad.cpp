@@ -88,11 +88,11 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
         for (int64_t index = first_band; index < last_band; ++index) {
           const Band band = bands[index];
           const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-          const PixelView<T> view =
-              view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle, in_place, band_memory);
+          const PixelView<T> view = view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle,
+                                                   g.border, in_place, band_memory);
           segments_of(correlation, low, view, sum_channels, segments);
           const PixelView<T> dy = view_rectangle(grad, band.image, group * out_channels + first_row, row_count,
-                                                 Rectangle{band.first, band.size}, true, copied_grad);
+                                                 Rectangle{band.first, band.size}, Border::kZeros, true, copied_grad);
           for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
             offsets[p] =
                 d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] + w * g.stride[2] * view.stride[2];

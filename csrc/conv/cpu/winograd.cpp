@@ -125,10 +125,11 @@ void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, 
   });
 }
 
-// out = in (*) w for 3x3 filters w; the first tap reads input pixel (top, left) for output pixel (0, 0).
+// out = in (*) w for 3x3 filters w; the first tap reads pixel (top, left) of `in`, or its border, for output pixel
+// (0, 0).
 template <class T>
 void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t batch, int64_t top, int64_t left,
-               const Images<const T>& in, const T* bias, const Images<T>& out) {
+               Border border, const Images<const T>& in, const T* bias, const Images<T>& out) {
   constexpr int64_t columns = kTileColumns<T>;
   const Tiles tiles{batch, out.size[1], out.size[2]};
   if (tiles.total() == 0) return;
@@ -160,7 +161,7 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / splits, split = task % splits;
       const int64_t first = tiles.total() * block / blocks, last = tiles.total() * (block + 1) / blocks;
-      transform_tiles<kIn>(tiles, first, last, in, top, left, 0, in_channels,
+      transform_tiles<kIn>(tiles, first, last, in, border, top, left, 0, in_channels,
                            Points<T>{points, in_plane, in_channels, in_channels, 0}, in_scratch,
                            [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
       for (int64_t chunk = chunks * split / splits; chunk < chunks * (split + 1) / splits; ++chunk) {
@@ -189,16 +190,17 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
 
 template <class T>
 void forward(const ConvGeometry& g, Images<const T> input, Filters<const T> weight, const T* bias, Images<T> output) {
-  correlate(forward_operand(g, weight), forward_correlation(g).taps, g.batch, -g.padding[1], -g.padding[2], input, bias,
-            output);
+  correlate(forward_operand(g, weight), forward_correlation(g).taps, g.batch, -g.padding[1], -g.padding[2], g.border,
+            input, bias, output);
 }
 
 template <class T>
-void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> weight, Images<T> grad_input) {
+void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> weight, const T* bias,
+                Images<T> grad_input) {
   std::vector<Tap> turned = forward_correlation(g).taps;
   std::reverse(turned.begin(), turned.end());
   correlate(input_grad_operand(g, weight), turned, g.batch, g.padding[1] - (kTaps - 1), g.padding[2] - (kTaps - 1),
-            grad, static_cast<const T*>(nullptr), grad_input);
+            Border::kZeros, grad, bias, grad_input);
 }
 
 }  // namespace

@@ -88,21 +88,22 @@ SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel
   }
 }
 
-// How many elements transform_tiles needs as memory: zeros to read in place of rows outside of the image, and for
-// contiguous images one row of tiles in channels-last order.
+// How many elements transform_tiles needs as memory: zeros to read in place of rows outside of the image, or a tile
+// with its border written out, and for contiguous images one row of tiles in channels-last order.
 template <int size, class T>
 int64_t tile_memory(const Images<const T>& images, int64_t channels, int64_t most_tiles) {
-  if (images.channels_last) return size * images.channels;
+  if (images.channels_last) return size * size * images.channels;
   return size * (most_tiles * kOut + size - kOut) * channels;
 }
 
 // Transforms the tiles [first, last). Tile (r, c) reads size x size pixels from (r * kOut + top, c * kOut + left),
-// zero outside of the image; `channels` of them from `channel` on.
+// of the image or its border; `channels` of them from `channel` on.
 template <int size, class T, class Transform>
-void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const T>& images, int64_t top,
-                     int64_t left, int64_t channel, int64_t channels, const Points<T>& out, T* memory,
+void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const T>& images, Border border,
+                     int64_t top, int64_t left, int64_t channel, int64_t channels, const Points<T>& out, T* memory,
                      const Transform& transform) {
-  if (images.channels_last) std::fill_n(memory, size * images.channels, T(0));
+  const bool zeros = border == Border::kZeros;
+  if (images.channels_last && zeros) std::fill_n(memory, size * images.channels, T(0));
   const int64_t height = images.size[1], width = images.size[2];
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
     const int64_t y = run.row * kOut + top;
@@ -110,7 +111,7 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
     const T* rows[size];
     if (!images.channels_last) {
       const Rectangle r{{0, y, run.column * kOut + left}, {1, size, run.count * kOut + size - kOut}};
-      copy_rectangle(images, run.image, channel, channels, r, memory);
+      copy_rectangle(images, run.image, channel, channels, r, border, memory);
       for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
         for (int i = 0; i < size; ++i) rows[i] = memory + (i * r.size[2] + t * kOut) * channels;
         transform_tile<size, false>(rows, channels, 0, size, channels, out, to, transform);
@@ -121,11 +122,18 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
     const bool rows_inside = y >= 0 && y + size <= height;
     for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
       const int64_t x = (run.column + t) * kOut + left;
-      for (int i = 0; i < size; ++i) {
-        const bool inside = y + i >= 0 && y + i < height;
-        rows[i] = inside ? image + ((y + i) * width + x) * images.channels : memory;
+      const bool inside = rows_inside && x >= 0 && x + size <= width;
+      if (!inside && !zeros) {
+        copy_rectangle(images, run.image, channel, channels, Rectangle{{0, y, x}, {1, size, size}}, border, memory);
+        for (int i = 0; i < size; ++i) rows[i] = memory + i * size * channels;
+        transform_tile<size, false>(rows, channels, 0, size, channels, out, to, transform);
+        continue;
       }
-      if (rows_inside && x >= 0 && x + size <= width) {
+      for (int i = 0; i < size; ++i) {
+        const bool row_inside = y + i >= 0 && y + i < height;
+        rows[i] = row_inside ? image + ((y + i) * width + x) * images.channels : memory;
+      }
+      if (inside) {
         transform_tile<size, false>(rows, images.channels, 0, size, channels, out, to, transform);
         continue;
       }

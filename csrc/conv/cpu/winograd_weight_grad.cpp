@@ -61,10 +61,10 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
       }
       for (int64_t t = first; t < last; t += most) {
         const int64_t until = std::min(last, t + most);
-        transform_tiles<kIn>(tiles, t, until, input, -g.padding[1], -g.padding[2], 0, g.in_channels,
+        transform_tiles<kIn>(tiles, t, until, input, g.border, -g.padding[1], -g.padding[2], 0, g.in_channels,
                              Points<T>{in_points, in_plane, columns, columns, panel}, in_scratch,
                              [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
-        transform_tiles<kOut>(tiles, t, until, grad, 0, 0, first_k, k_count,
+        transform_tiles<kOut>(tiles, t, until, grad, Border::kZeros, 0, 0, first_k, k_count,
                               Points<T>{grad_points, grad_plane, columns, columns, panel}, grad_scratch,
                               [](const auto& y, auto& m)
                                   __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });

@@ -5,6 +5,7 @@
 // window, no memory cleared beforehand, no two threads at one pixel.
 #include <limits>
 
+#include "pool/chosen.h"
 #include "pool/cpu/rows.h"
 
 namespace scratchnn {
@@ -128,7 +129,7 @@ void gather_gradients(const T* grad, const Offset* offsets, T* grad_input, const
 // pixels x = S m + phase of one phase lie in the windows m + shift, for a few pairs (tap, shift) all of them
 // share.
 template <int kStride, class T, class Offset>
-void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Window& window,
+void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Windows& windows,
                  const Relation& backward) {
   using Int = IntOf<T>;
   constexpr int64_t n = kLanes<T>;
@@ -137,7 +138,7 @@ void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const Pool
     Int tap;
   };
   const Extent in = shape.input, out = shape.output;
-  const int64_t kernel = window.kernel[2], padding = window.padding[2];
+  const int64_t kernel = windows.taps[2], padding = -windows.begin[2][0];
   const int64_t out_rows = out[0] * out[1], in_rows = in[0] * in[1];
   const int64_t steps = (in[2] + kStride - 1) / kStride;
   // Output rows are copied next to enough columns that no window chose, so that borders need no branches.
@@ -206,74 +207,21 @@ void gather_rows(const T* grad, const Offset* offsets, T* grad_input, const Pool
   });
 }
 
-// Anything else, and images of few channels: each output hands its gradient on to the input pixel its offset
-// names, plane by plane.
-template <bool kContiguous, class T, class Offset>
-void scatter_gradients(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
-                       const Window& window) {
-  const Extent in = shape.input, out = shape.output;
-  const int64_t pixels = volume(in);
-  const Images<const T> y{grad, shape.channels, out, shape.channels_last};
-  const Images<T> x{grad_input, shape.channels, in, shape.channels_last};
-  const int64_t grain = std::max<int64_t>(1, kGrain / (pixels + volume(out)));
-  parallel_for(0, shape.images * shape.channels, grain, [&](int64_t first, int64_t last) {
-    // From a window's first tap to each other one, in pixels. Any byte may be looked up.
-    const int64_t taps = volume(window.kernel);
-    int64_t* steps = scratch<int64_t>(std::max<int64_t>(taps, 256));
-    std::fill_n(steps, std::max<int64_t>(taps, 256), 0);
-    for (int64_t kd = 0, tap = 0; kd < window.kernel[0]; ++kd) {
-      for (int64_t kh = 0; kh < window.kernel[1]; ++kh) {
-        for (int64_t kw = 0; kw < window.kernel[2]; ++kw, ++tap) {
-          steps[tap] = (kd * window.dilation[0] * in[1] + kh * window.dilation[1]) * in[2] + kw * window.dilation[2];
-        }
-      }
-    }
-    const int64_t stride = kContiguous ? 1 : shape.channels;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t n = i / shape.channels, c = i % shape.channels;
-      const int64_t place = n * y.image_stride() + c * y.channel_stride();
-      T* plane = grad_input + n * x.image_stride() + c * x.channel_stride();
-      for (int64_t p = 0; p < pixels; ++p) plane[p * stride] = T(0);
-      const T* dy = grad + place;
-      const Offset* tap = offsets + place;
-      for (int64_t od = 0; od < out[0]; ++od) {
-        for (int64_t oh = 0; oh < out[1]; ++oh) {
-          int64_t start =
-              ((od * window.stride[0] - window.padding[0]) * in[1] + oh * window.stride[1] - window.padding[1]) *
-                  in[2] -
-              window.padding[2];
-          for (int64_t ow = 0; ow < out[2]; ++ow, start += window.stride[2], dy += stride, tap += stride) {
-            if constexpr (sizeof(Offset) > 1) {
-              if (*tap < 0 || *tap >= taps) continue;
-            }
-            const int64_t p = start + steps[*tap];
-            if (p >= 0 && p < pixels) plane[p * stride] += *dy;  // whatever the offsets are, memory is safe
-          }
-        }
-      }
-    }
-  });
-}
-
 template <class T, class Offset>
 void max_pool_backward(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape,
-                       const Window& window, const Relation& backward) {
+                       const Windows& windows, const Relation& backward) {
   // gather_rows keeps a copy of an output plane, asks every window about every pixel it holds, and needs rows
   // of several vectors.
-  const bool by_rows = volume(shape.output) <= 65536 && volume(window.kernel) <= 32 && shape.input[2] >= 4 * kLanes<T>;
-  if (volume(shape.output) > 0 && volume(backward.links) == 0) {
-    std::fill_n(grad_input, shape.images * shape.channels * volume(shape.input),
-                T(0));  // all windows lie in padding
-  } else if (shape.channels_last && shape.channels >= kLanes<T>) {
+  const bool by_rows = !shape.channels_last && volume(shape.output) > 0 && volume(shape.output) <= 65536 &&
+                       volume(windows.taps) <= 32 && windows.dilation[2] == 1 && shape.input[2] >= 4 * kLanes<T>;
+  if (shape.channels_last && shape.channels >= kLanes<T>) {
     gather_gradients(grad, offsets, grad_input, backward);
-  } else if (shape.channels_last) {
-    scatter_gradients<false>(grad, offsets, grad_input, shape, window);
-  } else if (by_rows && window.dilation[2] == 1 && window.stride[2] == 1) {
-    gather_rows<1>(grad, offsets, grad_input, shape, window, backward);
-  } else if (by_rows && window.dilation[2] == 1 && window.stride[2] == 2) {
-    gather_rows<2>(grad, offsets, grad_input, shape, window, backward);
+  } else if (by_rows && windows.stride[2] == 1) {
+    gather_rows<1>(grad, offsets, grad_input, shape, windows, backward);
+  } else if (by_rows && windows.stride[2] == 2) {
+    gather_rows<2>(grad, offsets, grad_input, shape, windows, backward);
   } else {
-    scatter_gradients<true>(grad, offsets, grad_input, shape, window);
+    scatter_gradients(grad, offsets, grad_input, shape, {&windows, true});
   }
 }
 

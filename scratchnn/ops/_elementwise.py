@@ -1,0 +1,316 @@
+"""The elementwise activations: one table, and what its rows have in common.
+
+A row names an operator and holds the second derivative; from it come three Functions: the activation, the same in
+place, and the gradient, which is what makes double backward work. The formulas themselves are in
+``csrc/activation/functions.h``, in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops._common import Function
+
+_ops = torch.ops.scratchnn
+
+
+class Row(NamedTuple):
+    """One activation.
+
+    Attributes:
+        name: of the operator.
+        curvature: the derivative of the slope by what is saved, from that and the parameters, as differentiable
+            torch expressions; none where the slope is constant in pieces.
+        saves_output: the output is kept for the backward pass, else the input. As torch does: an input that is kept
+            may not be overwritten later, and neither may an output.
+        in_place: what the derivative of the operation in place is made from. ``"output"``: the output serves the
+            formula as well; ``"inverse"``: there is a formula for the output; ``"input"``: a copy of the input;
+            nothing where there is no such operation.
+        from_output: for which parameters the derivative can be had from the output.
+    """
+
+    name: str
+    curvature: Callable[..., Tensor] | None = None
+    saves_output: bool = False
+    in_place: str | None = None
+    from_output: Callable[..., bool] = lambda *parameters: True
+
+
+def _elu(x: Tensor, alpha: float, scale: float = 1.0, width: float = 1.0) -> Tensor:
+    inside = x.clamp(max=0) / width
+    return torch.where(x <= 0, inside.exp() * (alpha * scale / width**2), 0)
+
+
+def _elu_output(y: Tensor, width: float = 1.0) -> Tensor:
+    return torch.where(y <= 0, torch.full_like(y, 1 / width), 0)
+
+
+_SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
+
+
+def _silu(x: Tensor) -> Tensor:
+    s = x.sigmoid()
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+def _mish(x: Tensor) -> Tensor:
+    s, t = x.sigmoid(), torch.nn.functional.softplus(x).tanh()
+    dt = (1 - t * t) * s
+    return 2 * dt + x * (dt * (1 - s) - 2 * t * dt * s)
+
+
+def _softsign(x: Tensor) -> Tensor:
+    return -2 * x.sgn() / (1 + x.abs()) ** 3
+
+
+def _softplus(x: Tensor, beta: float, threshold: float) -> Tensor:
+    s = (x * beta).sigmoid()
+    return torch.where(x * beta > threshold, 0, beta * s * (1 - s))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return (2 - x * x) * (-0.5 * x * x).exp() / math.sqrt(2 * math.pi)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    linear = 2 * math.sqrt(2 / math.pi)
+    cubic = 0.044715 * linear
+    s = (x * (linear + cubic * x * x)).sigmoid()
+    inner = linear + 3 * cubic * x * x
+    return s * (1 - s) * (2 * inner + x * ((1 - 2 * s) * inner * inner + 6 * cubic * x))
+
+
+def _tanhshrink(x: Tensor) -> Tensor:
+    t = x.tanh()
+    return 2 * t * (1 - t * t)
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    s = x.sigmoid()
+    return s * (s - 1)
+
+
+ROWS = [
+    Row("relu", saves_output=True, in_place="output"),
+    Row("leaky_relu", in_place="output", from_output=lambda slope: slope >= 0),
+    Row("threshold", in_place="output"),
+    Row("hardtanh", in_place="output"),
+    Row("hardsigmoid", in_place="input"),
+    Row("hardswish", lambda x: torch.where((x > -3) & (x < 3), torch.full_like(x, 1 / 3), 0), in_place="input"),
+    Row("elu", _elu, in_place="inverse", from_output=lambda alpha: alpha >= 0),
+    Row("celu", lambda x, alpha: _elu(x, alpha, 1.0, alpha), in_place="inverse", from_output=lambda alpha: alpha >= 0),
+    Row("selu", lambda x: _elu(x, *_SELU), in_place="inverse"),
+    Row("silu", _silu, in_place="input"),
+    Row("mish", _mish, in_place="input"),
+    Row("hardshrink"),
+    Row("softshrink"),
+    Row("sigmoid", lambda y: 1 - 2 * y, saves_output=True),
+    Row("log_sigmoid", _log_sigmoid),
+    Row("tanh", lambda y: -2 * y, saves_output=True),
+    Row("tanhshrink", _tanhshrink),
+    Row("softsign", _softsign),
+    Row("softplus", _softplus),
+    Row("gelu", _gelu),
+    Row("gelu_tanh", _gelu_tanh),
+]
+
+# The gradients that are taken from the output of an operation in place, where that has a formula of its own.
+OUTPUT_ROWS = [
+    Row("elu", lambda y, alpha: _elu_output(y)),
+    Row("celu", lambda y, alpha: _elu_output(y, alpha)),
+    Row("selu", lambda y: _elu_output(y)),
+]
+
+
+def _mapped_first(info: Any, in_dims: tuple, *tensors: Tensor) -> list[Tensor]:
+    return [
+        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+
+
+def _softsign_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``dL/dx`` of softsign for complex numbers, where ``|x|`` has a derivative of its own."""
+    r = x.abs()
+    along = (x.conj() * grad).real / (r * (1 + r) ** 2)
+    return grad / (1 + r) - x * torch.where(r == 0, 0, along)
+
+
+def _gradient_function(name: str, row: Row) -> type[Function]:
+    """The Function of the operator ``name``: ``dL/dx`` from ``dL/dy`` and what is saved."""
+    operator = getattr(_ops, name).default
+    curvature = row.curvature
+    linear_in_conjugate = row.name == "softsign"  # its derivative is no complex number but a symmetric matrix
+
+    def forward(grad: Tensor, saved: Tensor, *parameters: float) -> Tensor:
+        return operator(grad, saved, *parameters)
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, saved, *ctx.parameters = inputs
+        # The slope of a function that is linear in pieces has no derivative: dL/dy is not needed for it.
+        ctx.save_for_backward(saved, None if curvature is None else grad)
+        ctx.save_for_forward(saved, None if curvature is None else grad)
+
+    def along(u: Tensor, saved: Tensor, parameters: tuple) -> Tensor:
+        """``u f'``: the derivative applied forward, and to what comes back through the gradient."""
+        if not u.is_complex() or linear_in_conjugate:
+            return function.call(u, saved, *parameters)
+        return function.call(u.conj(), saved, *parameters).conj()
+
+    def by_saved(u: Tensor, grad: Tensor, saved: Tensor, parameters: tuple) -> Tensor:
+        if not u.is_complex():
+            return u * grad * curvature(saved, *parameters)
+        if linear_in_conjugate:
+            with torch.enable_grad():
+                x = saved if saved.requires_grad else saved.detach().requires_grad_()
+                return torch.autograd.grad(_softsign_gradient(grad, x), x, u, create_graph=True)[0]
+        return u.conj() * grad * curvature(saved, *parameters).conj()
+
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+        saved, grad = ctx.saved_tensors
+        d_grad = along(u, saved, ctx.parameters) if ctx.needs_input_grad[0] else None
+        d_saved = None
+        if ctx.needs_input_grad[1]:
+            d_saved = torch.zeros_like(u) if curvature is None else by_saved(u, grad, saved, ctx.parameters)
+        return d_grad, d_saved, *(None for _ in ctx.parameters)
+
+    def jvp(ctx: Any, d_grad: Tensor | None, d_saved: Tensor | None, *_: None) -> Tensor:
+        saved, grad = ctx.saved_tensors
+        terms = []
+        if d_grad is not None:
+            terms.append(function.call(d_grad, saved, *ctx.parameters))
+        if d_saved is not None and curvature is not None:
+            terms.append(by_saved(d_saved, grad, saved, ctx.parameters))
+        return sum(terms[1:], terms[0]) if terms else torch.zeros_like(saved)
+
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, saved: Tensor, *parameters: float) -> tuple[Tensor, int]:
+        return function.call(*_mapped_first(info, in_dims, grad, saved), *parameters), 0
+
+    members = (forward, setup_context, backward, jvp, vmap)
+    function = type(name, (Function,), {member.__name__: staticmethod(member) for member in members})
+    function.along = along
+    return function
+
+
+def _function(row: Row, gradient: type[Function]) -> type[Function]:
+    """The Function of a row: ``y = f(x)`` in new memory."""
+    operator = getattr(_ops, row.name).default
+    saves_output = row.saves_output
+
+    def forward(input: Tensor, *parameters: float) -> Tensor:
+        return operator(input, *parameters)
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, *ctx.parameters = inputs
+        saved = output if saves_output else input
+        ctx.save_for_backward(saved)
+        ctx.save_for_forward(saved)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return gradient.call(grad, saved, *ctx.parameters), *(None for _ in ctx.parameters)
+
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (saved,) = ctx.saved_tensors
+        return gradient.along(tangent, saved, ctx.parameters)
+
+    def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
+        return function.call(input, *parameters), in_dims[0]
+
+    members = (forward, setup_context, backward, jvp, vmap)
+    function = type(row.name, (Function,), {member.__name__: staticmethod(member) for member in members})
+    return function
+
+
+def _function_in_place(row: Row, gradient: type[Function]) -> type[Function]:
+    """The Function of a row: ``x = f(x)``. With ``original``, a copy of the input, the derivative is made from that."""
+    operator = getattr(_ops, row.name + "_").default
+
+    def forward(input: Tensor, original: Tensor | None, *parameters: float) -> Tensor:
+        operator(input, *parameters)
+        return input
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, original, *ctx.parameters = inputs
+        ctx.mark_dirty(input)
+        saved = output if original is None else original
+        ctx.save_for_backward(saved)
+        ctx.save_for_forward(saved)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        if not row.from_output(*ctx.parameters):
+            raise RuntimeError(
+                f"the derivative of {row.name} in place cannot be had from its output where a parameter is negative, "
+                f"and here it is {ctx.parameters[0]}: call it without inplace=True"
+            )
+        return gradient.call(grad, saved, *ctx.parameters), None, *(None for _ in ctx.parameters)
+
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (saved,) = ctx.saved_tensors
+        return tangent.copy_(gradient.along(tangent, saved, ctx.parameters))  # in place, as autograd demands here
+
+    def vmap(
+        info: Any, in_dims: tuple, input: Tensor, original: Tensor | None, *parameters: float
+    ) -> tuple[Tensor, int]:
+        if original is not None:
+            original = original.movedim(in_dims[1], in_dims[0])
+        return function.call(input, original, *parameters), in_dims[0]
+
+    members = (forward, setup_context, backward, jvp, vmap)
+    function = type(row.name + "_", (Function,), {member.__name__: staticmethod(member) for member in members})
+    return function
+
+
+GRADIENTS = {row.name: _gradient_function(row.name + "_backward", row) for row in ROWS}
+OUTPUT_GRADIENTS = {row.name: _gradient_function(row.name + "_output_backward", row) for row in OUTPUT_ROWS}
+FUNCTIONS = {row.name: _function(row, GRADIENTS[row.name]) for row in ROWS}
+FUNCTIONS_IN_PLACE = {
+    row.name: _function_in_place(row, (OUTPUT_GRADIENTS if row.in_place == "inverse" else GRADIENTS)[row.name])
+    for row in ROWS
+    if row.in_place is not None
+}
+
+
+def needs_original(input: Tensor) -> bool:
+    """True where somebody may differentiate what is done to the input in place."""
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and input.requires_grad
+
+
+def check_writable(input: Tensor) -> None:
+    """What autograd forbids is refused before the input is overwritten, not after.
+
+    Raises:
+        RuntimeError: for a leaf that requires a gradient, as every operation of torch in place.
+    """
+    if input.requires_grad and torch.is_grad_enabled() and input.is_leaf:
+        raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+
+
+def _register_fakes() -> None:
+    def output(input: Tensor, *parameters: float) -> Tensor:
+        return torch.empty_like(input)
+
+    def gradient(grad: Tensor, saved: Tensor, *parameters: float) -> Tensor:
+        return torch.empty_like(saved)
+
+    def nothing(input: Tensor, *parameters: float) -> None:
+        return None
+
+    for row in ROWS:
+        torch.library.register_fake(f"scratchnn::{row.name}", output)
+        torch.library.register_fake(f"scratchnn::{row.name}_backward", gradient)
+        if row.in_place is not None:
+            torch.library.register_fake(f"scratchnn::{row.name}_", nothing)
+    for row in OUTPUT_ROWS:
+        torch.library.register_fake(f"scratchnn::{row.name}_output_backward", gradient)
+
+
+_register_fakes()

@@ -1,0 +1,148 @@
+"""What the pooling functions share: their arguments in torch's many forms, and vmap's extra dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops._common import expand, output_size
+
+
+def pooled_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    """Spatial output size of sliding windows, the arguments checked: ``pooled_size`` of csrc/pool/arguments.cpp.
+
+    Ceil mode adds a window where one covers what is left over, provided it starts inside the input or its
+    left padding.
+    """
+    out = []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        if k <= 0 or s <= 0 or p < 0 or d <= 0 or p > k // 2:
+            raise RuntimeError(
+                "expected kernel_size, stride and dilation greater than zero and padding of at most half of "
+                f"kernel_size, but got kernel_size {kernel}, stride {stride}, padding {padding}, "
+                f"dilation {dilation}"
+            )
+        o = output_size(n, k, 2 * p + (s - 1 if ceil_mode else 0), s, d)
+        if ceil_mode and (o - 1) * s >= n + p:
+            o -= 1
+        if n == 0 or o <= 0:
+            raise RuntimeError(f"given input size {list(size)} the calculated output size is too small")
+        out.append(o)
+    return out
+
+
+def fold(info: Any, in_dims: Sequence[int | None], *tensors: Tensor | None) -> list[Tensor | None]:
+    """The mapped dimension of each tensor made part of its batch: pooling treats samples alike."""
+    folded = []
+    for tensor, dim in zip(tensors, in_dims, strict=False):
+        if tensor is not None:
+            batched = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            tensor = batched.flatten(0, 1)
+        folded.append(tensor)
+    return folded
+
+
+def unfold(info: Any, tensor: Tensor) -> Tensor:
+    return tensor.unflatten(0, (info.batch_size, tensor.shape[0] // info.batch_size))
+
+
+def is_channels_last(output: Tensor) -> bool:
+    """Whether an operator's output, always without gaps, is channels_last: no columns side by side."""
+    return output.stride(-1) != 1
+
+
+def flag(value: Any, function: str, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__} {value!r}")
+    return value
+
+
+def batch(input: Any, function: str, rank: int, error: type[Exception] = RuntimeError) -> Tensor:
+    """The input with a batch dimension; of one or two dimensions contiguous where that had to be added, as in torch.
+
+    Raises:
+        TypeError: where it is no tensor.
+        error: for too few dimensions.
+        RuntimeError: for too many.
+    """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{function}(): argument 'input' must be Tensor, not {type(input).__name__}")
+    if input.dim() == rank + 2:
+        return input
+    if input.dim() == rank + 1:
+        return input.unsqueeze(0) if rank == 3 else input.unsqueeze(0).contiguous()
+    kind = error if input.dim() <= rank else RuntimeError
+    raise kind(
+        f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, but got {list(input.shape)}"
+    )
+
+
+def unbatch(output: Tensor, input: Tensor) -> Tensor:
+    """An output without the batch dimension that :func:`batch` gave to the input."""
+    return output if output.dim() == input.dim() else output.squeeze(0)
+
+
+def check_not_empty(function: str, input: Tensor) -> None:
+    """Only the first dimension may be empty."""
+    if 0 in input.shape[1:]:
+        raise RuntimeError(
+            f"{function}: expected input with non-empty channels and spatial dimensions, but got {list(input.shape)}"
+        )
+
+
+def sliding(rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> list[list[int]]:
+    """Kernel size, stride (by default the kernel size), padding and dilation, each as a list of ``rank`` numbers."""
+    kernel = expand(kernel_size, rank, "kernel_size")
+    no_stride = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    return [
+        kernel,
+        list(kernel) if no_stride else expand(stride, rank, "stride"),
+        expand(padding, rank, "padding"),
+        expand(dilation, rank, "dilation"),
+    ]
+
+
+def exactly(value: Any, rank: int, function: str, name: str) -> list[int]:
+    """One number for all dimensions, or a list of ``rank``: not, as :func:`expand` has it, of a single one."""
+    if isinstance(value, (tuple, list)) and len(value) != rank:
+        raise RuntimeError(f"{function}: {name} must be a single int or {rank} of them, but got {list(value)}")
+    return expand(value, rank, name)
+
+
+def adaptive_size(function: str, rank: int, input: Tensor, output_size: Any) -> list[int]:
+    """The output size of adaptive pooling; None, which one dimension does not know, keeps the input's.
+
+    Raises:
+        TypeError: for sizes that are neither integers nor None.
+        ValueError: for more sizes than the input has dimensions.
+        RuntimeError: for any other wrong number of sizes.
+    """
+    if rank > 1 and isinstance(output_size, (tuple, list)):
+        if len(output_size) >= input.dim():
+            raise ValueError(
+                f"{function}: input dimension should be at least {len(output_size) + 1} for output_size "
+                f"{output_size}, but got {input.dim()}"
+            )
+        sizes = input.shape[input.dim() - len(output_size) :]
+        output_size = [n if o is None else o for o, n in zip(output_size, sizes, strict=True)]
+    return exactly(output_size, rank, function, "output_size")
+
+
+def float32_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast wants them for an operation of its float32 list: half precision widened."""
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(
+        tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor for tensor in tensors
+    )

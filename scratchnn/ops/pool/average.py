@@ -1,0 +1,334 @@
+"""Average pooling: the average of each window.
+
+Averaging whole planes in place of a fully connected head ("global average pooling", here :func:`global_avg_pool`, or
+:func:`adaptive_avg_pool2d` to size 1) is due to Lin, Chen & Yan, "Network In Network", ICLR 2014 (arXiv:1312.4400,
+December 2013). For its backward pass an average pooling keeps shapes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops._common import Function, empty_as, integer
+from scratchnn.ops.pool._arguments import (
+    adaptive_size,
+    batch,
+    flag,
+    float32_under_autocast,
+    fold,
+    is_channels_last,
+    pooled_size,
+    sliding,
+    unbatch,
+    unfold,
+)
+
+_ops = torch.ops.scratchnn
+
+
+# Fake kernels: shapes, symbolic ones too
+
+
+def _empty_images(grad: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    memory_format = torch.contiguous_format
+    if channels_last and len(size) > 1:
+        memory_format = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    return torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("scratchnn::avg_pool")
+def _(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    size = pooled_size(input.shape[2:], kernel, stride, padding, [1] * len(kernel), ceil_mode)
+    return empty_as(input, (*input.shape[:2], *size))
+
+
+@torch.library.register_fake("scratchnn::avg_pool_backward")
+def _(grad, size, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override, channels_last):
+    return _empty_images(grad, size, channels_last)
+
+
+@torch.library.register_fake("scratchnn::adaptive_avg_pool")
+def _(input, output_size):
+    return empty_as(input, (*input.shape[:2], *output_size))
+
+
+@torch.library.register_fake("scratchnn::adaptive_avg_pool_backward")
+def _(grad, size, channels_last):
+    return _empty_images(grad, size, channels_last)
+
+
+# Derivatives
+
+
+class AvgPool(Function):
+    """``y[o] = (sum of x over window o) / divisor(o)``: linear, so it needs to remember shapes alone.
+
+    ``options`` are the operator's arguments after the input.
+    """
+
+    @staticmethod
+    def forward(input: Tensor, options: tuple) -> Tensor:
+        return _ops.avg_pool(input, *options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, ctx.options = inputs
+        ctx.size = input.shape[2:]
+        ctx.channels_last = is_channels_last(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return AvgPoolBackward.call(grad, ctx.size, ctx.options, ctx.channels_last), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return AvgPool.call(tangent, ctx.options)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, input: Tensor, options: tuple) -> tuple:
+        return unfold(info, AvgPool.call(*fold(info, in_dims, input), options)), 0
+
+
+class AvgPoolBackward(Function):
+    """``dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i``."""
+
+    @staticmethod
+    def forward(grad: Tensor, size: Sequence[int], options: tuple, channels_last: bool) -> Tensor:
+        return _ops.avg_pool_backward(grad, size, *options, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.size, ctx.options, ctx.channels_last = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return AvgPool.call(grad, ctx.options), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return AvgPoolBackward.call(tangent, ctx.size, ctx.options, ctx.channels_last)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, size: Any, options: tuple, channels_last: bool) -> tuple:
+        (grad,) = fold(info, in_dims, grad)
+        return unfold(info, AvgPoolBackward.call(grad, size, options, channels_last)), 0
+
+
+class AdaptiveAvgPool(Function):
+    """``y[o] = mean of x[floor(o I / O) : ceil((o + 1) I / O)]`` along each dimension."""
+
+    @staticmethod
+    def forward(input: Tensor, output_size: Sequence[int]) -> Tensor:
+        return _ops.adaptive_avg_pool(input, output_size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, ctx.output_size = inputs
+        ctx.size = input.shape[2:]
+        ctx.channels_last = is_channels_last(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return AdaptiveAvgPoolBackward.call(grad, ctx.size, ctx.channels_last), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return AdaptiveAvgPool.call(tangent, ctx.output_size)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, input: Tensor, output_size: Sequence[int]) -> tuple:
+        return unfold(info, AdaptiveAvgPool.call(*fold(info, in_dims, input), output_size)), 0
+
+
+class AdaptiveAvgPoolBackward(Function):
+    """``dL/dx[i] = sum of dL/dy[o] / (size of window o) over the windows o that hold i``."""
+
+    @staticmethod
+    def forward(grad: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+        return _ops.adaptive_avg_pool_backward(grad, size, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, ctx.size, ctx.channels_last = inputs
+        ctx.output_size = grad.shape[2:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return AdaptiveAvgPool.call(grad, ctx.output_size), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return AdaptiveAvgPoolBackward.call(tangent, ctx.size, ctx.channels_last)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, size: Any, channels_last: bool) -> tuple:
+        (grad,) = fold(info, in_dims, grad)
+        return unfold(info, AdaptiveAvgPoolBackward.call(grad, size, channels_last)), 0
+
+
+# Functionals
+
+
+def _avg_pool(
+    rank: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    function = f"avg_pool{rank}d"
+    x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
+    kernel, stride, padding, _ = sliding(rank, kernel_size, stride, padding)
+    flag(ceil_mode, function, "ceil_mode")
+    flag(count_include_pad, function, "count_include_pad")
+    if divisor_override is not None:
+        divisor_override = integer(divisor_override, "divisor_override")
+    if rank == 3:
+        x = _contiguous_float(x, function)
+        if any(n < k for n, k in zip(x.shape[2:], kernel, strict=True)):
+            raise RuntimeError(
+                f"{function}: expected input of at least kernel_size {kernel}, but got {list(input.shape)}"
+            )
+    return unbatch(AvgPool.call(x, (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)), input)
+
+
+def _contiguous_float(x: Tensor, function: str) -> Tensor:
+    """A volume as torch averages it: contiguous, in float32 under autocast, and not in half precision."""
+    (x,) = float32_under_autocast(x.contiguous())
+    if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu":
+        raise NotImplementedError(f"{function}: not implemented for {x.dtype} outside of autocast")
+    return x
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The average of each window of a signal; see :func:`avg_pool2d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)``.
+    """
+    return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The average of each window: ``y[n, c, o] = (sum over k of x[n, c, o S - P + k]) / divisor``.
+
+    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without
+    those in the padding either if not ``count_include_pad``; or ``divisor_override``. Padding counts as 0.
+
+    Shape: as in :func:`max_pool2d`, with dilation 1. The memory format is kept. Floating dtypes and int64.
+
+    Raises:
+        TypeError: for arguments that are not integers.
+        IndexError: for an input of fewer than three dimensions.
+        RuntimeError: for an input of more than four, or with empty channels or planes, sizes that are not
+            positive, padding of more than half of ``kernel_size``, an output that would be empty, or a
+            divisor of zero.
+        NotImplementedError: for other dtypes.
+    """
+    return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The average of each window of a volume; see :func:`avg_pool2d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``, no smaller than the kernel; the output is contiguous. float32,
+    float64 and int64; under autocast it runs in float32.
+
+    Raises:
+        RuntimeError: for an input of another rank too.
+    """
+    return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
+    function = f"adaptive_avg_pool{rank}d"
+    x = batch(input, function, rank)
+    size = adaptive_size(function, rank, input, output_size)
+    if rank == 3:
+        (x,) = float32_under_autocast(x)
+        if any(o != 1 for o in size):
+            x = x.contiguous()  # torch keeps channels_last in two dimensions, and where it averages whole volumes
+    return unbatch(AdaptiveAvgPool.call(x, size), input)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tensor:
+    """The averages of a given number of windows of a signal; see :func:`adaptive_avg_pool2d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)``.
+    """
+    return _adaptive_avg_pool(1, input, output_size)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+    """The averages of as many windows as the output is to have pixels, whatever the input size.
+
+    Along each dimension, output o of O is the mean of inputs ``floor(o I / O)`` to
+    ``ceil((o + 1) I / O) - 1``.
+    Size 1 averages whole planes: global average pooling (Lin, Chen & Yan 2013).
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, one number or one for each dimension; None
+    keeps that dimension. The memory format is kept. Floating dtypes.
+
+    Raises:
+        TypeError: for sizes that are neither integers nor None.
+        ValueError: for more sizes than the input has dimensions.
+        RuntimeError: for an input of another rank or with empty planes, or negative sizes.
+        NotImplementedError: for other dtypes.
+    """
+    return _adaptive_avg_pool(2, input, output_size)
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+    """The averages of a given number of windows of a volume; see :func:`adaptive_avg_pool2d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; only at size 1 is channels_last_3d kept, otherwise the output is
+    contiguous. Under autocast it runs in float32.
+    """
+    return _adaptive_avg_pool(3, input, output_size)
+
+
+def global_avg_pool(input: Tensor, keepdim: bool = False) -> Tensor:
+    """The average of each channel of each sample, of any number of spatial dimensions; not in torch.
+
+    Shape: ``(N, C, *)`` with at least one more dimension to ``(N, C)``; with ``keepdim`` to ``(N, C, 1, ...)``.
+
+    Source: Lin, Chen & Yan 2013, "Network In Network".
+
+    Raises:
+        RuntimeError: for an input of fewer than three dimensions or with empty planes.
+        NotImplementedError: for dtypes that are not floating.
+    """
+    if input.dim() < 3:
+        raise RuntimeError(f"global_avg_pool: expected input of at least 3 dimensions, but got {list(input.shape)}")
+    x = input if input.dim() <= 5 else input.flatten(2, -3)
+    output = AdaptiveAvgPool.call(x, [1] * (x.dim() - 2))
+    return output.reshape(*input.shape[:2], *[1] * (input.dim() - 2)) if keepdim else output.flatten(1)

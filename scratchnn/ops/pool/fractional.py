@@ -1,0 +1,168 @@
+"""Fractional max pooling: maxima of windows of one size that begin at random, as evenly as can be.
+
+Graham, "Fractional Max-Pooling", 2014 (arXiv:1412.6071). Sizes need not shrink by whole numbers, and the windows are
+other ones in each call and for each channel of each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops.pool._arguments import batch, check_not_empty, exactly, float32_under_autocast, unbatch
+from scratchnn.ops.pool.max import MaxPool, offset_dtype, pool_with_indices
+
+_ops = torch.ops.scratchnn
+
+
+@torch.library.register_fake("scratchnn::fractional_max_pool")
+def _(input, samples, kernel, output_size):
+    output = input.new_empty((*input.shape[:2], *output_size))
+    return output, torch.empty_like(output, dtype=offset_dtype(kernel))
+
+
+@torch.library.register_fake("scratchnn::fractional_max_pool_backward")
+def _(grad, offsets, samples, size, kernel):
+    return grad.new_empty((*offsets.shape[:2], *size))
+
+
+@torch.library.register_fake("scratchnn::fractional_max_pool_gather")
+def _(input, offsets, samples, kernel):
+    return input.new_empty(offsets.shape)
+
+
+@torch.library.register_fake("scratchnn::fractional_max_pool_indices")
+def _(offsets, samples, size, kernel):
+    return offsets.new_empty(offsets.shape, dtype=torch.int64)
+
+
+class Fractional(NamedTuple):
+    """Windows of one size; the random numbers that place them are the ``samples``."""
+
+    kernel: list[int]
+    output_size: list[int]
+
+    def pool(self, input: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        return _ops.fractional_max_pool(input, samples, self.kernel, self.output_size)
+
+    def backward(self, grad: Tensor, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
+        return _ops.fractional_max_pool_backward(grad, offsets, samples, size, self.kernel)
+
+    def gather(self, input: Tensor, offsets: Tensor, samples: Tensor) -> Tensor:
+        return _ops.fractional_max_pool_gather(input, offsets, samples, self.kernel)
+
+    def indices(self, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
+        return _ops.fractional_max_pool_indices(offsets, samples, size, self.kernel)
+
+
+def _fractional_max_pool(
+    rank: int,
+    input: Tensor,
+    kernel_size: Any,
+    output_size: Any,
+    output_ratio: Any,
+    return_indices: bool,
+    samples: Tensor | None,
+) -> Any:
+    function = f"fractional_max_pool{rank}d"
+    if output_size is None and output_ratio is None:
+        raise ValueError(f"{function} requires specifying either an output_size or an output_ratio")
+    if output_size is None:
+        if rank == 2 and len(output_ratio) > 2:
+            raise ValueError(f"{function}: output_ratio must be a pair of numbers, but got {output_ratio}")
+        ratios = output_ratio if isinstance(output_ratio, Iterable) else (output_ratio,) * rank
+        output_size = [int(input.size(dim - rank) * ratios[dim]) for dim in range(rank)]
+    if samples is None:
+        images = 1 if input.dim() == rank + 1 else input.size(0)
+        samples = torch.rand(images, input.size(-1 - rank), rank, dtype=input.dtype, device=input.device)
+    x = batch(input, function, rank)
+    windows = Fractional(
+        exactly(kernel_size, rank, function, "kernel_size"), exactly(output_size, rank, function, "output_size")
+    )
+    if samples.requires_grad:
+        raise RuntimeError(f"{function} is not differentiable with respect to _random_samples")
+    if rank == 3 and any(o + k > n for o, k, n in zip(windows.output_size, windows.kernel, x.shape[2:], strict=True)):
+        raise RuntimeError(
+            f"{function}: windows of kernel_size {windows.kernel} are too large for output size "
+            f"{windows.output_size} of an input of size {list(x.shape[2:])}"
+        )
+    x, samples = float32_under_autocast(x, samples)
+    check_not_empty(function, input)
+    if return_indices:
+        return pool_with_indices(x, input, samples, windows)
+    return unbatch(MaxPool.call(x, samples, windows)[0], input)
+
+
+def fractional_max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    output_size: int | Sequence[int] | None = None,
+    output_ratio: Sequence[float] | None = None,
+    return_indices: bool = False,
+    _random_samples: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maxima of windows of ``kernel_size`` K that begin at random (Graham 2014).
+
+    Along each dimension output o of O is the maximum from ``floor((o + u) a) - floor(u a)`` on, with
+    ``a = (I - K) / (O - 1)`` and a random u in [0, 1) for each channel of each sample; the last window ends
+    where the input does. NaN, ties and ``return_indices`` are as in :func:`max_pool2d`.
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, or to ``output_ratio`` times the input size;
+    the output is contiguous. Floating dtypes. Under autocast it runs in float32.
+
+    Args:
+        _random_samples: the random numbers u, ``(N, C, 2)`` in the order width, height; by default drawn from
+            torch's generator.
+
+    Raises:
+        ValueError: for neither an output size nor a ratio.
+        TypeError: for sizes that are not integers.
+        IndexError: for an input of fewer than three dimensions.
+        RuntimeError: for an input of more than four or with empty channels or planes, windows that do not fit,
+            and random numbers of another shape or dtype, or that put a window outside the input.
+        NotImplementedError: for other dtypes.
+    """
+    return _fractional_max_pool(2, input, kernel_size, output_size, output_ratio, return_indices, _random_samples)
+
+
+def fractional_max_pool3d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    output_size: int | Sequence[int] | None = None,
+    output_ratio: float | Sequence[float] | None = None,
+    return_indices: bool = False,
+    _random_samples: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maxima of windows of a volume that begin at random; see :func:`fractional_max_pool2d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; ``_random_samples`` are ``(N, C, 3)`` in the order depth,
+    height, width. As in torch ``O + K`` must be at most the input size, one less than two dimensions allow.
+    """
+    return _fractional_max_pool(3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples)
+
+
+def fractional_max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    output_size: int | Sequence[int] | None = None,
+    output_ratio: Sequence[float] | None = None,
+    return_indices: bool = False,
+    _random_samples: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fractional_max_pool2d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return fractional_max_pool2d(input, kernel_size, output_size, output_ratio, True, _random_samples)
+
+
+def fractional_max_pool3d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    output_size: int | Sequence[int] | None = None,
+    output_ratio: float | Sequence[float] | None = None,
+    return_indices: bool = False,
+    _random_samples: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`fractional_max_pool3d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return fractional_max_pool3d(input, kernel_size, output_size, output_ratio, True, _random_samples)

@@ -1,0 +1,93 @@
+"""Power-average pooling: the p-norm of each window, between a sum (p = 1) and a maximum (p = infinity).
+
+Composed of an average pooling and elementwise functions, the derivative with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops.pool.average import avg_pool1d, avg_pool2d, avg_pool3d
+from scratchnn.ops.pool.max import max_pool1d, max_pool2d, max_pool3d
+
+_AVERAGE = {1: avg_pool1d, 2: avg_pool2d, 3: avg_pool3d}
+_MAXIMUM = {1: max_pool1d, 2: max_pool2d, 3: max_pool3d}
+
+
+def _lp_pool(rank: int, input: Tensor, p: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
+    if isinstance(p, (int, float)):
+        if p == 0:
+            raise ValueError(f"norm_type must be a non-zero value, but got {p}")
+        if p == float("inf"):
+            return _MAXIMUM[rank](input.abs(), kernel_size, stride, 0, 1, ceil_mode)
+        if p == -float("inf"):
+            return -_MAXIMUM[rank](-input.abs(), kernel_size, stride, 0, 1, ceil_mode)
+    taps = kernel_size
+    if rank == 2:
+        height, width = _repeat(kernel_size, 2)
+        taps = height * width
+    elif rank == 3:
+        depth, height, width = _repeat(kernel_size, 3)
+        taps = depth * height * width
+    mean = _AVERAGE[rank](input.pow(p), kernel_size, stride, 0, ceil_mode)
+    # The root of 0 has no derivative, and as in torch none is passed on.
+    return torch.where(mean == 0, torch.zeros_like(mean), mean).mul(taps).pow(1.0 / p)
+
+
+def _repeat(value: Any, count: int) -> Sequence[Any]:
+    return tuple(value) if isinstance(value, Iterable) else (value,) * count
+
+
+def lp_pool1d(
+    input: Tensor,
+    norm_type: int | float,
+    kernel_size: int,
+    stride: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The p-norm of each window of a signal; see :func:`lp_pool2d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)``.
+    """
+    return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool2d(
+    input: Tensor,
+    norm_type: int | float,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The p-norm of each window: ``y = (sum over k of x[o S + k]^p)^(1/p)``, p the ``norm_type``.
+
+    There is no absolute value: odd powers of negative inputs are negative, and the root of a negative sum is NaN.
+    Where the sum is 0 so is the gradient. With p infinite, the maximum of the absolute values; with minus infinity,
+    the minimum. A window that ceil mode hangs over the edge counts, as in torch, as if the part outside held the
+    average of the part inside.
+
+    Shape: as in :func:`avg_pool2d`, without padding.
+
+    Raises:
+        ValueError: for p = 0.
+        Exception: what :func:`avg_pool2d` raises, or for infinite p :func:`max_pool2d`.
+    """
+    return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
+
+
+def lp_pool3d(
+    input: Tensor,
+    norm_type: int | float,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The p-norm of each window of a volume; see :func:`lp_pool2d`.
+
+    Shape: as in :func:`avg_pool3d`, without padding.
+    """
+    return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)

@@ -1,0 +1,496 @@
+"""Max pooling: the maximum of each window, and where it was.
+
+Windows slide (:func:`max_pool2d`), divide the input into a given number (:func:`adaptive_max_pool2d`), or lie at random
+(:mod:`scratchnn.ops.pool.fractional`). In all three the forward pass keeps where within its window each maximum was,
+one byte an output (four beyond 256 taps), where torch keeps eight: its offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from scratchnn.ops._common import Function, empty_as
+from scratchnn.ops.pool._arguments import (
+    adaptive_size,
+    batch,
+    check_not_empty,
+    flag,
+    float32_under_autocast,
+    fold,
+    pooled_size,
+    sliding,
+    unbatch,
+    unfold,
+)
+
+_ops = torch.ops.scratchnn
+
+_BYTE_TAPS = 256  # windows of up to this many taps have offsets of one byte (csrc/pool/max.cpp)
+
+
+# Fake kernels: shapes, symbolic ones too
+
+
+def offset_dtype(taps: Sequence[int]) -> torch.dtype:
+    product = 1
+    for number in taps:
+        product *= number
+    return torch.uint8 if product <= _BYTE_TAPS else torch.int32
+
+
+def _adaptive_taps(size: Sequence[int], output_size: Sequence[int]) -> list[int]:
+    """No window is longer; the same numbers in C++ are in ``WindowTables::adaptive`` of csrc/pool/relation.cpp."""
+    return [1 if o == 0 else n // o if n % o == 0 else n // o + 2 for n, o in zip(size, output_size, strict=True)]
+
+
+@torch.library.register_fake("scratchnn::max_pool")
+def _(input, kernel, stride, padding, dilation, ceil_mode):
+    size = pooled_size(input.shape[2:], kernel, stride, padding, dilation, ceil_mode)
+    return empty_as(input, (*input.shape[:2], *size))
+
+
+@torch.library.register_fake("scratchnn::max_pool_with_offsets")
+def _(input, kernel, stride, padding, dilation, ceil_mode):
+    size = pooled_size(input.shape[2:], kernel, stride, padding, dilation, ceil_mode)
+    output = empty_as(input, (*input.shape[:2], *size))
+    return output, torch.empty_like(output, dtype=offset_dtype(kernel))
+
+
+@torch.library.register_fake("scratchnn::max_pool_backward")
+def _(grad, offsets, size, kernel, stride, padding, dilation):
+    return empty_as(offsets, (*offsets.shape[:2], *size)).to(grad.dtype)
+
+
+@torch.library.register_fake("scratchnn::max_pool_gather")
+def _(input, offsets, kernel, stride, padding, dilation):
+    return empty_as(offsets, offsets.shape).to(input.dtype)
+
+
+@torch.library.register_fake("scratchnn::max_pool_indices")
+def _(offsets, size, kernel, stride, padding, dilation):
+    return empty_as(offsets, offsets.shape).to(torch.int64)
+
+
+@torch.library.register_fake("scratchnn::adaptive_max_pool")
+def _(input, output_size):
+    return empty_as(input, (*input.shape[:2], *output_size))
+
+
+@torch.library.register_fake("scratchnn::adaptive_max_pool_with_offsets")
+def _(input, output_size):
+    output = empty_as(input, (*input.shape[:2], *output_size))
+    return output, torch.empty_like(output, dtype=offset_dtype(_adaptive_taps(input.shape[2:], output_size)))
+
+
+@torch.library.register_fake("scratchnn::adaptive_max_pool_backward")
+def _(grad, offsets, size):
+    return empty_as(offsets, (*offsets.shape[:2], *size)).to(grad.dtype)
+
+
+@torch.library.register_fake("scratchnn::adaptive_max_pool_gather")
+def _(input, offsets):
+    return empty_as(offsets, offsets.shape).to(input.dtype)
+
+
+@torch.library.register_fake("scratchnn::adaptive_max_pool_indices")
+def _(offsets, size):
+    return empty_as(offsets, offsets.shape).to(torch.int64)
+
+
+# Windows: what a pooling is told besides its input, and the operators of its kind
+
+
+class Sliding(NamedTuple):
+    """Windows of a fixed size, one number per spatial dimension."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    ceil_mode: bool
+
+    def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
+        return _ops.max_pool_with_offsets(input, *self)
+
+    def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        return _ops.max_pool_backward(grad, offsets, size, *self[:4])
+
+    def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
+        return _ops.max_pool_gather(input, offsets, *self[:4])
+
+    def indices(self, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        return _ops.max_pool_indices(offsets, size, *self[:4])
+
+
+class Adaptive(NamedTuple):
+    """As many windows as the output is to have pixels."""
+
+    output_size: list[int]
+
+    def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
+        return _ops.adaptive_max_pool_with_offsets(input, self.output_size)
+
+    def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        return _ops.adaptive_max_pool_backward(grad, offsets, size)
+
+    def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
+        return _ops.adaptive_max_pool_gather(input, offsets)
+
+    def indices(self, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        return _ops.adaptive_max_pool_indices(offsets, size)
+
+
+# Derivatives
+
+
+class MaxPool(Function):
+    """``y[o] = max over k of x[begin(o) + k D]``, with the offsets ``k`` of the maxima.
+
+    Which input is the maximum stays fixed under small changes, so the derivative is a selection: backward,
+    each gradient goes to the input pixel it was chosen from. ``samples`` are the random numbers of fractional
+    pooling, otherwise None.
+    """
+
+    @staticmethod
+    def forward(input: Tensor, samples: Tensor | None, windows: Any) -> tuple[Tensor, Tensor]:
+        return windows.pool(input, samples)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        input, samples, ctx.windows = inputs
+        _, offsets = output
+        ctx.size = input.shape[2:]
+        ctx.mark_non_differentiable(offsets)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(offsets, samples)
+        ctx.save_for_forward(offsets, samples)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple:
+        if grad is None:
+            return None, None, None
+        return MaxPoolBackward.call(grad, *ctx.saved_tensors, ctx.size, ctx.windows), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, None]:
+        return MaxPoolGather.call(tangent, *ctx.saved_tensors, ctx.windows), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, input: Tensor, samples: Tensor | None, windows: Any) -> tuple:
+        outputs = MaxPool.call(*fold(info, in_dims, input, samples), windows)
+        return tuple(unfold(info, output) for output in outputs), (0, 0)
+
+
+class MaxPoolBackward(Function):
+    """``dL/dx[i] = sum of dL/dy[o] over the windows o whose maximum is x[i]``: linear in ``dL/dy``."""
+
+    @staticmethod
+    def forward(grad: Tensor, offsets: Tensor, samples: Tensor | None, size: Sequence[int], windows: Any) -> Tensor:
+        return windows.backward(grad, offsets, samples, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, offsets, samples, ctx.size, ctx.windows = inputs
+        ctx.save_for_backward(offsets, samples)
+        ctx.save_for_forward(offsets, samples)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return MaxPoolGather.call(grad, *ctx.saved_tensors, ctx.windows), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return MaxPoolBackward.call(tangent, *ctx.saved_tensors, ctx.size, ctx.windows)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple, grad: Tensor, offsets: Tensor, samples: Tensor | None, size: Any, windows: Any
+    ) -> tuple:
+        folded = fold(info, in_dims, grad, offsets, samples)
+        return unfold(info, MaxPoolBackward.call(*folded, size, windows)), 0
+
+
+class MaxPoolGather(Function):
+    """``y[o] = x[begin(o) + k D]`` for given offsets ``k``: :class:`MaxPoolBackward` transposed."""
+
+    @staticmethod
+    def forward(input: Tensor, offsets: Tensor, samples: Tensor | None, windows: Any) -> Tensor:
+        return windows.gather(input, offsets, samples)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, offsets, samples, ctx.windows = inputs
+        ctx.size = input.shape[2:]
+        ctx.save_for_backward(offsets, samples)
+        ctx.save_for_forward(offsets, samples)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return MaxPoolBackward.call(grad, *ctx.saved_tensors, ctx.size, ctx.windows), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return MaxPoolGather.call(tangent, *ctx.saved_tensors, ctx.windows)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, input: Tensor, offsets: Tensor, samples: Tensor | None, windows: Any) -> tuple:
+        folded = fold(info, in_dims, input, offsets, samples)
+        return unfold(info, MaxPoolGather.call(*folded, windows)), 0
+
+
+class MaxPoolIndices(Function):
+    """torch's indices, into the flattened plane, from offsets: integers, without derivatives."""
+
+    @staticmethod
+    def forward(offsets: Tensor, samples: Tensor | None, size: Sequence[int], windows: Any) -> Tensor:
+        return windows.indices(offsets, samples, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, _: None) -> tuple:
+        return None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: None) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, offsets: Tensor, samples: Tensor | None, size: Any, windows: Any) -> tuple:
+        folded = fold(info, in_dims, offsets, samples)
+        return unfold(info, MaxPoolIndices.call(*folded, size, windows)), 0
+
+
+# Functionals
+
+
+def _is_differentiated(input: Tensor) -> bool:
+    """Whether someone may ask where the maxima were."""
+    return (
+        (input.requires_grad and torch.is_grad_enabled())
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def pool_with_indices(x: Tensor, input: Tensor, samples: Tensor | None, windows: Any) -> tuple[Tensor, Tensor]:
+    """The maxima of a batch ``x`` and their indices, batched as ``input`` is."""
+    output, offsets = MaxPool.call(x, samples, windows)
+    indices = MaxPoolIndices.call(offsets, samples, x.shape[2:], windows)
+    return unbatch(output, input), unbatch(indices, input)
+
+
+def _max_pool(
+    rank: int,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    function = f"max_pool{rank}d"
+    x = batch(input, function, rank)
+    windows = Sliding(*sliding(rank, kernel_size, stride, padding, dilation), flag(ceil_mode, function, "ceil_mode"))
+    if return_indices:
+        return pool_with_indices(x, input, None, windows)
+    if rank == 1 and not x.is_floating_point():
+        raise NotImplementedError(f"{function}: not implemented for {x.dtype} without return_indices")
+    if rank == 3:
+        (x,) = float32_under_autocast(x)
+    if _is_differentiated(x):
+        output, _ = MaxPool.call(x, None, windows)
+    else:
+        output = _ops.max_pool(x, *windows)
+    return unbatch(output, input)
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum of each window of a signal; see :func:`max_pool2d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)``. Floating dtypes; with ``return_indices`` integers too.
+    """
+    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum of each window: ``y[n, c, o] = max over k of x[n, c, o S - P + k D]``.
+
+    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart;
+    padding counts as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major
+    order gets the gradient.
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)``; each spatial size W becomes
+    ``floor((W + 2 P - D (K - 1) - 1) / S) + 1``. With ``ceil_mode`` the quotient is rounded up, provided the
+    last window starts inside the input or its left padding. The memory format is kept. Any floating or
+    integer dtype.
+
+    Args:
+        return_indices: also return the positions of the maxima, as indices into the flattened plane (-1 for a
+            window that dilation puts wholly into the padding), as :func:`max_unpool2d` takes them.
+
+    Source: lecture, section 7.4.
+
+    Raises:
+        TypeError: for arguments that are not integers.
+        RuntimeError: for an input of another rank or with empty channels or planes, sizes that are not
+            positive, padding of more than half of ``kernel_size``, or an output that would be empty.
+        NotImplementedError: for other dtypes.
+    """
+    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum of each window of a volume; see :func:`max_pool2d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32, unless it returns indices.
+    """
+    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def max_pool1d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`max_pool1d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`max_pool2d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def max_pool3d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`max_pool3d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
+
+
+def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
+    function = f"adaptive_max_pool{rank}d"
+    x = batch(input, function, rank)
+    windows = Adaptive(adaptive_size(function, rank, input, output_size))
+    check_not_empty(function, input)
+    if rank == 3:
+        (x,) = float32_under_autocast(x.contiguous())  # torch keeps channels_last in two dimensions only
+    if return_indices:
+        return pool_with_indices(x, input, None, windows)
+    if _is_differentiated(x):
+        output, _ = MaxPool.call(x, None, windows)
+    else:
+        output = _ops.adaptive_max_pool(x, windows.output_size)
+    return unbatch(output, input)
+
+
+def adaptive_max_pool1d(
+    input: Tensor, output_size: int | Sequence[int], return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maxima of a given number of windows of a signal; see :func:`adaptive_max_pool2d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)``.
+    """
+    return _adaptive_max_pool(1, input, output_size, return_indices)
+
+
+def adaptive_max_pool2d(
+    input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maxima of as many windows as the output is to have pixels, whatever the input size.
+
+    Along each dimension, output o of O is the maximum of inputs ``floor(o I / O)`` to
+    ``ceil((o + 1) I / O) - 1``; NaN, ties and ``return_indices`` are as in :func:`max_pool2d`.
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, one number or one for each dimension; None
+    keeps that dimension. The memory format is kept. Floating dtypes.
+
+    Raises:
+        TypeError: for sizes that are neither integers nor None.
+        ValueError: for more sizes than the input has dimensions.
+        RuntimeError: for an input of another rank or with empty channels or planes, or negative sizes.
+        NotImplementedError: for other dtypes.
+    """
+    return _adaptive_max_pool(2, input, output_size, return_indices)
+
+
+def adaptive_max_pool3d(
+    input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maxima of a given number of windows of a volume; see :func:`adaptive_max_pool2d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is contiguous. Under autocast it runs in float32.
+    """
+    return _adaptive_max_pool(3, input, output_size, return_indices)
+
+
+def adaptive_max_pool1d_with_indices(
+    input: Tensor, output_size: int | Sequence[int], return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """:func:`adaptive_max_pool1d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return adaptive_max_pool1d(input, output_size, True)
+
+
+def adaptive_max_pool2d_with_indices(
+    input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """:func:`adaptive_max_pool2d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return adaptive_max_pool2d(input, output_size, True)
+
+
+def adaptive_max_pool3d_with_indices(
+    input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
+) -> tuple[Tensor, Tensor]:
+    """:func:`adaptive_max_pool3d` with its indices, whatever ``return_indices`` says, as in torch."""
+    return adaptive_max_pool3d(input, output_size, True)

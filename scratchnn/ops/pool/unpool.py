@@ -1,0 +1,199 @@
+"""Max unpooling: the maxima go back to where they came from, and everything else is zero.
+
+Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014 (arXiv:1311.2901).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchnn.ops._common import Function, empty_as, integer
+from scratchnn.ops.pool._arguments import batch, check_not_empty, float32_under_autocast, fold, unbatch, unfold
+
+_ops = torch.ops.scratchnn
+
+
+@torch.library.register_fake("scratchnn::max_unpool")
+def _(input, indices, output_size):
+    return empty_as(input, (*input.shape[:2], *output_size))
+
+
+@torch.library.register_fake("scratchnn::max_unpool_backward")
+def _(grad, indices):
+    return empty_as(indices, indices.shape).to(grad.dtype)
+
+
+class MaxUnpool(Function):
+    """``y[index[i]] = x[i]``: linear."""
+
+    @staticmethod
+    def forward(input: Tensor, indices: Tensor, output_size: Sequence[int]) -> Tensor:
+        return _ops.max_unpool(input, indices, output_size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, indices, ctx.output_size = inputs
+        ctx.save_for_backward(indices)
+        ctx.save_for_forward(indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (indices,) = ctx.saved_tensors
+        return MaxUnpoolBackward.call(grad, indices), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (indices,) = ctx.saved_tensors
+        return MaxUnpool.call(tangent, indices, ctx.output_size)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, input: Tensor, indices: Tensor, output_size: Sequence[int]) -> tuple:
+        return unfold(info, MaxUnpool.call(*fold(info, in_dims, input, indices), output_size)), 0
+
+
+class MaxUnpoolBackward(Function):
+    """``dL/dx[i] = dL/dy[index[i]]``; inputs that share an index all get the gradient, as in torch."""
+
+    @staticmethod
+    def forward(grad: Tensor, indices: Tensor) -> Tensor:
+        return _ops.max_unpool_backward(grad, indices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        grad, indices = inputs
+        ctx.shape = grad.shape
+        ctx.save_for_backward(indices)
+        ctx.save_for_forward(indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        """The transpose: here the gradients of inputs that share an index add up."""
+        (indices,) = ctx.saved_tensors
+        sums = grad.new_zeros(ctx.shape).flatten(2).scatter_add(2, indices.flatten(2), grad.flatten(2))
+        return sums.reshape(ctx.shape), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (indices,) = ctx.saved_tensors
+        return MaxUnpoolBackward.call(tangent, indices)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, indices: Tensor) -> tuple:
+        return unfold(info, MaxUnpoolBackward.call(*fold(info, in_dims, grad, indices))), 0
+
+
+def _tuple(value: Any, rank: int) -> tuple:
+    return tuple(value) if isinstance(value, Iterable) else (value,) * rank
+
+
+def _unpooled_size(
+    function: str, input: Tensor, kernel: tuple, stride: tuple, padding: tuple, output_size: Any
+) -> list[int]:
+    """The size whose pooling has the input's: several have, and ``output_size`` may choose one."""
+    rank = len(kernel)
+    default = [(input.shape[d - rank] - 1) * stride[d] + kernel[d] - 2 * padding[d] for d in range(rank)]
+    if output_size is not None:
+        if len(output_size) == rank + 2:
+            output_size = output_size[2:]
+        if len(output_size) != rank:
+            raise ValueError(
+                f"{function}: output_size should be a sequence containing {rank} or {rank + 2} elements, but it has "
+                f"a length of {len(output_size)}"
+            )
+        for d in range(rank):
+            least, most = default[d] - stride[d], default[d] + stride[d]
+            if not least < output_size[d] < most:
+                raise ValueError(
+                    f"{function}: invalid output_size {output_size} (dim {d} must be between {least} and {most})"
+                )
+    size = default if output_size is None else list(output_size)
+    if any(n < 0 for n in size):
+        raise ValueError(f"{function}: output_size must not be negative, but got {size}")
+    return [integer(n, "output_size") for n in size]
+
+
+def _max_unpool(
+    rank: int, input: Tensor, indices: Tensor, kernel_size: Any, stride: Any, padding: Any, output_size: Any
+) -> Tensor:
+    function = f"max_unpool{rank}d"
+    kernel = _tuple(kernel_size, rank)
+    stride = kernel if stride is None else _tuple(stride, rank)
+    size = _unpooled_size(function, input, kernel, stride, _tuple(padding, rank), output_size)
+    x = batch(input, function, rank)
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{function}(): argument 'indices' must be Tensor, not {type(indices).__name__}")
+    if len(size) != rank:
+        raise RuntimeError(f"{function}: expected output_size of {rank} elements, but got {size}")
+    if indices.shape != input.shape:
+        raise RuntimeError(
+            f"{function}: expected indices of the input's shape {list(input.shape)}, but got {list(indices.shape)}"
+        )
+    if rank == 3:
+        if any(s <= 0 for s in stride):
+            raise RuntimeError(f"{function}: strides should be greater than zero, but got {list(stride)}")
+        x = x.contiguous()  # torch keeps channels_last in two dimensions only
+    check_not_empty(function, input)
+    (x,) = float32_under_autocast(x)
+    return unbatch(MaxUnpool.call(x, indices if x.dim() == indices.dim() else indices.unsqueeze(0), size), input)
+
+
+def max_unpool1d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """A signal's maxima back in their places; see :func:`max_unpool2d`.
+
+    Shape: ``(N, C, L)`` or ``(C, L)``.
+    """
+    return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool2d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """The maxima back in their places, zero elsewhere: ``y[n, c, indices[i]] = x[n, c, i]``.
+
+    ``indices`` are those that :func:`max_pool2d` gives for these windows. Of inputs with the same index the last
+    wins, in row-major order; in the backward pass each of them gets the output's gradient, as in torch.
+
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)``; each spatial size W becomes ``(W - 1) S - 2 P + K``. Several sizes
+    have a pooling of the input's; ``output_size``, less than S away from that, chooses another of them. The memory
+    format is kept. Floating dtypes; under autocast it runs in float32.
+
+    Source: Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks".
+
+    Raises:
+        ValueError: for a size that cannot be, or of another number of dimensions.
+        RuntimeError: for an input of another rank or with empty channels or planes, and for indices of another shape
+            than the input, of another dtype than int64, or outside the output.
+        NotImplementedError: for other dtypes.
+    """
+    return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
+
+
+def max_unpool3d(
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    output_size: Sequence[int] | None = None,
+) -> Tensor:
+    """A volume's maxima back in their places; see :func:`max_unpool2d`.
+
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is contiguous.
+    """
+    return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
