@@ -67,7 +67,36 @@ def eval_samples() -> list[tuple]:
     return [(x, w, b, mean, var, 1e-5), (x.to(memory_format=torch.channels_last), None, None, mean, var, 0.0)]
 
 
+def normalize_samples() -> list[tuple]:
+    x, w, b, _, _ = samples(2, 4, 3, 5)
+    last = x.to(memory_format=torch.channels_last)
+    return [
+        (x, w, b, (2, 2, 2, 15), "group", True, 1e-5),
+        (last, w, None, (2, 4, 1, 15), "group", True, 1e-5),
+        (x, w, b, (2, 1, 4, 15), "pixel", True, 1e-5),
+        (x.bfloat16(), None, None, (24, 1, 5, 1), "row", False, 1e-5),
+    ]
+
+
+def normalize_backward_samples() -> list[tuple]:
+    x, w, *_ = samples(2, 4, 3, 5)
+    pixel, group = torch.rand(2, 2, 15), torch.rand(2, 2, 2).double()
+    return [
+        (torch.randn_like(x), x, w, *group, (2, 2, 2, 15), "group", True, 1e-5, True),
+        (torch.randn_like(x), x, w, *pixel, (2, 1, 4, 15), "pixel", True, 1e-5, True),
+        (x.half(), x.half(), None, torch.empty(0), torch.rand(24, 1), (24, 1, 5, 1), "row", False, 1e-5, False),
+    ]
+
+
 OPERATOR_SAMPLES = {
+    "normalize": normalize_samples,
+    "normalize_backward": normalize_backward_samples,
+    "local_response_norm": lambda: [(torch.randn(2, 4, 3, 5), 2, 1, 0.1, 0.75, 1.0)],
+    "local_response_norm_backward": lambda: [
+        (torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5), 2, 1, 0.1, 0.75, 1.0),
+        (torch.randn(2, 4, 3).half(), torch.randn(2, 4, 3).half(), 0, 1, 0.1, 0.75, 1.0),
+    ],
+    "batch_norm_statistics": lambda: [(torch.randn(2, 3, 4, 5),), (torch.randn(2, 3).bfloat16(),)],
     "batch_norm_train": train_samples,
     "batch_norm_update_": lambda: [
         (torch.randn(3), torch.rand(3), torch.randn(3).double(), torch.rand(3).double(), 0.1, 8)

@@ -75,9 +75,15 @@ void norm_backward(const IndexSets& sets, const at::Tensor& grad, const at::Tens
     scalar_t* dx = grad_input.data_ptr<scalar_t>();
     const double share = 1 / static_cast<double>(sets.count());
     const auto r = [&](int64_t set) { return 1 / std::sqrt(variance[set] + eps); };
-    const auto x_hat = [&](int64_t i, int64_t set) {
-      return (static_cast<double>(x[i]) - (sets.centred ? mean[set] : 0)) * r(set);
-    };
+    std::vector<double> mu(sets.sets(), 0.0);
+    if (sets.centred) std::copy_n(mean, mu.size(), mu.begin());
+    if (sets.centred && training) {  // the mean may have been rounded when it was saved
+      const std::vector<double> rounded = mu;
+      for_each_number(sets, [&](int64_t i, int64_t set, int64_t) {
+        mu[set] += share * (static_cast<double>(x[i]) - rounded[set]);
+      });
+    }
+    const auto x_hat = [&](int64_t i, int64_t set) { return (static_cast<double>(x[i]) - mu[set]) * r(set); };
     std::fill_n(grad_weight, sets.parameters(), 0.0);
     std::fill_n(grad_bias, sets.parameters(), 0.0);
     std::vector<double> mean_wg(sets.sets(), 0.0), mean_wg_x_hat(sets.sets(), 0.0);

@@ -149,9 +149,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
   const at::Tensor x = input.contiguous(format_of(input, sharing));
   const int64_t inner = sets.sharing == Sharing::kPixel ? sets.pixels : sets.groups;
   const auto statistics = x.options().dtype(statistics_type(x, sharing));
-  const at::Tensor mean = at::zeros(centred ? at::DimVector{sets.samples, inner} : at::DimVector{0}, statistics);
-  const at::Tensor variance = at::zeros({sets.samples, inner}, statistics);
-  if (x.numel() == 0) return {at::empty_like(x), mean, variance};
+  const at::Tensor mean = at::empty(centred ? at::DimVector{sets.samples, inner} : at::DimVector{0}, statistics);
+  const at::Tensor variance = at::empty({sets.samples, inner}, statistics);
+  if (x.numel() == 0) return {at::empty_like(x), mean.zero_(), variance.zero_()};
   if (is_small_planes(sets) && use_fast_kernels(x)) {
     const auto [y, m, v] =
         normalize(as_rows(x, sets), weight, bias, {sets.samples * sets.pixels, 1, sets.channels, 1}, "row", true, eps);

@@ -96,19 +96,38 @@ class LazyBatchNorm3d(_BatchNorm, torch.nn.LazyBatchNorm3d):
     cls_to_become = BatchNorm3d
 
 
-class SyncBatchNorm(_BatchNorm, torch.nn.SyncBatchNorm):
-    """:class:`torch.nn.SyncBatchNorm`: batch normalization over the batches of all processes of a group.
+class SyncBatchNorm(_BatchNorm):
+    """As :class:`torch.nn.SyncBatchNorm`: batch normalization over the batches of all processes of a group.
 
     Unlike torch's it takes tensors on the CPU, as models trained with gloo have them, and can be differentiated
     twice. Batches may differ in size from process to process, and may be empty. In evaluation, without a process
     group, and alone in one, it is batch normalization. Under ``torch.func`` and forward-mode differentiation only
     these are supported.
+
+    It is not derived from torch's class, since ``DistributedDataParallel`` refuses to train that on a CPU.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        self._check_non_zero_input_channels(input)
-        return super().forward(input)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+        if input.shape[1] == 0:
+            raise ValueError(f"expected input channels, at dimension 1, to be non-zero (got {tuple(input.shape)})")
 
     def _normalize(
         self, input: Tensor, mean: Tensor | None, var: Tensor | None, batch_statistics: bool, momentum: float

@@ -89,7 +89,7 @@ class BatchNormTrain(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         output, mean, var = _ops.batch_norm_train(input, weight, bias, eps)
         if running_mean is not None:
-            count = input.numel() // input.shape[1]
+            count = input.numel() // max(input.shape[1], 1)
             _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, count)
         return output, mean, var
 
@@ -266,6 +266,9 @@ def batch_norm(
         RuntimeError: parameters or statistics that do not fit the channels or the dtype; evaluation without
             running statistics.
     """
+    if input.dim() == 1 and input.numel() == 0:  # torch takes this for a batch without samples and channels
+        input = input.reshape(0, 0)
+        return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps).reshape(0)
     if training:
         return _batch_norm_train(input, running_mean, running_var, weight, bias, momentum, eps)
     if eps < 0:
@@ -293,7 +296,10 @@ def _batch_norm_train(
     eps: float,
 ) -> Tensor:
     shape = input.shape
-    if input.dim() >= 2 and input.numel() == shape[1]:
+    numbers = shape[0]
+    for size in shape[2:]:
+        numbers = numbers * size
+    if numbers == 1 and input.dim() >= 2:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
     if eps <= 0:
         raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")

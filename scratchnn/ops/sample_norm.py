@@ -254,12 +254,15 @@ def _product(sizes: Sequence[int]) -> int:
 def _check_normalized_shape(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, name: str
 ) -> tuple[int, ...]:
-    if not isinstance(normalized_shape, (tuple, list)):
+    if type(normalized_shape) is torch.Size:
+        sizes = tuple(normalized_shape)
+    elif isinstance(normalized_shape, (tuple, list)):
+        sizes = tuple([integer(size, "normalized_shape") for size in normalized_shape])
+    else:
         raise TypeError(
             f"{name}(): argument 'normalized_shape' (position 2) must be tuple of ints, not "
             f"{type(normalized_shape).__name__}"
         )
-    sizes = tuple([integer(size, "normalized_shape") for size in normalized_shape])
     if not sizes:
         raise RuntimeError(
             f"Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
@@ -271,7 +274,7 @@ def _check_normalized_shape(
                 f"Expected {which} to be of same shape as normalized_shape, but got {which} of shape "
                 f"{tuple(parameter.shape)} and normalized_shape = {sizes}"
             )
-    if input.dim() < len(sizes) or input.shape[-len(sizes) :] != sizes:
+    if input.shape[-len(sizes) :] != sizes:
         raise RuntimeError(
             f"Given normalized_shape={list(sizes)}, expected input with shape [*, {str(list(sizes))[1:-1]}], but got "
             f"input of size {list(input.shape)}"
@@ -280,7 +283,7 @@ def _check_normalized_shape(
 
 
 def _rows(input: Tensor, sizes: Sequence[int]) -> Shape:
-    return _product(input.shape[: input.dim() - len(sizes)]), 1, _product(sizes), 1
+    return _product(input.shape[: -len(sizes)]), 1, _product(sizes), 1
 
 
 def _check_floating(input: Tensor, name: str) -> None:
@@ -365,10 +368,6 @@ def _complex_rms_norm(input: Tensor, dims: int, weight: Tensor | None, eps: floa
     return x_hat if weight is None else (x_hat * weight).to(input.dtype)
 
 
-def _images(input: Tensor, groups: int) -> Shape:
-    return input.shape[0], groups, input.shape[1] // groups, _product(input.shape[2:])
-
-
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -395,9 +394,10 @@ def group_norm(
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.dim()}")
     if type(num_groups) is not int and not isinstance(num_groups, torch.SymInt):
         num_groups = integer(num_groups, "num_groups")
-    samples, channels = input.shape[0], input.shape[1]
-    if samples * channels // num_groups * _product(input.shape[2:]) == 1:
-        sizes = [samples * channels // num_groups, num_groups, *input.shape[2:]]
+    samples, channels, *spatial = input.shape
+    pixels = _product(spatial)
+    if samples * channels // num_groups * pixels == 1:
+        sizes = [samples * channels // num_groups, num_groups, *spatial]
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes}")
     if num_groups <= 0:
         raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
@@ -414,10 +414,11 @@ def group_norm(
             )
     if channels == 0:
         raise RuntimeError("Expected number of channels to be greater than 0, got 0")
-    if _product(input.shape[2:]) == 0:
+    if pixels == 0:
         raise RuntimeError(f"Expected pixels to normalize over, but got input of shape {list(input.shape)}")
     _check_parameters(input, weight, bias, "group_norm")
-    return Normalize.call(input, weight, bias, _images(input, num_groups), "group", True, eps)[0]
+    shape = (samples, num_groups, channels // num_groups, pixels)
+    return Normalize.call(input, weight, bias, shape, "group", True, eps)[0]
 
 
 def instance_norm(
@@ -457,11 +458,13 @@ def instance_norm(
         raise RuntimeError("Expected running_mean and running_var to be defined when use_input_stats is false")
     _check_channels(input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     _check_parameters(input, weight, bias, "instance_norm")
+    if input.shape[0] * input.shape[1] == 0 and (weight is not None or bias is not None):
+        raise IndexError(f"instance_norm: no samples or no channels for weight and bias, input size {input.shape}")
     if not use_input_stats:
         for running, which in ((running_mean, "running_mean"), (running_var, "running_var")):
             check_dtype(input, running, which)
         return BatchNormEval.call(input, weight, bias, running_mean, running_var, eps)
-    shape = _images(input, input.shape[1]) if input.shape[1] > 0 else (input.shape[0], 0, 1, 1)
+    shape = (input.shape[0], input.shape[1], 1, _product(input.shape[2:]))
     output, mean, var = Normalize.call(input, weight, bias, shape, "group", True, eps)
     if running_mean is not None and running_var is not None and input.numel() > 0:
         mean, var = mean.detach().mean(0), var.detach().mean(0)

@@ -6,6 +6,9 @@
 #include "common/simd.h"
 #include "norm/kernels.h"
 
+// For a lambda that is called for every vector: gcc otherwise makes a function of those with many callers.
+#define SCRATCHNN_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 

@@ -4,11 +4,16 @@
 // are pixels, whatever the memory format. The sums over a sliding window cost two additions a number, however long
 // the window, and nothing is ever subtracted, so nothing cancels: channels fall into blocks as long as the window,
 // and a window is the end of one block and the beginning of the next (van Herk 1992; Gil & Werman 1993).
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 
 #include "common/runtime.h"
 #include "common/simd.h"
+#include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
 namespace scratchnn {
@@ -78,7 +83,7 @@ SCRATCHNN_INLINE void window_sums(int64_t channels, int64_t columns, int64_t bef
   const int64_t length = before + after + 1;
   T* ends = memory;                          // row j: the sum of a block from its number j on
   T* beginning = memory + length * columns;  // the sum of the next block up to some number
-  const auto add_row = [&](T* sums, const T* to, int64_t i) {
+  const auto add_row = [&](T* sums, const T* to, int64_t i) SCRATCHNN_INLINE_LAMBDA {
     for (int64_t column = 0; column < columns; column += kLanes<T>) {
       Vec<T> sum = to == nullptr ? Vec<T>{} : load(to + column);
       if (i >= 0 && i < channels) sum += term(i, column);
@@ -101,18 +106,34 @@ SCRATCHNN_INLINE void window_sums(int64_t channels, int64_t columns, int64_t bef
   }
 }
 
+// Lane by lane; compilers make one instruction of it only where they may forget about errno.
+template <class T>
+SCRATCHNN_INLINE Vec<T> square_root(Vec<T> v) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_sqrt_ps((__m512)v);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_sqrt_pd((__m512d)v);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_sqrt_ps((__m256)v);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_sqrt_pd((__m256d)v);
+#else
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
+}
+
 // s^-beta, number by number. The exponents of AlexNet (3/4) and its relatives are roots.
 template <class T>
-SCRATCHNN_INLINE void inverse_powers(const T* s, double beta, T* powers, int64_t count) {
+void inverse_powers(const T* s, double beta, T* powers, int64_t count) {
+  const Vec<T> one = broadcast(T(1));
   if (beta == 0.75) {
-    for (int64_t i = 0; i < count; ++i) {
-      const T root = std::sqrt(s[i]);
-      powers[i] = 1 / (root * std::sqrt(root));
+    for (int64_t i = 0; i < count; i += kLanes<T>) {
+      const Vec<T> root = square_root<T>(load(s + i));
+      store(powers + i, one / (root * square_root<T>(root)));
     }
   } else if (beta == 0.5) {
-    for (int64_t i = 0; i < count; ++i) powers[i] = 1 / std::sqrt(s[i]);
+    for (int64_t i = 0; i < count; i += kLanes<T>) store(powers + i, one / square_root<T>(load(s + i)));
   } else if (beta == 1) {
-    for (int64_t i = 0; i < count; ++i) powers[i] = 1 / s[i];
+    for (int64_t i = 0; i < count; i += kLanes<T>) store(powers + i, one / load(s + i));
   } else {
     for (int64_t i = 0; i < count; ++i) powers[i] = std::pow(s[i], static_cast<T>(-beta));
   }
@@ -125,11 +146,12 @@ void scales(const Table<T>& table, const T* x, T* s, T* memory) {
   const Vec<T> k = broadcast(static_cast<T>(window.k)), scale = broadcast(static_cast<T>(window.scale));
   window_sums<T>(
       window.channels, table.columns, window.before, window.after, memory,
-      [&](int64_t i, int64_t column) {
+      [&](int64_t i, int64_t column) SCRATCHNN_INLINE_LAMBDA {
         const Vec<T> v = load(x + i * table.columns + column);
         return v * v;
       },
-      [&](int64_t c, int64_t column, Vec<T> sum) { store(s + c * table.columns + column, fma(sum, scale, k)); });
+      [&](int64_t c, int64_t column, Vec<T> sum)
+          SCRATCHNN_INLINE_LAMBDA { store(s + c * table.columns + column, fma(sum, scale, k)); });
 }
 
 template <class T>
@@ -169,8 +191,8 @@ void local_response_norm_backward(const Window& window, const T* grad, const T* 
       }
       window_sums<T>(
           window.channels, columns, window.after, window.before, memory,
-          [&](int64_t c, int64_t column) { return load(s + c * columns + column); },
-          [&](int64_t c, int64_t column, Vec<T> sum) {
+          [&](int64_t c, int64_t column) SCRATCHNN_INLINE_LAMBDA { return load(s + c * columns + column); },
+          [&](int64_t c, int64_t column, Vec<T> sum) SCRATCHNN_INLINE_LAMBDA {
             const int64_t j = c * columns + column;
             store(powers + j, fma(load(x + j) * slope, sum, load(g + j)));
           });

@@ -70,7 +70,7 @@ SCRATCHNN_INLINE V fresh(V v, int64_t rest) {
 template <class V, class T, class Body, class Tail>
 SCRATCHNN_INLINE void walk(int64_t length, const Body& body, const Tail& tail) {
   constexpr int64_t n = kWidth<V, T>;
-  if (length <= 0) return;  // never so, but gcc fears for it
+  if (n == 1 && length >= kLanes<T>) __builtin_unreachable();
   int64_t i = 0;
   for (; i + 4 * n <= length; i += 4 * n) {
     body(i, 0);
@@ -97,41 +97,51 @@ struct Moments {
 // Each block twice, from the cache: its mean, then the deviations from it, which do not cancel; the blocks' moments
 // are then merged. Around zero (not centred) the sum of squares is all there is.
 template <class V, class T>
-SCRATCHNN_INLINE Moments moments(const T* x, int64_t length, bool centred) {
+SCRATCHNN_INLINE Moments moments(const T* x, int64_t length, double inverse_length, bool centred) {
   double mean = 0, squares = 0;
-  in_blocks(length, [&](int64_t done, int64_t count) {
+  in_blocks(length, [&](int64_t done, int64_t count) SCRATCHNN_INLINE_LAMBDA {
     const T* block = x + done;
+    const bool alone = count == length;
+    const double inverse = alone ? inverse_length : 1 / static_cast<double>(count);
     T shift = 0;
     if (centred) {
       V sum[2] = {};
       walk<V, T>(
-          count, [&](int64_t i, int lane) { sum[lane] += load_as<V>(block + i); },
-          [&](int64_t i, int64_t rest) { sum[0] += fresh<V, T>(load_as<V>(block + i), rest); });
-      shift = total<V, T>(sum[0] + sum[1]) / static_cast<T>(count);
+          count, [&](int64_t i, int lane) SCRATCHNN_INLINE_LAMBDA { sum[lane] += load_as<V>(block + i); },
+          [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA { sum[0] += fresh<V, T>(load_as<V>(block + i), rest); });
+      shift = total<V, T>(sum[0] + sum[1]) * static_cast<T>(inverse);
     }
     const V centre = all<V>(shift);
     V sum[2] = {}, square[2] = {};
     walk<V, T>(
         count,
-        [&](int64_t i, int lane) {
+        [&](int64_t i, int lane) SCRATCHNN_INLINE_LAMBDA {
           const V d = load_as<V>(block + i) - centre;
           sum[lane] += d;
           square[lane] = fma(d, d, square[lane]);
         },
-        [&](int64_t i, int64_t rest) {
+        [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA {
           const V d = fresh<V, T>(load_as<V>(block + i) - centre, rest);
           sum[0] += d;
           square[0] = fma(d, d, square[0]);
         });
-    const T sum_of_squares = total<V, T>(square[0] + square[1]);
-    if (centred) {
-      merge_block(mean, squares, shift, total<V, T>(sum[0] + sum[1]), sum_of_squares,
-                  BlockWeights(static_cast<double>(done), static_cast<double>(count)));
-    } else {
+    const double sum_of_squares = total<V, T>(square[0] + square[1]);
+    if (!centred) {
       squares += sum_of_squares;
+      return;
+    }
+    const double deviation = total<V, T>(sum[0] + sum[1]);
+    const double block_mean = shift + deviation * inverse;
+    const double block_squares = sum_of_squares - deviation * deviation * inverse;
+    if (alone) {
+      mean = block_mean;
+      squares = block_squares;
+    } else {
+      const double share = static_cast<double>(count) / static_cast<double>(done + count);
+      merge(mean, squares, block_mean, block_squares, share, share * static_cast<double>(done));
     }
   });
-  return {mean, std::max(squares / static_cast<double>(length), 0.0)};
+  return {mean, std::max(squares * inverse_length, 0.0)};
 }
 
 // y = ((x - centre) r + offset) w + b, weight and bias number by number; null pointers count as ones and zeros.
@@ -139,7 +149,7 @@ template <class V, class T, bool weighted, bool biased>
 SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T* y, const T* weight, const T* bias,
                                       int64_t length) {
   const V centre = all<V>(line.centre), scale = all<V>(line.scale), offset = all<V>(line.offset);
-  const auto normalize = [&](int64_t i) {
+  const auto normalize = [&](int64_t i) SCRATCHNN_INLINE_LAMBDA {
     V v = fma(load_as<V>(x + i) - centre, scale, offset);
     if constexpr (weighted && biased) {
       v = fma(v, load_as<V>(weight + i), load_as<V>(bias + i));
@@ -150,12 +160,14 @@ SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T*
     }
     store_as(y + i, v);
   };
-  walk<V, T>(length, [&](int64_t i, int) { normalize(i); }, [&](int64_t i, int64_t) { normalize(i); });
+  walk<V, T>(
+      length, [&](int64_t i, int) SCRATCHNN_INLINE_LAMBDA { normalize(i); },
+      [&](int64_t i, int64_t) SCRATCHNN_INLINE_LAMBDA { normalize(i); });
 }
 
 template <class V, class T>
 void forward_row(const Rows& geometry, const T* x, T* y, const T* weight, const T* bias, const Moments& m, double eps) {
-  if (geometry.run > 1) {
+  if (kWidth<V, T> > 1 && geometry.run > 1) {
     for (int64_t p = 0; p < geometry.parameters; ++p) {
       const double w = weight == nullptr ? 1 : weight[p], b = bias == nullptr ? 0 : bias[p];
       const ForwardLine<T> line(w, b, m.mean, m.variance, eps);
@@ -180,11 +192,12 @@ template <class V, class T>
 void forward(const Rows& geometry, const T* input, T* output, const T* weight, const T* bias, double eps, T* mean,
              T* variance) {
   const int64_t length = geometry.length();
+  const double inverse_length = 1 / static_cast<double>(length);
   parallel_for(0, geometry.rows, std::max<int64_t>(1, kGrain / length), [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const T* x = input + row * length;
       const int64_t parameter = row % geometry.cycle * geometry.parameters;
-      const Moments m = moments<V>(x, length, mean != nullptr);
+      const Moments m = moments<V>(x, length, inverse_length, mean != nullptr);
       forward_row<V>(geometry, x, output + row * length, weight == nullptr ? nullptr : weight + parameter,
                      bias == nullptr ? nullptr : bias + parameter, m, eps);
       if (mean != nullptr) mean[row] = static_cast<T>(m.mean);
@@ -203,24 +216,23 @@ template <class V, class T, bool weighted>
 SCRATCHNN_INLINE RowSums run_sums(const T* g, const T* x, const T* weight, T mean, int64_t length) {
   RowSums sums;
   const V centre = all<V>(mean);
-  in_blocks(length, [&](int64_t done, int64_t count) {
+  in_blocks(length, [&](int64_t done, int64_t count) SCRATCHNN_INLINE_LAMBDA {
     V sum_d[2] = {}, sum_g[2] = {}, sum_g_d[2] = {};
-    const auto add = [&](V d, V slope, int lane) {
+    const auto add = [&](V d, V slope, int lane) SCRATCHNN_INLINE_LAMBDA {
       sum_d[lane] += d;
       sum_g[lane] += slope;
       sum_g_d[lane] = fma(slope, d, sum_g_d[lane]);
     };
-    const auto slope = [&](int64_t i) {
-      const V v = load_as<V>(g + i);
-      if constexpr (weighted) {
-        return v * load_as<V>(weight + i);
-      } else {
-        return v;
-      }
+    const auto slope = [&](int64_t i) SCRATCHNN_INLINE_LAMBDA {
+      V v = load_as<V>(g + i);
+      if constexpr (weighted) v = v * load_as<V>(weight + i);
+      return v;
     };
     walk<V, T>(
-        count, [&](int64_t i, int lane) { add(load_as<V>(x + done + i) - centre, slope(done + i), lane); },
-        [&](int64_t i, int64_t rest) {
+        count,
+        [&](int64_t i, int lane)
+            SCRATCHNN_INLINE_LAMBDA { add(load_as<V>(x + done + i) - centre, slope(done + i), lane); },
+        [&](int64_t i, int64_t rest) SCRATCHNN_INLINE_LAMBDA {
           add(fresh<V, T>(load_as<V>(x + done + i) - centre, rest), fresh<V, T>(slope(done + i), rest), 0);
         });
     sums.d += total<V, T>(sum_d[0] + sum_d[1]);
@@ -230,59 +242,70 @@ SCRATCHNN_INLINE RowSums run_sums(const T* g, const T* x, const T* weight, T mea
   return sums;
 }
 
-// What the sums over a row say: its exact mean, 1 / sqrt(variance + eps), E[w g] and E[w g x_hat].
-struct RowMeans {
-  double mean, mean_wg, mean_wg_x_hat;
+// What the sums over a row say. With `mean` the exact mean, x_hat = (x - centre) r + x_hat_offset, and
+// dx = (w g - mean_wg) r + ((x - centre) input_scale + input_offset): E[w g] is taken off before anything is scaled,
+// so that where it is all there is, nothing remains.
+template <class T>
+struct RowLine {
+  double mean, exact_r;
+  T centre, mean_wg, r, x_hat_offset, input_scale, input_offset;
 
-  template <class T>
-  RowMeans(const RowSums& sums, T centre, double variance, double eps, double count, bool centred) {
-    const double r = 1 / std::sqrt(variance + eps);
-    const double rounding = centred ? sums.d / count : 0;
-    mean = centre + rounding;
-    mean_wg = centred ? sums.wg / count : 0;
-    mean_wg_x_hat = (sums.wg_d - rounding * sums.wg) * r / count;
+  RowLine(const RowSums& sums, T rounded_mean, double variance, double eps, double inverse_length, bool centred) {
+    const double rounding = centred ? sums.d * inverse_length : 0;
+    mean = rounded_mean + rounding;
+    exact_r = 1 / std::sqrt(variance + eps);
+    const double mean_wg_x_hat = (sums.wg_d - rounding * sums.wg) * exact_r * inverse_length;
+    centre = static_cast<T>(mean);
+    mean_wg = static_cast<T>(centred ? sums.wg * inverse_length : 0);
+    r = static_cast<T>(exact_r);
+    const double slope = -exact_r * exact_r * mean_wg_x_hat, lacking = static_cast<double>(centre) - mean;
+    x_hat_offset = static_cast<T>(lacking * exact_r);
+    input_scale = static_cast<T>(slope);
+    input_offset = static_cast<T>(lacking * slope);
   }
 };
 
-// dx, and the gradients of weight and bias in T where asked for: those of one number of the row each.
+// dx of a run, and the gradients of weight and bias in T where asked for. The weight is that of each number, or, not
+// `weighted`, the first one.
 template <class V, class T, bool weighted, bool parameters>
-SCRATCHNN_INLINE void backward_by_number(const BackwardLine<T>& line, const ForwardLine<T>& x_hat, const T* g,
-                                         const T* x, T* dx, const T* weight, T* dw, T* db, int64_t length) {
-  const V centre = all<V>(line.centre), grad_scale = all<V>(line.grad_scale);
-  const V input_scale = all<V>(line.input_scale), offset = all<V>(line.offset);
-  const V r = all<V>(x_hat.scale), x_hat_offset = all<V>(x_hat.offset);
-  const auto differentiate = [&](int64_t i, auto mask) {
+SCRATCHNN_INLINE void backward_by_number(const RowLine<T>& line, const T* g, const T* x, T* dx, const T* weight, T* dw,
+                                         T* db, int64_t length) {
+  const V centre = all<V>(line.centre), mean_wg = all<V>(line.mean_wg), r = all<V>(line.r);
+  const V x_hat_offset = all<V>(line.x_hat_offset);
+  const V input_scale = all<V>(line.input_scale), input_offset = all<V>(line.input_offset);
+  const V same_weight = all<V>(weight == nullptr ? T(1) : *weight);
+  const auto differentiate = [&](int64_t i, auto mask) SCRATCHNN_INLINE_LAMBDA {
     const V d = load_as<V>(x + i) - centre;
     const V slope = load_as<V>(g + i);
-    V weighted_slope = slope;
-    if constexpr (weighted) weighted_slope = slope * load_as<V>(weight + i);
-    store_as(dx + i, fma(weighted_slope, grad_scale, fma(d, input_scale, offset)));
+    V w = same_weight;
+    if constexpr (weighted) w = load_as<V>(weight + i);
+    V wg = w * slope;
+    SCRATCHNN_KEEP_IN_REGISTER(wg);  // rounded, as it was when it was summed
+    store_as(dx + i, fma(wg - mean_wg, r, fma(d, input_scale, input_offset)));
     if constexpr (parameters) {
       store_as(dw + i, load_as<V>(dw + i) + mask(slope * fma(d, r, x_hat_offset)));
       store_as(db + i, load_as<V>(db + i) + mask(slope));
     }
   };
   walk<V, T>(
-      length, [&](int64_t i, int) { differentiate(i, [](V v) { return v; }); },
-      [&](int64_t i, int64_t rest) { differentiate(i, [rest](V v) { return fresh<V, T>(v, rest); }); });
+      length, [&](int64_t i, int) SCRATCHNN_INLINE_LAMBDA { differentiate(i, [](V v) { return v; }); },
+      [&](int64_t i, int64_t rest)
+          SCRATCHNN_INLINE_LAMBDA { differentiate(i, [rest](V v) { return fresh<V, T>(v, rest); }); });
 }
 
 // A row whose numbers have parameters of their own.
 template <class V, class T, bool weighted, bool parameters>
 void backward_row_by_number(const T* g, const T* x, T* dx, const T* weight, T* dw, T* db, T centre, double variance,
-                            double eps, int64_t length, bool centred) {
+                            double eps, int64_t length, double inverse_length, bool centred) {
   const RowSums sums = run_sums<V, T, weighted>(g, x, weight, centre, length);
-  const RowMeans means(sums, centre, variance, eps, static_cast<double>(length), centred);
-  const BackwardLine<T> line(1, means.mean, variance, eps, means.mean_wg, means.mean_wg_x_hat);
-  const ForwardLine<T> x_hat(1, 0, means.mean, variance, eps);
-  backward_by_number<V, T, weighted, parameters>(line, x_hat, g, x, dx, weight, dw, db, length);
+  const RowLine<T> line(sums, centre, variance, eps, inverse_length, centred);
+  backward_by_number<V, T, weighted, parameters>(line, g, x, dx, weight, dw, db, length);
 }
 
 // A row of runs of one parameter each. `own` is memory for two doubles a parameter.
 template <class V, class T>
 void backward_row_by_run(const Rows& geometry, const T* g, const T* x, T* dx, const T* weight, double* dw, double* db,
                          T centre, double variance, double eps, bool centred, double* own) {
-  const double r = 1 / std::sqrt(variance + eps);
   RowSums sums;
   for (int64_t p = 0; p < geometry.parameters; ++p) {
     const int64_t start = p * geometry.run;
@@ -294,15 +317,13 @@ void backward_row_by_run(const Rows& geometry, const T* g, const T* x, T* dx, co
     own[2 * p] = run.wg;
     own[2 * p + 1] = run.wg_d;
   }
-  const RowMeans means(sums, centre, variance, eps, static_cast<double>(geometry.length()), centred);
+  const RowLine<T> line(sums, centre, variance, eps, 1 / static_cast<double>(geometry.length()), centred);
   for (int64_t p = 0; p < geometry.parameters; ++p) {
     const int64_t start = p * geometry.run;
-    const BackwardLine<T> line(weight == nullptr ? 1 : weight[p], means.mean, variance, eps, means.mean_wg,
-                               means.mean_wg_x_hat);
-    backward_by_number<V, T, false, false>(line, ForwardLine<T>(1, 0, means.mean, variance, eps), g + start, x + start,
-                                           dx + start, nullptr, nullptr, nullptr, geometry.run);
+    backward_by_number<V, T, false, false>(line, g + start, x + start, dx + start,
+                                           weight == nullptr ? nullptr : weight + p, nullptr, nullptr, geometry.run);
     if (dw != nullptr) {
-      dw[p] += (own[2 * p + 1] + (centre - means.mean) * own[2 * p]) * r;
+      dw[p] += (own[2 * p + 1] + (centre - line.mean) * own[2 * p]) * line.exact_r;
       db[p] += own[2 * p];
     }
   }
@@ -319,6 +340,7 @@ template <class V, class T>
 void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
                    const T* variance, double eps, double* gradients, int64_t first, int64_t last) {
   const int64_t length = geometry.length(), parameters = geometry.all_parameters();
+  const double inverse_length = 1 / static_cast<double>(length);
   const bool centred = mean != nullptr;
   double* dw = gradients;
   double* db = gradients == nullptr ? nullptr : gradients + parameters;
@@ -331,7 +353,7 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     const int64_t p = row % geometry.cycle * geometry.parameters;
     const T* w = weight == nullptr ? nullptr : weight + p;
     const T centre = centred ? mean[row] : T(0);
-    if (geometry.run > 1) {
+    if (kWidth<V, T> > 1 && geometry.run > 1) {
       backward_row_by_run<V>(geometry, g, x, dx, w, dw == nullptr ? nullptr : dw + p, dw == nullptr ? nullptr : db + p,
                              centre, static_cast<double>(variance[row]), eps, centred, own);
       continue;
@@ -339,7 +361,7 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     const auto differentiate = [&](auto weighted, auto asked) {
       backward_row_by_number<V, T, weighted.value, asked.value>(g, x, dx, w, sums + p, sums + parameters + p, centre,
                                                                 static_cast<double>(variance[row]), eps, length,
-                                                                centred);
+                                                                inverse_length, centred);
     };
     if (dw == nullptr) {
       w == nullptr ? differentiate(std::false_type(), std::false_type())

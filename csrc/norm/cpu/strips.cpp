@@ -107,9 +107,10 @@ void forward_strip(const Strip<T>& strip, int64_t channels, const T* x, T* y, co
                    double eps, T* mean, T* variance, const PixelSums<T, 2>& sums, T* centre, T* scale, T* offset) {
   const int64_t columns = strip.vectors * kLanes<T>;
   const double count = static_cast<double>(channels);
-  sums.add_all(strip, channels, [&](int64_t, int64_t i, int64_t, Vec<T>(&sum)[2]) { sum[0] += load(x + i); });
+  sums.add_all(strip, channels,
+               [&](int64_t, int64_t i, int64_t, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA { sum[0] += load(x + i); });
   for (int64_t column = 0; column < columns; ++column) centre[column] = static_cast<T>(sums.wide[0][column] / count);
-  sums.add_all(strip, channels, [&](int64_t, int64_t i, int64_t column, Vec<T>(&sum)[2]) {
+  sums.add_all(strip, channels, [&](int64_t, int64_t i, int64_t column, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA {
     const Vec<T> d = load(x + i) - load(centre + column);
     sum[0] += d;
     sum[1] = fma(d, d, sum[1]);
@@ -159,18 +160,20 @@ void norm(const Planes& geometry, const T* input, T* output, const T* weight, co
   });
 }
 
-// What becomes of a number of every pixel, as in BackwardLine, with x_hat = (x - centre) grad_scale + x_hat_offset.
+// What becomes of a number of every pixel: dx = (w g - mean_wg) r + ((x - centre) input_scale + offset), and
+// x_hat = (x - centre) r + x_hat_offset.
 template <class T>
 struct PixelLines {
-  T *centre, *grad_scale, *input_scale, *offset, *x_hat_offset;
+  T *centre, *mean_wg, *r, *input_scale, *offset, *x_hat_offset;
 
-  static constexpr int64_t kBytes = 5 * sizeof(T);
+  static constexpr int64_t kBytes = 6 * sizeof(T);
   PixelLines(T* memory, int64_t columns)
       : centre(memory),
-        grad_scale(memory + columns),
-        input_scale(memory + 2 * columns),
-        offset(memory + 3 * columns),
-        x_hat_offset(memory + 4 * columns) {}
+        mean_wg(memory + columns),
+        r(memory + 2 * columns),
+        input_scale(memory + 3 * columns),
+        offset(memory + 4 * columns),
+        x_hat_offset(memory + 5 * columns) {}
 };
 
 template <class T>
@@ -180,13 +183,14 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
   const double count = static_cast<double>(channels);
   for (int64_t j = 0; j < strip.vectors; ++j) store(lines.centre + j * kLanes<T>, load(mean + strip.offset(j)));
   // the sums of d = x - centre, of w g and of w g d
-  sums.add_all(strip, channels, [&](int64_t channel, int64_t i, int64_t column, Vec<T>(&sum)[3]) {
-    const Vec<T> d = load(x + i) - load(lines.centre + column);
-    const Vec<T> slope = weight == nullptr ? load(g + i) : load(g + i) * broadcast(weight[channel]);
-    sum[0] += d;
-    sum[1] += slope;
-    sum[2] = fma(slope, d, sum[2]);
-  });
+  sums.add_all(strip, channels,
+               [&](int64_t channel, int64_t i, int64_t column, Vec<T>(&sum)[3]) SCRATCHNN_INLINE_LAMBDA {
+                 const Vec<T> d = load(x + i) - load(lines.centre + column);
+                 const Vec<T> slope = weight == nullptr ? load(g + i) : load(g + i) * broadcast(weight[channel]);
+                 sum[0] += d;
+                 sum[1] += slope;
+                 sum[2] = fma(slope, d, sum[2]);
+               });
   for (int64_t j = 0; j < strip.vectors; ++j) {
     for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
       const int64_t column = j * kLanes<T> + lane;
@@ -194,9 +198,10 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
       const double rounding = sums.wide[0][column] / count;  // what the centre lacks to be the mean
       const double m = static_cast<double>(lines.centre[column]) + rounding, r = 1 / std::sqrt(v + eps);
       const double wg = sums.wide[1][column], wg_d = sums.wide[2][column] - rounding * wg;
-      const BackwardLine<T> line(1, m, v, eps, wg / count, wg_d * r / count);
+      const BackwardLine<T> line(1, m, v, eps, 0, wg_d * r / count);
       lines.centre[column] = line.centre;
-      lines.grad_scale[column] = line.grad_scale;
+      lines.mean_wg[column] = static_cast<T>(wg / count);
+      lines.r[column] = line.grad_scale;
       lines.input_scale[column] = line.input_scale;
       lines.offset[column] = line.offset;
       lines.x_hat_offset[column] = ForwardLine<T>(1, 0, m, v, eps).offset;
@@ -206,12 +211,14 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
   for (int64_t channel = 0; channel < channels; ++channel) {
     const Vec<T> w = broadcast(weight == nullptr ? T(1) : weight[channel]);
     Vec<T> sum_g_x_hat = {}, sum_g = {};
-    const auto differentiate = [&](int64_t j, auto mask) {
+    const auto differentiate = [&](int64_t j, auto mask) SCRATCHNN_INLINE_LAMBDA {
       const int64_t i = channel * strip.stride + strip.offset(j), column = j * kLanes<T>;
       const Vec<T> d = load(x + i) - load(lines.centre + column), slope = load(g + i);
-      const Vec<T> r = load(lines.grad_scale + column);
+      const Vec<T> r = load(lines.r + column);
       const Vec<T> line = fma(d, load(lines.input_scale + column), load(lines.offset + column));
-      store(dx + i, fma(slope * w, r, line));
+      Vec<T> wg = w * slope;
+      SCRATCHNN_KEEP_IN_REGISTER(wg);  // rounded, as it was when it was summed
+      store(dx + i, fma(wg - load(lines.mean_wg + column), r, line));
       sum_g_x_hat += mask(slope * fma(d, r, load(lines.x_hat_offset + column)));
       sum_g += mask(slope);
     };
