@@ -202,6 +202,15 @@ int64_t for_each_in_window(const Extent& o, const PoolShape& shape, const Spans&
 template <class T>
 using SumOf = std::conditional_t<std::is_integral_v<T>, T, double>;
 
+// Integers are divided towards zero, and those divisions that have no result do not end the process.
+double divide(double sum, int64_t divisor) {
+  return sum / static_cast<double>(divisor);
+}
+int64_t divide(int64_t sum, int64_t divisor) {
+  if (divisor == -1) return static_cast<int64_t>(-static_cast<uint64_t>(sum));
+  return divisor == 0 ? 0 : sum / divisor;
+}
+
 }  // namespace
 
 // y[o] = (sum of x[i] over i in window o) / divisor(o)
@@ -215,7 +224,7 @@ void average(const at::Tensor& input, const at::Tensor& output, const PoolShape&
         SumOf<scalar_t> sum = 0;
         const int64_t divisor = for_each_in_window(
             o, shape, spans, [&](int64_t i) { sum += static_cast<SumOf<scalar_t>>(from[i * x.pixel_stride()]); });
-        y[place] = static_cast<scalar_t>(sum / divisor);
+        y[place] = static_cast<scalar_t>(divide(sum, divisor));
       });
     });
   });

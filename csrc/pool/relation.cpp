@@ -20,7 +20,7 @@ Spans adaptive_spans(const PoolShape& shape) {
 }
 
 WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window) {
-  WindowTables tables;
+  WindowTables tables(window.kernel, true);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     for (int64_t o = 0; o < shape.output[dim]; ++o) {
       tables.begin_[dim].push_back(o * window.stride[dim] - window.padding[dim]);
@@ -37,7 +37,7 @@ WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window)
 }
 
 WindowTables WindowTables::adaptive(const PoolShape& shape) {
-  WindowTables tables;
+  WindowTables tables({1, 1, 1}, true);
   Windows windows{{1, 1, 1}, {0, 0, 0}, {1, 1, 1}, {}, {}};
   const Spans spans = adaptive_spans(shape);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
@@ -51,13 +51,14 @@ WindowTables WindowTables::adaptive(const PoolShape& shape) {
     const int64_t in = shape.input[dim], out = shape.output[dim];
     if (out > 0) windows.taps[dim] = in % out == 0 ? in / out : in / out + 2;
   }
+  tables.taps_ = windows.taps;
   tables.windows_.push_back(windows);
   return tables;
 }
 
 WindowTables WindowTables::fractional(const PoolShape& shape, const Extent& kernel,
                                       std::array<std::vector<int64_t>, kSpatialRank> begin) {
-  WindowTables tables;
+  WindowTables tables(kernel, false);
   tables.begin_ = std::move(begin);
   for (int dim = 0; dim < kSpatialRank; ++dim) tables.count_[dim].assign(shape.output[dim], kernel[dim]);
   for (int64_t plane = 0; plane < shape.images * shape.channels; ++plane) {
@@ -76,9 +77,13 @@ RelationTables::Entries RelationTables::entries(const PoolShape& shape, const Wi
   int64_t taps = 1;  // of the dimensions after this one
   for (int dim = kSpatialRank - 1; dim >= 0; --dim) {
     for (int64_t o = 0; o < shape.output[dim]; ++o) {
-      for (int64_t tap = 0; tap < windows.count[dim][o]; ++tap) {
-        const int64_t i = windows.begin[dim][o] + tap * windows.dilation[dim];
-        if (i >= 0 && i < shape.input[dim]) entries[dim].push_back({o, i, tap * taps, 1.0});
+      // The taps inside the input, however many are outside.
+      const int64_t begin = windows.begin[dim][o], dilation = windows.dilation[dim];
+      const int64_t first = begin < 0 ? (-begin + dilation - 1) / dilation : 0;
+      for (int64_t tap = first; tap < windows.count[dim][o]; ++tap) {
+        const int64_t i = begin + tap * dilation;
+        if (i >= shape.input[dim]) break;
+        entries[dim].push_back({o, i, tap * taps, 1.0});
       }
     }
     taps *= windows.taps[dim];

@@ -35,12 +35,14 @@ class WindowTables {
 
   WindowTables(WindowTables&&) = default;  // moved vectors stay where they are in memory
 
-  PlaneWindows view() const { return {windows_.data(), windows_.size() == 1}; }
-  const Extent& taps() const { return windows_[0].taps; }
+  PlaneWindows view() const { return {windows_.data(), same_}; }
+  const Extent& taps() const { return taps_; }
 
  private:
-  WindowTables() = default;
+  WindowTables(const Extent& taps, bool same) : taps_(taps), same_(same) {}
 
+  Extent taps_;
+  bool same_;  // for all planes
   std::array<std::vector<int64_t>, kSpatialRank> begin_, count_;
   std::vector<Windows> windows_;
 };

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import expand, output_size
+from scratchnn.ops._common import expand, integer, output_size
 
 
 def pooled_size(
@@ -100,22 +100,30 @@ def check_not_empty(function: str, input: Tensor) -> None:
         )
 
 
+def integers(value: Any, name: str) -> int | list[int]:
+    """A number or a list of numbers, checked to be whole.
+
+    Every argument is checked for its type before any is for its value: that is the order in which torch complains.
+    """
+    if isinstance(value, (tuple, list)):
+        return [integer(number, name) for number in value]
+    return integer(value, name)
+
+
 def sliding(rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> list[list[int]]:
     """Kernel size, stride (by default the kernel size), padding and dilation, each as a list of ``rank`` numbers."""
-    kernel = expand(kernel_size, rank, "kernel_size")
-    no_stride = stride is None or (isinstance(stride, (tuple, list)) and not stride)
-    return [
-        kernel,
-        list(kernel) if no_stride else expand(stride, rank, "stride"),
-        expand(padding, rank, "padding"),
-        expand(dilation, rank, "dilation"),
-    ]
+    if stride is None or (isinstance(stride, (tuple, list)) and not stride):
+        stride = kernel_size
+    given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    checked = {name: integers(value, name) for name, value in given.items()}
+    return [expand(value, rank, name) for name, value in checked.items()]
 
 
 def exactly(value: Any, rank: int, function: str, name: str) -> list[int]:
     """One number for all dimensions, or a list of ``rank``: not, as :func:`expand` has it, of a single one."""
-    if isinstance(value, (tuple, list)) and len(value) != rank:
-        raise RuntimeError(f"{function}: {name} must be a single int or {rank} of them, but got {list(value)}")
+    value = integers(value, name)
+    if isinstance(value, list) and len(value) != rank:
+        raise RuntimeError(f"{function}: {name} must be a single int or {rank} of them, but got {value}")
     return expand(value, rank, name)
 
 

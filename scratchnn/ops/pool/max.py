@@ -298,8 +298,9 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     function = f"max_pool{rank}d"
+    flag(ceil_mode, function, "ceil_mode")
+    windows = Sliding(*sliding(rank, kernel_size, stride, padding, dilation), ceil_mode)
     x = batch(input, function, rank)
-    windows = Sliding(*sliding(rank, kernel_size, stride, padding, dilation), flag(ceil_mode, function, "ceil_mode"))
     if return_indices:
         return pool_with_indices(x, input, None, windows)
     if rank == 1 and not x.is_floating_point():
@@ -421,11 +422,11 @@ def max_pool3d_with_indices(
 
 def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     function = f"adaptive_max_pool{rank}d"
-    x = batch(input, function, rank)
     windows = Adaptive(adaptive_size(function, rank, input, output_size))
+    x = batch(input, function, rank)
     check_not_empty(function, input)
     if rank == 3:
-        (x,) = float32_under_autocast(x.contiguous())  # torch keeps channels_last in two dimensions only
+        (x,) = float32_under_autocast(x)
     if return_indices:
         return pool_with_indices(x, input, None, windows)
     if _is_differentiated(x):
@@ -470,7 +471,7 @@ def adaptive_max_pool3d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maxima of a given number of windows of a volume; see :func:`adaptive_max_pool2d`.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is contiguous. Under autocast it runs in float32.
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32.
     """
     return _adaptive_max_pool(3, input, output_size, return_indices)
 

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops._common import Function, empty_as, integer
-from scratchnn.ops.pool._arguments import batch, check_not_empty, float32_under_autocast, fold, unbatch, unfold
+from scratchnn.ops.pool._arguments import (
+    batch,
+    check_not_empty,
+    float32_under_autocast,
+    fold,
+    integers,
+    unbatch,
+    unfold,
+)
 
 _ops = torch.ops.scratchnn
 
@@ -132,10 +140,8 @@ def _max_unpool(
         raise RuntimeError(
             f"{function}: expected indices of the input's shape {list(input.shape)}, but got {list(indices.shape)}"
         )
-    if rank == 3:
-        if any(s <= 0 for s in stride):
-            raise RuntimeError(f"{function}: strides should be greater than zero, but got {list(stride)}")
-        x = x.contiguous()  # torch keeps channels_last in two dimensions only
+    if rank == 3 and any(s <= 0 for s in integers(stride, "stride")):
+        raise RuntimeError(f"{function}: strides should be greater than zero, but got {list(stride)}")
     check_not_empty(function, input)
     (x,) = float32_under_autocast(x)
     return unbatch(MaxUnpool.call(x, indices if x.dim() == indices.dim() else indices.unsqueeze(0), size), input)
@@ -194,6 +200,6 @@ def max_unpool3d(
 ) -> Tensor:
     """A volume's maxima back in their places; see :func:`max_unpool2d`.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is contiguous.
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
     """
     return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
