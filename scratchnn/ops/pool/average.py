@@ -197,7 +197,8 @@ def _avg_pool(
             raise RuntimeError(
                 f"{function}: expected input of at least kernel_size {kernel}, but got {list(input.shape)}"
             )
-    return unbatch(AvgPool.call(x, (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)), input)
+    options = (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return unbatch(AvgPool.call(x, options), input, rank)
 
 
 def _single_or_double(x: Tensor, function: str) -> Tensor:
@@ -278,7 +279,7 @@ def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
         (x,) = float32_under_autocast(x)
         if any(o != 1 for o in size):
             check_not_empty(function, input)
-    return unbatch(AdaptiveAvgPool.call(x, size), input)
+    return unbatch(AdaptiveAvgPool.call(x, size), input, rank)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tensor:

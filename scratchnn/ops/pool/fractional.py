@@ -94,8 +94,8 @@ def _fractional_max_pool(
     x, samples = float32_under_autocast(x, samples)
     check_not_empty(function, input)
     if return_indices:
-        return pool_with_indices(x, input, samples, windows)
-    return unbatch(MaxPool.call(x, samples, windows)[0], input)
+        return pool_with_indices(x, input, rank, samples, windows)
+    return unbatch(MaxPool.call(x, samples, windows)[0], input, rank)
 
 
 def fractional_max_pool2d(

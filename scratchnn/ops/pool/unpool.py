@@ -20,6 +20,7 @@ from scratchnn.ops.pool._arguments import (
     integers,
     unbatch,
     unfold,
+    with_row,
 )
 
 _ops = torch.ops.scratchnn
@@ -144,7 +145,9 @@ def _max_unpool(
         raise RuntimeError(f"{function}: strides should be greater than zero, but got {list(stride)}")
     check_not_empty(function, input)
     (x,) = float32_under_autocast(x)
-    return unbatch(MaxUnpool.call(x, indices if x.dim() == indices.dim() else indices.unsqueeze(0), size), input)
+    if rank == 1:
+        x = x.contiguous()  # as torch has it
+    return unbatch(MaxUnpool.call(x, indices.reshape(x.shape), with_row(rank, size)), input, rank)
 
 
 def max_unpool1d(
