@@ -247,6 +247,22 @@ def test_windows_larger_than_the_input() -> None:
         assert F.avg_pool2d(least[None], (1, 1), divisor_override=divisor).dtype == torch.int64  # and no crash
 
 
+def test_offsets_of_no_window_do_no_harm() -> None:
+    ops = torch.ops.scratchnn
+    for channels_last, (size, output) in itertools.product((False, True), (((8, 8), (3, 3)), ((40, 40), (1, 1)))):
+        x = torch.randn(1, 9, *size)
+        dtype = ops.adaptive_max_pool_with_offsets(x, output)[1].dtype
+        for number in (200, 255) if dtype == torch.uint8 else (-1, -(2**31), 2**31 - 1, 1600):
+            offsets = torch.full((1, 9, *output), number, dtype=dtype)
+            if channels_last:
+                offsets = offsets.to(memory_format=torch.channels_last)
+            for which in ("fast", "naive") if dtype == torch.uint8 else ("fast",):
+                with scratchnn.kernels(which):
+                    ops.adaptive_max_pool_backward(torch.ones(1, 9, *output), offsets, size)
+                    ops.adaptive_max_pool_gather(x, offsets)
+                    ops.adaptive_max_pool_indices(offsets, size)
+
+
 # Fractional pooling
 
 

@@ -131,7 +131,11 @@ void scatter_gradients(const T* grad, const Offset* offsets, T* grad_input, cons
       const Windows& own = windows.of(plane);
       const int64_t from = n * dy.image_stride() + c * dy.channel_stride();
       T* to = grad_input + n * dx.image_stride() + c * dx.channel_stride();
-      for (int64_t p = 0; p < pixels; ++p) to[p * stride] = T(0);
+      if (stride == 1) {
+        std::fill_n(to, pixels, T(0));
+      } else {
+        for (int64_t p = 0; p < pixels; ++p) to[p * stride] = T(0);
+      }
       if (none) continue;
       for_each_row(shape, own, [&](int64_t pixel, int64_t start) {
         for (int64_t x = 0; x < shape.output[2]; ++x) {

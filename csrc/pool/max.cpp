@@ -305,9 +305,8 @@ Pooling fractional_of(const char* name, PoolShape shape, const at::Tensor& sampl
               ": kernel_size should be greater than zero, but got ", kernel_size);
   check_output_size(name, shape);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
-    TORCH_CHECK(out[dim] + kernel[dim] - 1 <= in[dim], name, ": windows of kernel_size ",
-                kernel_size, " are too large for output size ", at::IntArrayRef(out), " of an input of size ",
-                at::IntArrayRef(in));
+    TORCH_CHECK(out[dim] + kernel[dim] - 1 <= in[dim], name, ": windows of kernel_size ", kernel_size,
+                " are too large for output size ", at::IntArrayRef(out), " of an input of size ", at::IntArrayRef(in));
   }
   TORCH_CHECK(samples.dim() == 3 && samples.size(0) >= shape.images && samples.size(1) == shape.channels &&
                   samples.size(2) == rank,

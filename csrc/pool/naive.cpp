@@ -109,19 +109,22 @@ void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tenso
         for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
           scalar_t best = lowest;
           int64_t best_tap = -1;
+          const int64_t columns = w.count[2][o[2]], first_column = position(w, 2, o[2], 0);
           for (int64_t kd = 0; kd < w.count[0][o[0]]; ++kd) {
             const int64_t id = position(w, 0, o[0], kd);
             if (!inside(id, size[0])) continue;
             for (int64_t kh = 0; kh < w.count[1][o[1]]; ++kh) {
               const int64_t ih = position(w, 1, o[1], kh);
               if (!inside(ih, size[1])) continue;
-              for (int64_t kw = 0; kw < w.count[2][o[2]]; ++kw) {
-                const int64_t iw = position(w, 2, o[2], kw);
+              const scalar_t* row = from + pixel({id, ih, 0}, size) * x.pixel_stride();
+              const int64_t row_tap = (kd * w.taps[1] + kh) * w.taps[2];
+              for (int64_t kw = 0; kw < columns; ++kw) {
+                const int64_t iw = first_column + kw * w.dilation[2];
                 if (!inside(iw, size[2])) continue;
-                const scalar_t value = from[pixel({id, ih, iw}, size) * x.pixel_stride()];
+                const scalar_t value = row[iw * x.pixel_stride()];
                 if (best_tap < 0 || value > best || is_nan(value)) {
                   best = value;
-                  best_tap = (kd * w.taps[1] + kh) * w.taps[2] + kw;
+                  best_tap = row_tap + kw;
                 }
               }
             }

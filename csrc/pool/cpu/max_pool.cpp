@@ -214,7 +214,8 @@ void max_pool_backward(const T* grad, const Offset* offsets, T* grad_input, cons
   // gather_rows keeps a copy of an output plane, asks every window about every pixel it holds, and needs rows
   // of several vectors.
   const bool by_rows = !shape.channels_last && volume(shape.output) > 0 && volume(shape.output) <= 65536 &&
-                       volume(windows.taps) <= 32 && windows.dilation[2] == 1 && shape.input[2] >= 4 * kLanes<T>;
+                       windows.taps[0] == 1 && volume(windows.taps) <= 32 && windows.dilation[2] == 1 &&
+                       shape.input[2] >= 4 * kLanes<T>;
   if (shape.channels_last && shape.channels >= kLanes<T>) {
     gather_gradients(grad, offsets, grad_input, backward);
   } else if (by_rows && windows.stride[2] == 1) {

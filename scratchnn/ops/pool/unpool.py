@@ -132,17 +132,18 @@ def _max_unpool(
     kernel = _tuple(kernel_size, rank)
     stride = kernel if stride is None else _tuple(stride, rank)
     size = _unpooled_size(function, input, kernel, stride, _tuple(padding, rank), output_size)
+    steps = integers(stride, "stride") if rank == 3 else []
+    if len(size) != rank:
+        raise RuntimeError(f"{function}: expected output_size of {rank} elements, but got {size}")
     x = batch(input, function, rank)
     if not isinstance(indices, Tensor):
         raise TypeError(f"{function}(): argument 'indices' must be Tensor, not {type(indices).__name__}")
-    if len(size) != rank:
-        raise RuntimeError(f"{function}: expected output_size of {rank} elements, but got {size}")
     if indices.shape != input.shape:
         raise RuntimeError(
             f"{function}: expected indices of the input's shape {list(input.shape)}, but got {list(indices.shape)}"
         )
-    if rank == 3 and any(s <= 0 for s in integers(stride, "stride")):
-        raise RuntimeError(f"{function}: strides should be greater than zero, but got {list(stride)}")
+    if any(step <= 0 for step in steps):
+        raise RuntimeError(f"{function}: strides should be greater than zero, but got {steps}")
     check_not_empty(function, input)
     (x,) = float32_under_autocast(x)
     if rank == 1:
