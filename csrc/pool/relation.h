@@ -58,15 +58,8 @@ class RelationTables {
   Relation view() const;
 
  private:
-  struct Entry {
-    int64_t output, input, tap;
-    double divisor;
-  };
-  using Entries = std::array<std::vector<Entry>, kSpatialRank>;
-
-  RelationTables(const PoolShape& shape, const Entries& entries, bool backward);
-  static Entries entries(const PoolShape& shape, const Windows& windows);
-  static Entries entries(const PoolShape& shape, const Spans& spans);
+  template <class AnyWindows>
+  RelationTables(const PoolShape& shape, const AnyWindows& windows, bool backward);
 
   Relation relation_;  // all but the pointers
   std::array<std::vector<int64_t>, kSpatialRank> first_;
