@@ -56,5 +56,7 @@ def test_raw_operators_refuse_to_be_differentiated(name: str) -> None:
         first = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
         first.sum().backward()
 
+    if name.endswith("_indices"):
+        return  # integers, which have no derivative
     with pytest.raises(RuntimeError, match="not implemented"):
         differentiate()

@@ -34,6 +34,21 @@ def offsets_of(x: Tensor, *windows: list[int]) -> Tensor:
     return torch.ops.scratchnn.max_pool_with_offsets(x, *windows, False)[1]
 
 
+def adaptive_offsets(x: Tensor, *size: int) -> Tensor:
+    return torch.ops.scratchnn.adaptive_max_pool_with_offsets(x, size)[1]
+
+
+def fractional_offsets(x: Tensor, *size: int) -> tuple[Tensor, Tensor]:
+    samples = torch.rand(*x.shape[:2], x.dim() - 2)
+    return torch.ops.scratchnn.fractional_max_pool(x, samples, [2, 3], size)[1], samples
+
+
+def places(x: Tensor) -> Tensor:
+    """Indices for unpooling that name different places."""
+    indices = torch.argsort(torch.rand(x.shape).flatten(2)).reshape(x.shape)
+    return torch.empty_like(x, dtype=torch.int64).copy_(indices)
+
+
 def max_pool_samples() -> list[tuple]:
     return [
         (images(2, 3, 7, 6), *K3S2P1, False),
@@ -74,6 +89,46 @@ OPERATOR_SAMPLES = {
     "avg_pool_backward": lambda: [
         (images(2, 3, 4, 3), [7, 6], *K3S2P1[:3], False, True, None, False),
         (images(2, 3, 4, 3), [7, 6], *K3S2P1[:3], False, False, 3, True),
+    ],
+    "adaptive_max_pool": lambda: [
+        (images(2, 3, 7, 6), [3, 4]),
+        (images(2, 9, 17, 18, channels_last=True), [1, 1]),
+    ],
+    "adaptive_max_pool_with_offsets": lambda: [
+        (images(2, 3, 7, 6), [3, 4]),
+        (images(2, 9, 17, 18, channels_last=True), [1, 1]),
+        (torch.randn(2, 3, 7), [0]),
+    ],
+    "adaptive_max_pool_backward": lambda: [
+        (images(2, 3, 3, 4, channels_last=last), adaptive_offsets(images(2, 3, 7, 6, channels_last=last), 3, 4), [7, 6])
+        for last in (False, True)
+    ],
+    "adaptive_max_pool_gather": lambda: [
+        (images(2, 3, 7, 6), adaptive_offsets(images(2, 3, 7, 6, channels_last=last), 3, 4)) for last in (False, True)
+    ],
+    "adaptive_max_pool_indices": lambda: [
+        (adaptive_offsets(images(2, 3, 7, 6, channels_last=last), 3, 4), [7, 6]) for last in (False, True)
+    ],
+    "fractional_max_pool": lambda: [
+        (images(2, 3, 7, 6, channels_last=last), torch.rand(2, 3, 2), [2, 3], [3, 4]) for last in (False, True)
+    ],
+    "fractional_max_pool_backward": lambda: [
+        (images(2, 3, 3, 4), *fractional_offsets(images(2, 3, 7, 6, channels_last=last), 3, 4), [7, 6], [2, 3])
+        for last in (False, True)
+    ],
+    "fractional_max_pool_gather": lambda: [
+        (images(2, 3, 7, 6), *fractional_offsets(images(2, 3, 7, 6, channels_last=last), 3, 4), [2, 3])
+        for last in (False, True)
+    ],
+    "fractional_max_pool_indices": lambda: [
+        (*fractional_offsets(images(2, 3, 7, 6, channels_last=last), 3, 4), [7, 6], [2, 3]) for last in (False, True)
+    ],
+    "max_unpool": lambda: [
+        (images(2, 3, 3, 4, channels_last=last), places(images(2, 3, 3, 4, channels_last=last)), [5, 6])
+        for last in (False, True)
+    ],
+    "max_unpool_backward": lambda: [
+        (images(2, 3, 5, 6), places(images(2, 3, 3, 4, channels_last=last))) for last in (False, True)
     ],
     "adaptive_avg_pool": lambda: [
         (images(2, 3, 7, 6), [3, 4]),

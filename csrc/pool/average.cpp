@@ -1,6 +1,7 @@
 // The average pooling operators on the CPU: check, allocate, choose a kernel.
 #include <torch/library.h>
 
+#include <limits>
 #include <optional>
 
 #include "pool/arguments.h"
@@ -15,6 +16,7 @@ at::Tensor run_average(const at::Tensor& input, const PoolShape& shape, const Sp
   const at::Tensor x = in_format(input, shape.channels_last);
   const at::Tensor y = empty_images(shape, shape.output, rank, x.options());
   if (y.numel() == 0) return y;
+  if (volume(shape.input) == 0) return y.fill_(std::numeric_limits<double>::quiet_NaN());
   if (use_fast_kernels(x)) {
     const RelationTables forward = RelationTables::forward(shape, spans);
     with_fast_type(x, [&](auto value) {
@@ -75,6 +77,8 @@ at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArra
   const std::vector<int64_t> dilation(kernel.size(), 1);
   const Window window = check_window(name, kernel, stride, padding, dilation);
   check_divisor(name, divisor_override);
+  TORCH_CHECK_NOT_IMPLEMENTED(input.is_floating_point() || input.scalar_type() == at::kLong, name,
+                              ": not implemented for ", input.scalar_type(), " tensors");
   const auto rank = static_cast<int64_t>(kernel.size());
   PoolShape shape = check_input(name, input, rank);
   shape.output = pooled_size(name, shape, window, ceil_mode);
@@ -109,8 +113,9 @@ at::Tensor avg_pool_backward(const at::Tensor& grad, at::IntArrayRef size, at::I
 
 void check_adaptive(const char* name, const PoolShape& shape) {
   check_output_size(name, shape);
-  TORCH_CHECK(volume(shape.input) > 0, name, ": expected input with non-empty spatial dimensions, but got size ",
-              at::IntArrayRef(shape.input));
+  // The mean of nothing is NaN; other windows of nothing have no place.
+  TORCH_CHECK(volume(shape.input) > 0 || shape.output == Extent({1, 1, 1}), name,
+              ": expected input with non-empty spatial dimensions, but got size ", at::IntArrayRef(shape.input));
 }
 
 at::Tensor adaptive_avg_pool(const at::Tensor& input, at::IntArrayRef output_size) {

@@ -19,9 +19,9 @@ constexpr int64_t kGrain = 32768;
 bool lie_in_padding(const PoolShape& shape, const Windows& windows) {
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     bool inside = false;
-    for (int64_t k = 0; k < windows.count[dim][0]; ++k) {
+    for (int64_t k = 0; k < windows.count[dim][0] && !inside; ++k) {
       const int64_t i = windows.begin[dim][0] + k * windows.dilation[dim];
-      inside = inside || (i >= 0 && i < shape.input[dim]);
+      inside = i >= 0 && i < shape.input[dim];
     }
     if (!inside) return true;
   }
@@ -33,30 +33,32 @@ template <class Offset>
 class Steps {
  public:
   Steps(const PoolShape& shape, const Windows& windows)
-      : taps_(volume(windows.taps)), pixels_(volume(shape.input)), steps_(std::max<int64_t>(taps_, 256)) {
+      : taps_(windows.taps), count_(volume(windows.taps)), pixels_(volume(shape.input)) {
     const Extent& in = shape.input;
     const Extent& dilation = windows.dilation;
-    auto step = steps_.begin();
-    for (int64_t kd = 0; kd < windows.taps[0]; ++kd) {
-      for (int64_t kh = 0; kh < windows.taps[1]; ++kh) {
-        for (int64_t kw = 0; kw < windows.taps[2]; ++kw) {
-          *step++ = (kd * dilation[0] * in[1] + kh * dilation[1]) * in[2] + kw * dilation[2];
-        }
-      }
-    }
+    step_ = {dilation[0] * in[1] * in[2], dilation[1] * in[2], dilation[2]};
+    for (int64_t tap = 0; tap < std::min(count_, kListed); ++tap) steps_.push_back(step(tap));
+    if (steps_.size() < 256) steps_.resize(256);  // any byte has a step
   }
 
-  // The pixel under a tap of the window whose first tap is at `start`, or -1: no pixel. Any byte has a step.
+  // The pixel under a tap of the window whose first tap is at `start`, or -1: no pixel.
   int64_t pixel(int64_t start, Offset tap) const {
     if constexpr (sizeof(Offset) > 1) {
-      if (tap < 0 || tap >= taps_) return -1;
+      if (tap < 0 || tap >= count_) return -1;
     }
-    const int64_t p = start + steps_[tap];
+    const int64_t p = start + (sizeof(Offset) == 1 || tap < kListed ? steps_[tap] : step(tap));
     return p < pixels_ ? std::max<int64_t>(p, -1) : -1;
   }
 
  private:
-  int64_t taps_, pixels_;
+  static constexpr int64_t kListed = 65536;  // divisions are slow, but a window may be larger than the input
+
+  int64_t step(int64_t tap) const {
+    return tap / (taps_[1] * taps_[2]) * step_[0] + tap / taps_[2] % taps_[1] * step_[1] + tap % taps_[2] * step_[2];
+  }
+
+  Extent taps_, step_;
+  int64_t count_, pixels_;
   std::vector<int64_t> steps_;
 };
 
@@ -129,7 +131,11 @@ void scatter_gradients(const T* grad, const Offset* offsets, T* grad_input, cons
       const Windows& own = windows.of(plane);
       const int64_t from = n * dy.image_stride() + c * dy.channel_stride();
       T* to = grad_input + n * dx.image_stride() + c * dx.channel_stride();
-      for (int64_t p = 0; p < pixels; ++p) to[p * stride] = T(0);
+      if (stride == 1) {
+        std::fill_n(to, pixels, T(0));
+      } else {
+        for (int64_t p = 0; p < pixels; ++p) to[p * stride] = T(0);
+      }
       if (none) continue;
       for_each_row(shape, own, [&](int64_t pixel, int64_t start) {
         for (int64_t x = 0; x < shape.output[2]; ++x) {

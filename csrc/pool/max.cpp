@@ -305,9 +305,8 @@ Pooling fractional_of(const char* name, PoolShape shape, const at::Tensor& sampl
               ": kernel_size should be greater than zero, but got ", kernel_size);
   check_output_size(name, shape);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
-    TORCH_CHECK(kernel[dim] <= in[dim] && out[dim] + kernel[dim] - 1 <= in[dim], name, ": windows of kernel_size ",
-                kernel_size, " are too large for output size ", at::IntArrayRef(out), " of an input of size ",
-                at::IntArrayRef(in));
+    TORCH_CHECK(out[dim] + kernel[dim] - 1 <= in[dim], name, ": windows of kernel_size ", kernel_size,
+                " are too large for output size ", at::IntArrayRef(out), " of an input of size ", at::IntArrayRef(in));
   }
   TORCH_CHECK(samples.dim() == 3 && samples.size(0) >= shape.images && samples.size(1) == shape.channels &&
                   samples.size(2) == rank,
@@ -315,6 +314,11 @@ Pooling fractional_of(const char* name, PoolShape shape, const at::Tensor& sampl
               "], but got ", samples.sizes());
   shape.channels_last = false;  // planes are worked on one by one, each with windows of its own
   return {name, shape, rank, fractional_windows(shape, kernel, samples, rank)};
+}
+
+// A contiguous result in the layout of the tensor it was computed from.
+at::Tensor in_format_of(const at::Tensor& result, const at::Tensor& source) {
+  return result.contiguous(memory_format(source));
 }
 
 std::tuple<at::Tensor, at::Tensor> fractional_max_pool(const at::Tensor& input, const at::Tensor& samples,
@@ -331,7 +335,7 @@ std::tuple<at::Tensor, at::Tensor> fractional_max_pool(const at::Tensor& input, 
   TORCH_CHECK(volume(shape.input) > 0, name, ": expected input with non-empty spatial dimensions, but got ",
               input.sizes());
   auto [output, offsets] = run_max(input, fractional_of(name, shape, samples, kernel), true);
-  return {output, offsets};
+  return {in_format_of(output, input), in_format_of(offsets, input)};
 }
 
 Pooling fractional_of_offsets(const char* name, const at::Tensor& offsets, const at::Tensor& samples,
@@ -342,20 +346,24 @@ Pooling fractional_of_offsets(const char* name, const at::Tensor& offsets, const
 
 at::Tensor fractional_max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, const at::Tensor& samples,
                                         at::IntArrayRef size, at::IntArrayRef kernel) {
-  return run_max_backward(grad, offsets,
-                          fractional_of_offsets("fractional_max_pool_backward", offsets, samples, size, kernel));
+  constexpr auto name = "fractional_max_pool_backward";
+  const Pooling pooling = fractional_of_offsets(name, offsets, samples, size, kernel);
+  return in_format_of(run_max_backward(grad, offsets, pooling), offsets);
 }
 
 at::Tensor fractional_max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, const at::Tensor& samples,
                                       at::IntArrayRef kernel) {
   constexpr auto name = "fractional_max_pool_gather";
   const at::IntArrayRef size = spatial_sizes(name, input, offsets);
-  return run_gather(input, offsets, fractional_of_offsets(name, offsets, samples, size, kernel));
+  const Pooling pooling = fractional_of_offsets(name, offsets, samples, size, kernel);
+  return in_format_of(run_gather(input, offsets, pooling), offsets);
 }
 
 at::Tensor fractional_max_pool_indices(const at::Tensor& offsets, const at::Tensor& samples, at::IntArrayRef size,
                                        at::IntArrayRef kernel) {
-  return run_indices(offsets, fractional_of_offsets("fractional_max_pool_indices", offsets, samples, size, kernel));
+  constexpr auto name = "fractional_max_pool_indices";
+  const Pooling pooling = fractional_of_offsets(name, offsets, samples, size, kernel);
+  return in_format_of(run_indices(offsets, pooling), offsets);
 }
 
 }  // namespace

@@ -109,19 +109,22 @@ void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tenso
         for_each_output(shape, n, c, [&](const Extent& o, int64_t place) {
           scalar_t best = lowest;
           int64_t best_tap = -1;
+          const int64_t columns = w.count[2][o[2]], first_column = position(w, 2, o[2], 0);
           for (int64_t kd = 0; kd < w.count[0][o[0]]; ++kd) {
             const int64_t id = position(w, 0, o[0], kd);
             if (!inside(id, size[0])) continue;
             for (int64_t kh = 0; kh < w.count[1][o[1]]; ++kh) {
               const int64_t ih = position(w, 1, o[1], kh);
               if (!inside(ih, size[1])) continue;
-              for (int64_t kw = 0; kw < w.count[2][o[2]]; ++kw) {
-                const int64_t iw = position(w, 2, o[2], kw);
+              const scalar_t* row = from + pixel({id, ih, 0}, size) * x.pixel_stride();
+              const int64_t row_tap = (kd * w.taps[1] + kh) * w.taps[2];
+              for (int64_t kw = 0; kw < columns; ++kw) {
+                const int64_t iw = first_column + kw * w.dilation[2];
                 if (!inside(iw, size[2])) continue;
-                const scalar_t value = from[pixel({id, ih, iw}, size) * x.pixel_stride()];
+                const scalar_t value = row[iw * x.pixel_stride()];
                 if (best_tap < 0 || value > best || is_nan(value)) {
                   best = value;
-                  best_tap = (kd * w.taps[1] + kh) * w.taps[2] + kw;
+                  best_tap = row_tap + kw;
                 }
               }
             }
@@ -202,6 +205,15 @@ int64_t for_each_in_window(const Extent& o, const PoolShape& shape, const Spans&
 template <class T>
 using SumOf = std::conditional_t<std::is_integral_v<T>, T, double>;
 
+// Integers are divided towards zero, and those divisions that have no result do not end the process.
+double divide(double sum, int64_t divisor) {
+  return sum / static_cast<double>(divisor);
+}
+int64_t divide(int64_t sum, int64_t divisor) {
+  if (divisor == -1) return static_cast<int64_t>(-static_cast<uint64_t>(sum));
+  return divisor == 0 ? 0 : sum / divisor;
+}
+
 }  // namespace
 
 // y[o] = (sum of x[i] over i in window o) / divisor(o)
@@ -215,7 +227,7 @@ void average(const at::Tensor& input, const at::Tensor& output, const PoolShape&
         SumOf<scalar_t> sum = 0;
         const int64_t divisor = for_each_in_window(
             o, shape, spans, [&](int64_t i) { sum += static_cast<SumOf<scalar_t>>(from[i * x.pixel_stride()]); });
-        y[place] = static_cast<scalar_t>(sum / divisor);
+        y[place] = static_cast<scalar_t>(divide(sum, divisor));
       });
     });
   });

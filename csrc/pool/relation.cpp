@@ -20,7 +20,7 @@ Spans adaptive_spans(const PoolShape& shape) {
 }
 
 WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window) {
-  WindowTables tables;
+  WindowTables tables(window.kernel, true);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     for (int64_t o = 0; o < shape.output[dim]; ++o) {
       tables.begin_[dim].push_back(o * window.stride[dim] - window.padding[dim]);
@@ -37,7 +37,7 @@ WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window)
 }
 
 WindowTables WindowTables::adaptive(const PoolShape& shape) {
-  WindowTables tables;
+  WindowTables tables({1, 1, 1}, true);
   Windows windows{{1, 1, 1}, {0, 0, 0}, {1, 1, 1}, {}, {}};
   const Spans spans = adaptive_spans(shape);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
@@ -51,13 +51,14 @@ WindowTables WindowTables::adaptive(const PoolShape& shape) {
     const int64_t in = shape.input[dim], out = shape.output[dim];
     if (out > 0) windows.taps[dim] = in % out == 0 ? in / out : in / out + 2;
   }
+  tables.taps_ = windows.taps;
   tables.windows_.push_back(windows);
   return tables;
 }
 
 WindowTables WindowTables::fractional(const PoolShape& shape, const Extent& kernel,
                                       std::array<std::vector<int64_t>, kSpatialRank> begin) {
-  WindowTables tables;
+  WindowTables tables(kernel, false);
   tables.begin_ = std::move(begin);
   for (int dim = 0; dim < kSpatialRank; ++dim) tables.count_[dim].assign(shape.output[dim], kernel[dim]);
   for (int64_t plane = 0; plane < shape.images * shape.channels; ++plane) {
@@ -71,70 +72,78 @@ WindowTables WindowTables::fractional(const PoolShape& shape, const Extent& kern
   return tables;
 }
 
-RelationTables::Entries RelationTables::entries(const PoolShape& shape, const Windows& windows) {
-  Entries entries;
+namespace {
+
+// Along one dimension, visit(output, input, tap, divisor) for every input position of every window, by rising output
+// and, within one, rising input. `tap` is this dimension's part of the tap's number.
+template <class Visit>
+void for_each_link(const PoolShape& shape, const Windows& windows, int dim, const Visit& visit) {
   int64_t taps = 1;  // of the dimensions after this one
-  for (int dim = kSpatialRank - 1; dim >= 0; --dim) {
-    for (int64_t o = 0; o < shape.output[dim]; ++o) {
-      for (int64_t tap = 0; tap < windows.count[dim][o]; ++tap) {
-        const int64_t i = windows.begin[dim][o] + tap * windows.dilation[dim];
-        if (i >= 0 && i < shape.input[dim]) entries[dim].push_back({o, i, tap * taps, 1.0});
-      }
-    }
-    taps *= windows.taps[dim];
-  }
-  return entries;
-}
-
-RelationTables::Entries RelationTables::entries(const PoolShape& shape, const Spans& spans) {
-  Entries entries;
-  for (int dim = 0; dim < kSpatialRank; ++dim) {
-    for (int64_t o = 0; o < shape.output[dim]; ++o) {
-      const Span& span = spans[dim][o];
-      for (int64_t i = span.begin; i < span.end; ++i) {
-        entries[dim].push_back({o, i, 0, static_cast<double>(span.divisor)});
-      }
+  for (int after = dim + 1; after < kSpatialRank; ++after) taps *= windows.taps[after];
+  const int64_t dilation = windows.dilation[dim];
+  for (int64_t o = 0; o < shape.output[dim]; ++o) {
+    // The taps inside the input, however many are outside.
+    const int64_t begin = windows.begin[dim][o];
+    const int64_t first = begin < 0 ? (-begin + dilation - 1) / dilation : 0;
+    for (int64_t tap = first; tap < windows.count[dim][o]; ++tap) {
+      const int64_t i = begin + tap * dilation;
+      if (i >= shape.input[dim]) break;
+      visit(o, i, tap * taps, 1.0);
     }
   }
-  return entries;
+}
+template <class Visit>
+void for_each_link(const PoolShape& shape, const Spans& spans, int dim, const Visit& visit) {
+  for (int64_t o = 0; o < shape.output[dim]; ++o) {
+    const Span& span = spans[dim][o];
+    for (int64_t i = span.begin; i < span.end; ++i) visit(o, i, 0, static_cast<double>(span.divisor));
+  }
 }
 
-RelationTables::RelationTables(const PoolShape& shape, const Entries& entries, bool backward)
+}  // namespace
+
+template <class AnyWindows>
+RelationTables::RelationTables(const PoolShape& shape, const AnyWindows& windows, bool backward)
     : relation_{shape.images, shape.channels, shape.channels_last, shape.output, shape.input, {}, {}, 1} {
   if (backward) std::swap(relation_.result, relation_.source);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
-    // A counting sort by result position; entries come by rising output and, within one, rising input, so
-    // that every list comes out by rising source.
+    // A counting sort by result position; links come by rising output and, within one, rising input, so that every
+    // list comes out by rising source.
     auto& first = first_[dim];
     first.assign(relation_.result[dim] + 1, 0);
-    for (const Entry& e : entries[dim]) ++first[(backward ? e.input : e.output) + 1];
+    for_each_link(shape, windows, dim,
+                  [&](int64_t output, int64_t input, int64_t, double) { ++first[(backward ? input : output) + 1]; });
     int64_t most = 0;
     for (int64_t i = 0; i < relation_.result[dim]; ++i) {
       most = std::max(most, first[i + 1]);
       first[i + 1] += first[i];
     }
     if (dim < kSpatialRank - 1) relation_.most_rows *= most;
-    relation_.links[dim] = static_cast<int64_t>(entries[dim].size());
-    links_[dim].resize(entries[dim].size());
+    relation_.links[dim] = first.back();
+    auto& links = links_[dim];
+    links.resize(first.back());
     std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (const Entry& e : entries[dim]) {
-      links_[dim][next[backward ? e.input : e.output]++] = {backward ? e.output : e.input, e.tap,
-                                                            backward ? 1.0 / e.divisor : e.divisor};
-    }
+    for_each_link(shape, windows, dim, [&](int64_t output, int64_t input, int64_t tap, double divisor) {
+      if (backward) {
+        links[next[input]++] = {output, tap, 1.0 / divisor};
+      } else {
+        links[next[output]++] = {input, tap, divisor};
+      }
+    });
   }
 }
 
 RelationTables RelationTables::forward(const PoolShape& shape, const Windows& windows) {
-  return {shape, entries(shape, windows), false};
+  return {shape, windows, false};
 }
 RelationTables RelationTables::forward(const PoolShape& shape, const Spans& spans) {
-  return {shape, entries(shape, spans), false};
+  return {shape, spans, false};
 }
 RelationTables RelationTables::backward(const PoolShape& shape, const Windows& windows) {
-  return {shape, entries(shape, windows), true};
+  return {shape, windows, true};
 }
 RelationTables RelationTables::backward(const PoolShape& shape, const Spans& spans) {
-  return {shape, entries(shape, spans), true};
+  return {shape, spans, true};
 }
 
 Relation RelationTables::view() const {

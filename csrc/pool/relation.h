@@ -35,12 +35,14 @@ class WindowTables {
 
   WindowTables(WindowTables&&) = default;  // moved vectors stay where they are in memory
 
-  PlaneWindows view() const { return {windows_.data(), windows_.size() == 1}; }
-  const Extent& taps() const { return windows_[0].taps; }
+  PlaneWindows view() const { return {windows_.data(), same_}; }
+  const Extent& taps() const { return taps_; }
 
  private:
-  WindowTables() = default;
+  WindowTables(const Extent& taps, bool same) : taps_(taps), same_(same) {}
 
+  Extent taps_;
+  bool same_;  // for all planes
   std::array<std::vector<int64_t>, kSpatialRank> begin_, count_;
   std::vector<Windows> windows_;
 };
@@ -56,15 +58,8 @@ class RelationTables {
   Relation view() const;
 
  private:
-  struct Entry {
-    int64_t output, input, tap;
-    double divisor;
-  };
-  using Entries = std::array<std::vector<Entry>, kSpatialRank>;
-
-  RelationTables(const PoolShape& shape, const Entries& entries, bool backward);
-  static Entries entries(const PoolShape& shape, const Windows& windows);
-  static Entries entries(const PoolShape& shape, const Spans& spans);
+  template <class AnyWindows>
+  RelationTables(const PoolShape& shape, const AnyWindows& windows, bool backward);
 
   Relation relation_;  // all but the pointers
   std::array<std::vector<int64_t>, kSpatialRank> first_;

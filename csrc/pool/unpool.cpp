@@ -14,7 +14,7 @@ namespace scratchnn {
 namespace {
 
 constexpr int64_t kGrain = 32768;        // numbers that make a thread worth waking
-constexpr int64_t kChannelsAtOnce = 16;  // of a channels_last image: a cache line or more
+constexpr int64_t kChannelsAtOnce = 64;  // of a channels_last image: some cache lines
 
 // Shape of an unpooling, its input being that of the layer.
 PoolShape unpool_shape(const char* name, const at::Tensor& input, const at::Tensor& indices,
@@ -39,27 +39,34 @@ void for_each_index(const char* name, const at::Tensor& indices, const PoolShape
   const Images<const int64_t> index{indices.const_data_ptr<int64_t>(), shape.channels, shape.input,
                                     shape.channels_last};
   const Images<const char> output{nullptr, shape.channels, shape.output, shape.channels_last};
-  const int64_t pixels = index.pixels(), limit = output.pixels();
+  const int64_t pixels = index.pixels(), limit = output.pixels(), stride = index.pixel_stride();
+  // Channels side by side in memory are taken together, each of them still in row-major order.
   const int64_t at_once = shape.channels_last ? kChannelsAtOnce : 1;
   const int64_t chunks = (shape.channels + at_once - 1) / at_once;
   std::atomic<bool> valid{true};
   std::atomic<int64_t> invalid{0};  // some index that is not valid
   const int64_t grain = std::max<int64_t>(1, kGrain / (at_once * (pixels + limit)));
   parallel_for(0, shape.images * chunks, grain, [&](int64_t first, int64_t last) {
+    const auto place_one = [&](int64_t place, int64_t plane, int64_t target) {
+      if (target >= 0 && target < limit) {
+        body(place, plane + target * stride);
+      } else {
+        valid = false;
+        invalid = target;
+      }
+    };
     for (int64_t i = first; i < last; ++i) {
-      const int64_t n = i / chunks, c_begin = i % chunks * at_once;
-      const int64_t c_end = std::min(shape.channels, c_begin + at_once);
+      const int64_t n = i / chunks, c = i % chunks * at_once;
+      const int64_t channels = std::min(at_once, shape.channels - c);
+      const int64_t from = n * index.image_stride() + c * index.channel_stride();
+      const int64_t to = n * output.image_stride() + c * output.channel_stride();
+      if (!shape.channels_last) {
+        for (int64_t p = from; p < from + pixels; ++p) place_one(p, to, index.data[p]);
+        continue;
+      }
       for (int64_t p = 0; p < pixels; ++p) {
-        for (int64_t c = c_begin; c < c_end; ++c) {
-          const int64_t place = n * index.image_stride() + c * index.channel_stride() + p * index.pixel_stride();
-          const int64_t target = index.data[place];
-          if (target < 0 || target >= limit) {
-            valid = false;
-            invalid = target;
-            continue;
-          }
-          body(place, n * output.image_stride() + c * output.channel_stride() + target * output.pixel_stride());
-        }
+        const int64_t place = from + p * stride;
+        for (int64_t k = 0; k < channels; ++k) place_one(place + k, to + k, index.data[place + k]);
       }
     }
   });

@@ -8,11 +8,11 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// One output row: sums over windows, each divided by its divisor.
+// Some columns of an output row: sums over windows, each divided by its divisor.
 template <class T>
 void average_row(const Relation& forward, const T* source, int64_t channels, const SourceRow* rows, int64_t row_count,
-                 T* output) {
-  for (int64_t x = 0; x < forward.result[2]; ++x, output += channels) {
+                 Columns result, T* output) {
+  for (int64_t x = result.begin; x < result.end; ++x, output += channels) {
     const Link* columns = forward.along[2].begin(x);
     const int64_t column_count = forward.along[2].count(x);
     const bool empty = row_count == 0 || column_count == 0;
@@ -32,11 +32,11 @@ void average_row(const Relation& forward, const T* source, int64_t channels, con
   }
 }
 
-// One row of the input's gradient: its pixels gather their share from the windows that hold them.
+// Some columns of a row of the input's gradient: its pixels gather their share from the windows that hold them.
 template <class T>
 void average_backward_row(const Relation& backward, const T* grad, int64_t channels, const SourceRow* rows,
-                          int64_t row_count, T* grad_input) {
-  for (int64_t x = 0; x < backward.result[2]; ++x, grad_input += channels) {
+                          int64_t row_count, Columns result, T* grad_input) {
+  for (int64_t x = result.begin; x < result.end; ++x, grad_input += channels) {
     const Link* columns = backward.along[2].begin(x);
     const int64_t column_count = backward.along[2].count(x);
     for_each_block<T>(channels, [&](auto block) {
@@ -54,25 +54,25 @@ void average_backward_row(const Relation& backward, const T* grad, int64_t chann
 }
 
 // Both passes walk alike; kRow computes a row.
-template <class T, void (*kRow)(const Relation&, const T*, int64_t, const SourceRow*, int64_t, T*)>
+template <class T, void (*kRow)(const Relation&, const T*, int64_t, const SourceRow*, int64_t, Columns, T*)>
 void walk(const T* source, T* result, const Relation& relation) {
   if (relation.channels_last) {
     const int64_t channels = relation.channels;
     for_each_row(relation, [&](int64_t n, const SourceRow* rows, int64_t row_count, int64_t pixel) {
       kRow(relation, source + n * volume(relation.source) * channels, channels, rows, row_count,
-           result + (n * volume(relation.result) + pixel) * channels);
+           {0, relation.result[2]}, result + (n * volume(relation.result) + pixel) * channels);
     });
     return;
   }
   constexpr int64_t channels = kTilePlanes<T>;
   for_each_tile<T>(relation, [&](const Tile& tile) {
-    const int64_t row_size = relation.result[2] * channels;
-    auto [from, to, rows] = carve<T, T, SourceRow>(tile.source_pixels * channels,
-                                                   (tile.y_end - tile.y_begin) * row_size, relation.most_rows);
+    const int64_t row_size = (tile.columns.end - tile.columns.begin) * channels;
+    auto [from, to, rows] =
+        carve<T, T, SourceRow>(tile.source_pixels() * channels, tile.result_pixels() * channels, relation.most_rows);
     load_tile(relation, tile, source, from);
     for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
       const int64_t row_count = source_rows(relation, tile.z, y, tile.region, rows);
-      kRow(relation, from, channels, rows, row_count, to + (y - tile.y_begin) * row_size);
+      kRow(relation, from, channels, rows, row_count, tile.columns, to + (y - tile.y_begin) * row_size);
     }
     store_tile(relation, tile, to, result);
   });

@@ -12,11 +12,11 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// One result row: source pixels, output pixels and offsets all have their `channels` side by side.
+// Some columns of a result row: source pixels, output pixels and offsets all have their `channels` side by side.
 template <bool kOffsets, class T, class Offset>
 void max_row(const Relation& forward, const T* source, int64_t channels, const SourceRow* rows, int64_t row_count,
-             T* output, Offset* offsets) {
-  for (int64_t x = 0; x < forward.result[2]; ++x, output += channels) {
+             Columns result, T* output, Offset* offsets) {
+  for (int64_t x = result.begin; x < result.end; ++x, output += channels) {
     const Link* columns = forward.along[2].begin(x);
     const int64_t column_count = forward.along[2].count(x);
     for_each_block<T>(channels, [&](auto block) {
@@ -44,7 +44,7 @@ void max_row(const Relation& forward, const T* source, int64_t channels, const S
       for (int v = 0; v < block.vectors; ++v) {
         store_vector(output + block.channel, best[v], v, block);
         if constexpr (kOffsets) {
-          store_offset_vector<T>(offsets + x * channels + block.channel, best_tap[v], v, block);
+          store_offset_vector<T>(offsets + (x - result.begin) * channels + block.channel, best_tap[v], v, block);
         }
       }
     });
@@ -57,7 +57,8 @@ void max_pool_channels_last(const T* input, T* output, Offset* offsets, const Re
   for_each_row(forward, [&](int64_t n, const SourceRow* rows, int64_t row_count, int64_t pixel) {
     const T* image = input + n * volume(forward.source) * channels;
     const int64_t place = (n * volume(forward.result) + pixel) * channels;
-    max_row<kOffsets>(forward, image, channels, rows, row_count, output + place, kOffsets ? offsets + place : nullptr);
+    max_row<kOffsets>(forward, image, channels, rows, row_count, {0, forward.result[2]}, output + place,
+                      kOffsets ? offsets + place : nullptr);
   });
 }
 
@@ -65,15 +66,15 @@ template <class T, class Offset, bool kOffsets>
 void max_pool_planes(const T* input, T* output, Offset* offsets, const Relation& forward) {
   constexpr int64_t channels = kTilePlanes<T>;
   for_each_tile<T>(forward, [&](const Tile& tile) {
-    const int64_t row_size = forward.result[2] * channels;
-    const int64_t result_size = (tile.y_end - tile.y_begin) * row_size;
+    const int64_t row_size = (tile.columns.end - tile.columns.begin) * channels;
+    const int64_t result_size = tile.result_pixels() * channels;
     auto [values, best, taps, rows] =
-        carve<T, T, IntOf<T>, SourceRow>(tile.source_pixels * channels, result_size, result_size, forward.most_rows);
+        carve<T, T, IntOf<T>, SourceRow>(tile.source_pixels() * channels, result_size, result_size, forward.most_rows);
     load_tile(forward, tile, input, values);
     for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
       const int64_t row_count = source_rows(forward, tile.z, y, tile.region, rows);
       const int64_t place = (y - tile.y_begin) * row_size;
-      max_row<kOffsets>(forward, values, channels, rows, row_count, best + place, taps + place);
+      max_row<kOffsets>(forward, values, channels, rows, row_count, tile.columns, best + place, taps + place);
     }
     store_tile(forward, tile, best, output);
     if constexpr (kOffsets) store_tile(forward, tile, taps, offsets);
@@ -213,7 +214,8 @@ void max_pool_backward(const T* grad, const Offset* offsets, T* grad_input, cons
   // gather_rows keeps a copy of an output plane, asks every window about every pixel it holds, and needs rows
   // of several vectors.
   const bool by_rows = !shape.channels_last && volume(shape.output) > 0 && volume(shape.output) <= 65536 &&
-                       volume(windows.taps) <= 32 && windows.dilation[2] == 1 && shape.input[2] >= 4 * kLanes<T>;
+                       windows.taps[0] == 1 && volume(windows.taps) <= 32 && windows.dilation[2] == 1 &&
+                       shape.input[2] >= 4 * kLanes<T>;
   if (shape.channels_last && shape.channels >= kLanes<T>) {
     gather_gradients(grad, offsets, grad_input, backward);
   } else if (by_rows && windows.stride[2] == 1) {

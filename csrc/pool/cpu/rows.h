@@ -31,12 +31,20 @@ struct SourceRow {
   double factor;
 };
 
-// The part of the source, in depth and height, that some result rows need.
+// The part of the source that some results need.
 struct Region {
-  int64_t depth_begin, depth_end, height_begin, height_end;
+  int64_t depth_begin, depth_end, height_begin, height_end, width_begin, width_end;
+
+  int64_t rows() const { return (depth_end - depth_begin) * (height_end - height_begin); }
+  int64_t width() const { return width_end - width_begin; }
 };
 
-// Lists the source rows of result row (z, y), pixels counted from the region's first. Returns their count.
+// Some columns of a result row.
+struct Columns {
+  int64_t begin, end;
+};
+
+// Lists the source rows of result row (z, y): source column x of one is pixel + x of the region. Returns their count.
 SCRATCHNN_INLINE int64_t source_rows(const Relation& relation, int64_t z, int64_t y, const Region& region,
                                      SourceRow* rows) {
   const Links& depth = relation.along[0];
@@ -47,7 +55,7 @@ SCRATCHNN_INLINE int64_t source_rows(const Relation& relation, int64_t z, int64_
     const int64_t plane = (d.source - region.depth_begin) * (region.height_end - region.height_begin);
     for (int64_t j = 0; j < height.count(y); ++j) {
       const Link& h = height.begin(y)[j];
-      rows[count++] = {(plane + h.source - region.height_begin) * relation.source[2], d.tap + h.tap,
+      rows[count++] = {(plane + h.source - region.height_begin) * region.width() - region.width_begin, d.tap + h.tap,
                        d.factor * h.factor};
     }
   }
@@ -55,7 +63,7 @@ SCRATCHNN_INLINE int64_t source_rows(const Relation& relation, int64_t z, int64_
 }
 
 SCRATCHNN_INLINE Region whole(const Relation& relation) {
-  return {0, relation.source[0], 0, relation.source[1]};
+  return {0, relation.source[0], 0, relation.source[1], 0, relation.source[2]};
 }
 
 // Numbers read or written that make a thread worth waking.
@@ -85,56 +93,67 @@ void for_each_row(const Relation& relation, const Row& row) {
 template <class T>
 constexpr int64_t kTilePlanes = 2 * kLanes<T>;
 
-// Some rows of some planes of an NCHW result, and the source region they are computed from.
+// Some rows of some planes of an NCHW result, or some columns of a row too long for a tile, and the source region they
+// are computed from.
 struct Tile {
   int64_t first_plane, planes;
   int64_t z, y_begin, y_end;
+  Columns columns;
   Region region;
-  int64_t source_pixels;  // of the region
+
+  int64_t source_pixels() const { return region.rows() * region.width(); }
+  int64_t result_pixels() const { return (y_end - y_begin) * (columns.end - columns.begin); }
 };
 
-// NCHW: body(tile) for tiles that cover the result. A tile's source and result together take about
-// kTileBytes, unless a single result row needs more.
+// Widens [begin, end) to the sources of the results [first, last).
+SCRATCHNN_INLINE void add_sources(const Links& along, int64_t first, int64_t last, int64_t& begin, int64_t& end) {
+  for (const Link* link = along.begin(first); link < along.begin(last); ++link) {
+    begin = std::min(begin, link->source);
+    end = std::max(end, link->source + 1);
+  }
+}
+
+SCRATCHNN_INLINE Region region_of(const Relation& relation, const Tile& tile) {
+  Region region{relation.source[0], 0, relation.source[1], 0, relation.source[2], 0};
+  add_sources(relation.along[0], tile.z, tile.z + 1, region.depth_begin, region.depth_end);
+  add_sources(relation.along[1], tile.y_begin, tile.y_end, region.height_begin, region.height_end);
+  if (tile.columns.end - tile.columns.begin < relation.result[2]) {
+    add_sources(relation.along[2], tile.columns.begin, tile.columns.end, region.width_begin, region.width_end);
+  } else {
+    region.width_begin = 0;
+    region.width_end = relation.source[2];
+  }
+  const bool empty = region.depth_end == 0 || region.height_end == 0 || region.width_end == 0;
+  return empty ? Region{} : region;  // rows without a source
+}
+
+// NCHW: body(tile) for tiles that cover the result. A tile's source and result together take about kTileBytes.
 template <class T, class Body>
 void for_each_tile(const Relation& relation, const Body& body) {
-  constexpr int64_t kTileBytes = 160 * 1024;
+  constexpr int64_t kTileBytes = 160 * 1024, kFewestColumns = 64;
   const int64_t planes = relation.images * relation.channels;
   const int64_t groups = (planes + kTilePlanes<T> - 1) / kTilePlanes<T>;
-  const int64_t depth = relation.result[0], height = relation.result[1];
+  const int64_t depth = relation.result[0], height = relation.result[1], width = relation.result[2];
   int64_t most_depth = 1;
   for (int64_t z = 0; z < depth; ++z) most_depth = std::max(most_depth, relation.along[0].count(z));
   const int64_t rows_per_row = std::max<int64_t>(1, relation.source[1] / height) * most_depth;
-  const int64_t row_bytes = (relation.result[2] + rows_per_row * relation.source[2]) * kTilePlanes<T> * sizeof(T);
+  const int64_t row_bytes = (width + rows_per_row * relation.source[2]) * kTilePlanes<T> * sizeof(T);
   const int64_t band = std::clamp<int64_t>(kTileBytes / row_bytes, 1, height);
   const int64_t bands = (height + band - 1) / band;
-  const int64_t grain =
-      std::max<int64_t>(1, kGrain / (band * numbers_per_row(relation, std::min(planes, kTilePlanes<T>))));
-  parallel_for(0, groups * depth * bands, grain, [&](int64_t first, int64_t last) {
+  const int64_t pieces = std::clamp<int64_t>(row_bytes / kTileBytes, 1, std::max<int64_t>(1, width / kFewestColumns));
+  const int64_t numbers = band * numbers_per_row(relation, std::min(planes, kTilePlanes<T>)) / pieces;
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, numbers));
+  parallel_for(0, groups * depth * bands * pieces, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
+      const int64_t piece = i % pieces, row = i / pieces;
       Tile tile;
-      tile.first_plane = i / (bands * depth) * kTilePlanes<T>;
+      tile.first_plane = row / (bands * depth) * kTilePlanes<T>;
       tile.planes = std::min(kTilePlanes<T>, planes - tile.first_plane);
-      tile.z = i / bands % depth;
-      tile.y_begin = i % bands * band;
+      tile.z = row / bands % depth;
+      tile.y_begin = row % bands * band;
       tile.y_end = std::min(height, tile.y_begin + band);
-      Region region{relation.source[0], 0, relation.source[1], 0};
-      const Links& along_depth = relation.along[0];
-      for (int64_t j = 0; j < along_depth.count(tile.z); ++j) {
-        const int64_t d = along_depth.begin(tile.z)[j].source;
-        region.depth_begin = std::min(region.depth_begin, d);
-        region.depth_end = std::max(region.depth_end, d + 1);
-      }
-      for (int64_t y = tile.y_begin; y < tile.y_end; ++y) {
-        for (int64_t j = 0; j < relation.along[1].count(y); ++j) {
-          const int64_t h = relation.along[1].begin(y)[j].source;
-          region.height_begin = std::min(region.height_begin, h);
-          region.height_end = std::max(region.height_end, h + 1);
-        }
-      }
-      if (region.depth_end == 0 || region.height_end == 0) region = {0, 0, 0, 0};  // rows without a source
-      tile.region = region;
-      tile.source_pixels =
-          (region.depth_end - region.depth_begin) * (region.height_end - region.height_begin) * relation.source[2];
+      tile.columns = {width * piece / pieces, width * (piece + 1) / pieces};
+      tile.region = region_of(relation, tile);
       body(tile);
     }
   });
@@ -271,23 +290,29 @@ void tile_to_planes(const Lane* from, Stored* to, int64_t plane_stride, int64_t 
   }
 }
 
-// A tile's source region out of its planes; result rows back into theirs.
+// A tile's source region out of its planes; result pixels back into theirs.
 template <class Lane, class Stored>
 void load_tile(const Relation& relation, const Tile& tile, const Stored* source, Lane* to) {
   const int64_t plane_stride = volume(relation.source);
   const Region& r = tile.region;
-  const int64_t pixels = (r.height_end - r.height_begin) * relation.source[2];
-  for (int64_t d = r.depth_begin; d < r.depth_end; ++d, to += pixels * kTilePlanes<Lane>) {
-    const int64_t pixel = (d * relation.source[1] + r.height_begin) * relation.source[2];
-    planes_to_tile(source + tile.first_plane * plane_stride + pixel, plane_stride, tile.planes, pixels, to);
+  // Rows of full width follow each other in memory.
+  const bool full = r.width() == relation.source[2];
+  const int64_t rows = full ? r.height_end - r.height_begin : 1;
+  const int64_t pixels = rows * r.width();
+  for (int64_t d = r.depth_begin; d < r.depth_end; ++d) {
+    for (int64_t h = r.height_begin; h < r.height_end; h += rows, to += pixels * kTilePlanes<Lane>) {
+      const int64_t pixel = (d * relation.source[1] + h) * relation.source[2] + r.width_begin;
+      planes_to_tile(source + tile.first_plane * plane_stride + pixel, plane_stride, tile.planes, pixels, to);
+    }
   }
 }
 template <class Lane, class Stored>
 void store_tile(const Relation& relation, const Tile& tile, const Lane* from, Stored* result) {
   const int64_t plane_stride = volume(relation.result);
-  const int64_t pixel = (tile.z * relation.result[1] + tile.y_begin) * relation.result[2];
+  const int64_t row = tile.z * relation.result[1] + tile.y_begin;
+  const int64_t pixel = row * relation.result[2] + tile.columns.begin;
   tile_to_planes(from, result + tile.first_plane * plane_stride + pixel, plane_stride, tile.planes,
-                 (tile.y_end - tile.y_begin) * relation.result[2]);
+                 tile.result_pixels());
 }
 
 // A few vectors of channels that a kernel computes at once. Partial: a single vector, of fewer channels than

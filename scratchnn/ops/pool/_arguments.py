@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import expand, output_size
+from scratchnn.ops._common import expand, integer, output_size
 
 
 def pooled_size(
@@ -68,7 +68,9 @@ def flag(value: Any, function: str, name: str) -> bool:
 
 
 def batch(input: Any, function: str, rank: int, error: type[Exception] = RuntimeError) -> Tensor:
-    """The input with a batch dimension; of one or two dimensions contiguous where that had to be added, as in torch.
+    """The input as a batch of planes or volumes: with a batch dimension, and signals as planes of a single row.
+
+    An input without a batch is made contiguous where it is no volume, as in torch.
 
     Raises:
         TypeError: where it is no tensor.
@@ -77,19 +79,28 @@ def batch(input: Any, function: str, rank: int, error: type[Exception] = Runtime
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    if input.dim() == rank + 2:
-        return input
+    x = input
     if input.dim() == rank + 1:
-        return input.unsqueeze(0) if rank == 3 else input.unsqueeze(0).contiguous()
-    kind = error if input.dim() <= rank else RuntimeError
-    raise kind(
-        f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, but got {list(input.shape)}"
-    )
+        x = input.unsqueeze(0) if rank == 3 else input.unsqueeze(0).contiguous()
+    if x.dim() != rank + 2:
+        kind = error if input.dim() <= rank else RuntimeError
+        raise kind(
+            f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, "
+            f"but got {list(input.shape)}"
+        )
+    return x.unsqueeze(2) if rank == 1 else x
 
 
-def unbatch(output: Tensor, input: Tensor) -> Tensor:
-    """An output without the batch dimension that :func:`batch` gave to the input."""
+def unbatch(output: Tensor, input: Tensor, rank: int) -> Tensor:
+    """An output without the dimensions that :func:`batch` gave to the input."""
+    if rank == 1:
+        output = output.squeeze(2)
     return output if output.dim() == input.dim() else output.squeeze(0)
+
+
+def with_row(rank: int, numbers: list[int], row: int = 1) -> list[int]:
+    """Numbers for each dimension of what :func:`batch` made of the input: a signal's row has its own."""
+    return [row, *numbers] if rank == 1 else numbers
 
 
 def check_not_empty(function: str, input: Tensor) -> None:
@@ -100,22 +111,32 @@ def check_not_empty(function: str, input: Tensor) -> None:
         )
 
 
+def integers(value: Any, name: str) -> int | list[int]:
+    """A number or a list of numbers, checked to be whole.
+
+    Every argument is checked for its type before any is for its value: that is the order in which torch complains.
+    """
+    if isinstance(value, (tuple, list)):
+        return [integer(number, name) for number in value]
+    return integer(value, name)
+
+
 def sliding(rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> list[list[int]]:
-    """Kernel size, stride (by default the kernel size), padding and dilation, each as a list of ``rank`` numbers."""
-    kernel = expand(kernel_size, rank, "kernel_size")
-    no_stride = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    """Kernel size, stride (by default the kernel size), padding and dilation, each as a list for what is batched."""
+    if stride is None or (isinstance(stride, (tuple, list)) and not stride):
+        stride = kernel_size
+    given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    checked = {name: integers(value, name) for name, value in given.items()}
     return [
-        kernel,
-        list(kernel) if no_stride else expand(stride, rank, "stride"),
-        expand(padding, rank, "padding"),
-        expand(dilation, rank, "dilation"),
+        with_row(rank, expand(value, rank, name), row=0 if name == "padding" else 1) for name, value in checked.items()
     ]
 
 
 def exactly(value: Any, rank: int, function: str, name: str) -> list[int]:
     """One number for all dimensions, or a list of ``rank``: not, as :func:`expand` has it, of a single one."""
-    if isinstance(value, (tuple, list)) and len(value) != rank:
-        raise RuntimeError(f"{function}: {name} must be a single int or {rank} of them, but got {list(value)}")
+    value = integers(value, name)
+    if isinstance(value, list) and len(value) != rank:
+        raise RuntimeError(f"{function}: {name} must be a single int or {rank} of them, but got {value}")
     return expand(value, rank, name)
 
 
@@ -135,7 +156,7 @@ def adaptive_size(function: str, rank: int, input: Tensor, output_size: Any) -> 
             )
         sizes = input.shape[input.dim() - len(output_size) :]
         output_size = [n if o is None else o for o, n in zip(output_size, sizes, strict=True)]
-    return exactly(output_size, rank, function, "output_size")
+    return with_row(rank, exactly(output_size, rank, function, "output_size"))
 
 
 def float32_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

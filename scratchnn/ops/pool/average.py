@@ -17,6 +17,7 @@ from scratchnn.ops._common import Function, empty_as, integer
 from scratchnn.ops.pool._arguments import (
     adaptive_size,
     batch,
+    check_not_empty,
     flag,
     float32_under_autocast,
     fold,
@@ -184,24 +185,25 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     function = f"avg_pool{rank}d"
-    x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
-    kernel, stride, padding, _ = sliding(rank, kernel_size, stride, padding)
     flag(ceil_mode, function, "ceil_mode")
     flag(count_include_pad, function, "count_include_pad")
     if divisor_override is not None:
         divisor_override = integer(divisor_override, "divisor_override")
+    kernel, stride, padding, _ = sliding(rank, kernel_size, stride, padding)
+    x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
     if rank == 3:
-        x = _contiguous_float(x, function)
+        x = _single_or_double(x, function)
         if any(n < k for n, k in zip(x.shape[2:], kernel, strict=True)):
             raise RuntimeError(
                 f"{function}: expected input of at least kernel_size {kernel}, but got {list(input.shape)}"
             )
-    return unbatch(AvgPool.call(x, (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)), input)
+    options = (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return unbatch(AvgPool.call(x, options), input, rank)
 
 
-def _contiguous_float(x: Tensor, function: str) -> Tensor:
-    """A volume as torch averages it: contiguous, in float32 under autocast, and not in half precision."""
-    (x,) = float32_under_autocast(x.contiguous())
+def _single_or_double(x: Tensor, function: str) -> Tensor:
+    """A volume as torch averages it: in float32 under autocast, and not in half precision."""
+    (x,) = float32_under_autocast(x)
     if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu":
         raise NotImplementedError(f"{function}: not implemented for {x.dtype} outside of autocast")
     return x
@@ -260,8 +262,8 @@ def avg_pool3d(
 ) -> Tensor:
     """The average of each window of a volume; see :func:`avg_pool2d`.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``, no smaller than the kernel; the output is contiguous. float32,
-    float64 and int64; under autocast it runs in float32.
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``, no smaller than the kernel. float32, float64 and int64;
+    under autocast it runs in float32.
 
     Raises:
         RuntimeError: for an input of another rank too.
@@ -271,13 +273,13 @@ def avg_pool3d(
 
 def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
     function = f"adaptive_avg_pool{rank}d"
-    x = batch(input, function, rank)
     size = adaptive_size(function, rank, input, output_size)
+    x = batch(input, function, rank)
     if rank == 3:
         (x,) = float32_under_autocast(x)
         if any(o != 1 for o in size):
-            x = x.contiguous()  # torch keeps channels_last in two dimensions, and where it averages whole volumes
-    return unbatch(AdaptiveAvgPool.call(x, size), input)
+            check_not_empty(function, input)
+    return unbatch(AdaptiveAvgPool.call(x, size), input, rank)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tensor:
@@ -310,8 +312,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) 
 def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
     """The averages of a given number of windows of a volume; see :func:`adaptive_avg_pool2d`.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; only at size 1 is channels_last_3d kept, otherwise the output is
-    contiguous. Under autocast it runs in float32.
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32.
     """
     return _adaptive_avg_pool(3, input, output_size)
 

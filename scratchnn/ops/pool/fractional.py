@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchnn.ops.pool._arguments import batch, check_not_empty, exactly, float32_under_autocast, unbatch
+from scratchnn.ops._common import empty_as
+from scratchnn.ops.pool._arguments import batch, check_not_empty, exactly, float32_under_autocast, integers, unbatch
 from scratchnn.ops.pool.max import MaxPool, offset_dtype, pool_with_indices
 
 _ops = torch.ops.scratchnn
@@ -20,23 +21,23 @@ _ops = torch.ops.scratchnn
 
 @torch.library.register_fake("scratchnn::fractional_max_pool")
 def _(input, samples, kernel, output_size):
-    output = input.new_empty((*input.shape[:2], *output_size))
+    output = empty_as(input, (*input.shape[:2], *output_size))
     return output, torch.empty_like(output, dtype=offset_dtype(kernel))
 
 
 @torch.library.register_fake("scratchnn::fractional_max_pool_backward")
 def _(grad, offsets, samples, size, kernel):
-    return grad.new_empty((*offsets.shape[:2], *size))
+    return empty_as(offsets, (*offsets.shape[:2], *size)).to(grad.dtype)
 
 
 @torch.library.register_fake("scratchnn::fractional_max_pool_gather")
 def _(input, offsets, samples, kernel):
-    return input.new_empty(offsets.shape)
+    return empty_as(offsets, offsets.shape).to(input.dtype)
 
 
 @torch.library.register_fake("scratchnn::fractional_max_pool_indices")
 def _(offsets, samples, size, kernel):
-    return offsets.new_empty(offsets.shape, dtype=torch.int64)
+    return empty_as(offsets, offsets.shape).to(torch.int64)
 
 
 class Fractional(NamedTuple):
@@ -78,6 +79,7 @@ def _fractional_max_pool(
     if samples is None:
         images = 1 if input.dim() == rank + 1 else input.size(0)
         samples = torch.rand(images, input.size(-1 - rank), rank, dtype=input.dtype, device=input.device)
+    kernel_size, output_size = integers(kernel_size, "kernel_size"), integers(output_size, "output_size")
     x = batch(input, function, rank)
     windows = Fractional(
         exactly(kernel_size, rank, function, "kernel_size"), exactly(output_size, rank, function, "output_size")
@@ -92,8 +94,8 @@ def _fractional_max_pool(
     x, samples = float32_under_autocast(x, samples)
     check_not_empty(function, input)
     if return_indices:
-        return pool_with_indices(x, input, samples, windows)
-    return unbatch(MaxPool.call(x, samples, windows)[0], input)
+        return pool_with_indices(x, input, rank, samples, windows)
+    return unbatch(MaxPool.call(x, samples, windows)[0], input, rank)
 
 
 def fractional_max_pool2d(
@@ -110,8 +112,8 @@ def fractional_max_pool2d(
     ``a = (I - K) / (O - 1)`` and a random u in [0, 1) for each channel of each sample; the last window ends
     where the input does. NaN, ties and ``return_indices`` are as in :func:`max_pool2d`.
 
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, or to ``output_ratio`` times the input size;
-    the output is contiguous. Floating dtypes. Under autocast it runs in float32.
+    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, or to ``output_ratio`` times the input size.
+    The memory format is kept. Floating dtypes. Under autocast it runs in float32.
 
     Args:
         _random_samples: the random numbers u, ``(N, C, 2)`` in the order width, height; by default drawn from

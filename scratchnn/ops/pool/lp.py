@@ -5,6 +5,7 @@ Composed of an average pooling and elementwise functions, the derivative with th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ _MAXIMUM = {1: max_pool1d, 2: max_pool2d, 3: max_pool3d}
 
 
 def _lp_pool(rank: int, input: Tensor, p: float, kernel_size: Any, stride: Any, ceil_mode: bool) -> Tensor:
+    sides = (kernel_size,) if rank == 1 else _sides(kernel_size, rank)
     if isinstance(p, (int, float)):
         if p == 0:
             raise ValueError(f"norm_type must be a non-zero value, but got {p}")
@@ -26,20 +28,16 @@ def _lp_pool(rank: int, input: Tensor, p: float, kernel_size: Any, stride: Any, 
             return _MAXIMUM[rank](input.abs(), kernel_size, stride, 0, 1, ceil_mode)
         if p == -float("inf"):
             return -_MAXIMUM[rank](-input.abs(), kernel_size, stride, 0, 1, ceil_mode)
-    taps = kernel_size
-    if rank == 2:
-        height, width = _repeat(kernel_size, 2)
-        taps = height * width
-    elif rank == 3:
-        depth, height, width = _repeat(kernel_size, 3)
-        taps = depth * height * width
     mean = _AVERAGE[rank](input.pow(p), kernel_size, stride, 0, ceil_mode)
     # The root of 0 has no derivative, and as in torch none is passed on.
-    return torch.where(mean == 0, torch.zeros_like(mean), mean).mul(taps).pow(1.0 / p)
+    return torch.where(mean == 0, torch.zeros_like(mean), mean).mul(math.prod(sides)).pow(1.0 / p)
 
 
-def _repeat(value: Any, count: int) -> Sequence[Any]:
-    return tuple(value) if isinstance(value, Iterable) else (value,) * count
+def _sides(kernel_size: Any, rank: int) -> tuple:
+    sides = tuple(kernel_size) if isinstance(kernel_size, Iterable) else (kernel_size,) * rank
+    if len(sides) != rank:
+        raise ValueError(f"lp_pool{rank}d: expected kernel_size of one number or {rank}, but got {kernel_size}")
+    return sides
 
 
 def lp_pool1d(

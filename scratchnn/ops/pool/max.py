@@ -280,11 +280,13 @@ def _is_differentiated(input: Tensor) -> bool:
     )
 
 
-def pool_with_indices(x: Tensor, input: Tensor, samples: Tensor | None, windows: Any) -> tuple[Tensor, Tensor]:
-    """The maxima of a batch ``x`` and their indices, batched as ``input`` is."""
+def pool_with_indices(
+    x: Tensor, input: Tensor, rank: int, samples: Tensor | None, windows: Any
+) -> tuple[Tensor, Tensor]:
+    """The maxima of a batch ``x`` and their indices, with the dimensions of ``input``."""
     output, offsets = MaxPool.call(x, samples, windows)
     indices = MaxPoolIndices.call(offsets, samples, x.shape[2:], windows)
-    return unbatch(output, input), unbatch(indices, input)
+    return unbatch(output, input, rank), unbatch(indices, input, rank)
 
 
 def _max_pool(
@@ -298,10 +300,11 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     function = f"max_pool{rank}d"
+    flag(ceil_mode, function, "ceil_mode")
+    windows = Sliding(*sliding(rank, kernel_size, stride, padding, dilation), ceil_mode)
     x = batch(input, function, rank)
-    windows = Sliding(*sliding(rank, kernel_size, stride, padding, dilation), flag(ceil_mode, function, "ceil_mode"))
     if return_indices:
-        return pool_with_indices(x, input, None, windows)
+        return pool_with_indices(x, input, rank, None, windows)
     if rank == 1 and not x.is_floating_point():
         raise NotImplementedError(f"{function}: not implemented for {x.dtype} without return_indices")
     if rank == 3:
@@ -310,7 +313,7 @@ def _max_pool(
         output, _ = MaxPool.call(x, None, windows)
     else:
         output = _ops.max_pool(x, *windows)
-    return unbatch(output, input)
+    return unbatch(output, input, rank)
 
 
 def max_pool1d(
@@ -421,18 +424,18 @@ def max_pool3d_with_indices(
 
 def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     function = f"adaptive_max_pool{rank}d"
-    x = batch(input, function, rank)
     windows = Adaptive(adaptive_size(function, rank, input, output_size))
+    x = batch(input, function, rank)
     check_not_empty(function, input)
     if rank == 3:
-        (x,) = float32_under_autocast(x.contiguous())  # torch keeps channels_last in two dimensions only
+        (x,) = float32_under_autocast(x)
     if return_indices:
-        return pool_with_indices(x, input, None, windows)
+        return pool_with_indices(x, input, rank, None, windows)
     if _is_differentiated(x):
         output, _ = MaxPool.call(x, None, windows)
     else:
         output = _ops.adaptive_max_pool(x, windows.output_size)
-    return unbatch(output, input)
+    return unbatch(output, input, rank)
 
 
 def adaptive_max_pool1d(
@@ -470,7 +473,7 @@ def adaptive_max_pool3d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maxima of a given number of windows of a volume; see :func:`adaptive_max_pool2d`.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is contiguous. Under autocast it runs in float32.
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32.
     """
     return _adaptive_max_pool(3, input, output_size, return_indices)
 

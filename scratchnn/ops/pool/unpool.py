@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops._common import Function, empty_as, integer
-from scratchnn.ops.pool._arguments import batch, check_not_empty, float32_under_autocast, fold, unbatch, unfold
+from scratchnn.ops.pool._arguments import (
+    batch,
+    check_not_empty,
+    float32_under_autocast,
+    fold,
+    integers,
+    unbatch,
+    unfold,
+    with_row,
+)
 
 _ops = torch.ops.scratchnn
 
@@ -123,22 +132,23 @@ def _max_unpool(
     kernel = _tuple(kernel_size, rank)
     stride = kernel if stride is None else _tuple(stride, rank)
     size = _unpooled_size(function, input, kernel, stride, _tuple(padding, rank), output_size)
+    steps = integers(stride, "stride") if rank == 3 else []
+    if len(size) != rank:
+        raise RuntimeError(f"{function}: expected output_size of {rank} elements, but got {size}")
     x = batch(input, function, rank)
     if not isinstance(indices, Tensor):
         raise TypeError(f"{function}(): argument 'indices' must be Tensor, not {type(indices).__name__}")
-    if len(size) != rank:
-        raise RuntimeError(f"{function}: expected output_size of {rank} elements, but got {size}")
     if indices.shape != input.shape:
         raise RuntimeError(
             f"{function}: expected indices of the input's shape {list(input.shape)}, but got {list(indices.shape)}"
         )
-    if rank == 3:
-        if any(s <= 0 for s in stride):
-            raise RuntimeError(f"{function}: strides should be greater than zero, but got {list(stride)}")
-        x = x.contiguous()  # torch keeps channels_last in two dimensions only
+    if any(step <= 0 for step in steps):
+        raise RuntimeError(f"{function}: strides should be greater than zero, but got {steps}")
     check_not_empty(function, input)
     (x,) = float32_under_autocast(x)
-    return unbatch(MaxUnpool.call(x, indices if x.dim() == indices.dim() else indices.unsqueeze(0), size), input)
+    if rank == 1:
+        x = x.contiguous()  # as torch has it
+    return unbatch(MaxUnpool.call(x, indices.reshape(x.shape), with_row(rank, size)), input, rank)
 
 
 def max_unpool1d(
@@ -194,6 +204,6 @@ def max_unpool3d(
 ) -> Tensor:
     """A volume's maxima back in their places; see :func:`max_unpool2d`.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; the output is contiguous.
+    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
     """
     return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)
