@@ -232,6 +232,7 @@ def test_converts(layer: Layer) -> None:
     converted = copy.deepcopy(theirs)
     assert list(scratchnn.convert(converted).converted) == [""]
     assert type(converted) is type(made(layer, *inputs))
+    assert repr(converted) == repr(theirs)
     torch.manual_seed(1)
     expected = theirs(*inputs)
     torch.manual_seed(1)
