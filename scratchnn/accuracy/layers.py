@@ -147,7 +147,8 @@ def _pools() -> list[Layer]:
         def pool(kind: str, *args: int, rank: int = rank, variant: str = "", **options: object) -> Layer:
             name = f"{kind}{rank}d"
             shapes = _image(3, 5, SIZES[rank], rank)
-            return Layer(name, "pool", lambda nn: getattr(nn, name)(*args, **options), shapes, variant=variant)
+            dtypes = (torch.float32,) if name in ("AvgPool3d", "LPPool3d") else FLOATING  # torch takes no other there
+            return Layer(name, "pool", lambda nn: getattr(nn, name)(*args, **options), shapes, dtypes, variant)
 
         layers += [
             pool("MaxPool", 3, stride=2, padding=1),
