@@ -598,3 +598,37 @@ def test_special_values_stay_in_their_channel() -> None:
         x[1, 2, 3, 4] = float("nan")
         y = F.batch_norm(x, None, None, training=True)
         assert y.isnan().any((0, 2, 3)).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["BatchNorm", "InstanceNorm"])
+def test_every_rank_and_the_lazy_forms(kind: str, rank: int) -> None:
+    shape = (6, 5, 7, 3, 4)[: rank + 2]
+    for name, arguments in ((f"{kind}{rank}d", (5,)), (f"Lazy{kind}{rank}d", ())):
+        ours, theirs = (getattr(library, name)(*arguments, affine=True) for library in (scratchnn.nn, torch.nn))
+        for _ in range(3):
+            x = torch.randn(shape) * 2 + 1
+            torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+        assert repr(ours) == repr(theirs)
+        assert type(ours) is getattr(scratchnn.nn, f"{kind}{rank}d")
+        for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(mine, other)
+        same_error(lambda m=ours: m(torch.randn(2, 5, 2, 2, 2, 2)), lambda m=theirs: m(torch.randn(2, 5, 2, 2, 2, 2)))
+
+
+def test_gradients_whose_strides_torch_gets_wrong() -> None:
+    """torch's backward pass on the CPU errs by more than 100% here."""
+    x = torch.randn(1, 6, 5, 7, dtype=torch.float64)
+    grad = torch.randn(1, 5, 7, 6, dtype=torch.float64).permute(0, 3, 1, 2)
+    for last in (False, True):
+        own = x.to(memory_format=torch.channels_last) if last else x
+        for function, formula in (
+            (F.batch_norm, batch_norm_formula),
+            (F.instance_norm, lambda x, *_, **__: batch_norm_formula(x, None, None, training=True)),
+        ):
+            options = {"training": True} if function is F.batch_norm else {}
+            leaves = own.detach().requires_grad_(), own.detach().requires_grad_()
+            (found,) = torch.autograd.grad(function(leaves[0], None, None, **options), leaves[0], grad)
+            (truth,) = torch.autograd.grad(formula(leaves[1], None, None, training=True), leaves[1], grad)
+            torch.testing.assert_close(found, truth)
