@@ -177,8 +177,6 @@ def test_unbatched_and_empty(layer: Layer) -> None:
             except Exception as error:
                 outcomes.append(type(error))
         mine, other = outcomes
-        if "InstanceNorm" in layer.name and other is IndexError:
-            other = inputs[0][part]  # torch stumbles over an empty batch
         if layer.name == "GlobalAvgPool" and name == "unbatched":
             continue  # takes the channels for a batch
         if isinstance(other, Tensor):

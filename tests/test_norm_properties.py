@@ -1,4 +1,4 @@
-"""Every normalization over its whole space of arguments: where torch gives a result, so do we; where it refuses, too."""
+"""Every normalization over its whole space of arguments: torch's result where it gives one, its refusal where not."""
 
 from __future__ import annotations
 

@@ -233,7 +233,13 @@ def _norms() -> list[Layer]:
         ),
         Layer("GroupNorm", "norm", lambda nn: nn.GroupNorm(4, 12), images),
         Layer("RMSNorm", "norm", lambda nn: nn.RMSNorm(96), ((16, 7, 96),)),
-        Layer("LocalResponseNorm", "norm", lambda nn: nn.LocalResponseNorm(5, alpha=0.1), images),
+        Layer(
+            "LocalResponseNorm",
+            "norm",
+            lambda nn: nn.LocalResponseNorm(5, alpha=0.1),
+            images,
+            (torch.float32,),  # torch takes no other with images
+        ),
     ]
     return layers
 
