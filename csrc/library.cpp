@@ -53,9 +53,8 @@ constexpr const char* kOperators[] = {
     // pool
     "max_pool(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
     "bool ceil_mode) -> Tensor",
-    "max_pool_with_offsets(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] "
-    "dilation, "
-    "bool ceil_mode) -> (Tensor output, Tensor offsets)",
+    "max_pool_with_offsets(Tensor input, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
+    "SymInt[] dilation, bool ceil_mode) -> (Tensor output, Tensor offsets)",
     "max_pool_backward(Tensor grad, Tensor offsets, SymInt[] size, SymInt[] kernel, SymInt[] stride, "
     "SymInt[] padding, SymInt[] dilation) -> Tensor",
     "max_pool_gather(Tensor input, Tensor offsets, SymInt[] kernel, SymInt[] stride, SymInt[] padding, "
@@ -81,18 +80,8 @@ constexpr const char* kOperators[] = {
     "bool ceil_mode, bool count_include_pad, SymInt? divisor_override, bool channels_last) -> Tensor",
     "adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor",
     "adaptive_avg_pool_backward(Tensor grad, SymInt[] size, bool channels_last) -> Tensor",
-// activation
-#define SCRATCHNN_SCHEMA(name, parameters) \
-  #name "(Tensor input" parameters ") -> Tensor", #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
-    SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
-#undef SCRATCHNN_SCHEMA
-#define SCRATCHNN_SCHEMA(name, parameters) #name "_(Tensor(a!) input" parameters ") -> ()",
-        SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
-#undef SCRATCHNN_SCHEMA
-#define SCRATCHNN_SCHEMA(name, parameters) #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
-            SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
-#undef SCRATCHNN_SCHEMA
-                "softmax(Tensor input, int dim) -> Tensor",
+    // activation
+    "softmax(Tensor input, int dim) -> Tensor",
     "softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor",
     "softmin(Tensor input, int dim) -> Tensor",
     "softmin_backward(Tensor grad, Tensor output, int dim) -> Tensor",
@@ -105,6 +94,24 @@ constexpr const char* kOperators[] = {
     "maxout(Tensor input, SymInt pieces, int dim) -> (Tensor output, Tensor winners)",
     "maxout_backward(Tensor grad, Tensor winners, SymInt pieces, int dim) -> Tensor",
     "maxout_gather(Tensor input, Tensor winners, SymInt pieces, int dim) -> Tensor",
+};
+
+// activation: the elementwise functions of activation/table.h
+constexpr const char* kActivations[] = {
+// clang-format off
+#define SCRATCHNN_SCHEMA(name, parameters) #name "(Tensor input" parameters ") -> Tensor",
+    SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
+    SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_(Tensor(a!) input" parameters ") -> ()",
+    SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
+    SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+    // clang-format on
 };
 
 // Operators that draw from torch's random numbers.
@@ -149,6 +156,7 @@ void in_place(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
 
 TORCH_LIBRARY(scratchnn, library) {
   for (const char* schema : kOperators) library.def(schema, {at::Tag::pt2_compliant_tag});
+  for (const char* schema : kActivations) library.def(schema, {at::Tag::pt2_compliant_tag});
   for (const char* schema : kRandomOperators) {
     library.def(schema, {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
   }
@@ -164,6 +172,7 @@ TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
                                                   : torch::autograd::autogradNotImplementedFallback());
   };
   for (const char* schema : kOperators) refuse(schema);
+  for (const char* schema : kActivations) refuse(schema);
   for (const char* schema : kRandomOperators) refuse(schema);
 }
 

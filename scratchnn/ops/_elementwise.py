@@ -60,7 +60,7 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _mish(x: Tensor) -> Tensor:
-    s, t = x.sigmoid(), torch.nn.functional.softplus(x).tanh()
+    s, t = x.sigmoid(), torch.logaddexp(x, torch.zeros_like(x)).tanh()
     dt = (1 - t * t) * s
     return 2 * dt + x * (dt * (1 - s) - 2 * t * dt * s)
 
