@@ -28,27 +28,14 @@ def names(argument: object) -> str:
     return str(argument).removeprefix("torch.").replace(" ", "_")
 
 
-QUICK = 60  # samples of each function and dtype that the quick suite takes, evenly spread
-
-
-def check(entry: Entry, dtype: torch.dtype, most: int | None = None) -> None:
+@pytest.mark.parametrize(("entry", "dtype"), BY_DTYPE, ids=names)
+def test_results(entry: Entry, dtype: torch.dtype) -> None:
     """Outputs, gradients and, in double precision, gradients of gradients."""
     twice = dtype in (torch.float64, torch.complex128) and entry.info.supports_gradgrad
     every = list(samples(entry, dtype))
     assert every
-    for sample in every if most is None else every[:: -(-len(every) // most)]:
+    for sample in every:
         compare(entry, sample, dtype, order=2 if twice else 1)
-
-
-@pytest.mark.parametrize(("entry", "dtype"), BY_DTYPE, ids=names)
-def test_results(entry: Entry, dtype: torch.dtype) -> None:
-    check(entry, dtype, QUICK)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("entry", "dtype"), BY_DTYPE, ids=names)
-def test_results_of_every_sample(entry: Entry, dtype: torch.dtype) -> None:
-    check(entry, dtype)
 
 
 @pytest.mark.parametrize("entry", WITH_ERRORS, ids=names)
