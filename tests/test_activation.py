@@ -301,8 +301,8 @@ def test_gradients_at_the_kinks(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_whole_numbers(case: Case, dtype: torch.dtype) -> None:
     x = torch.tensor([0, 1, 5, 100, -3, -100, 7] if dtype.is_signed else [0, 1, 5, 100, 200]).to(dtype)
-    if case.name == "threshold" and not dtype.is_signed:
-        return  # torch wants parameters that are numbers of the type
+    if case.name in ("threshold", "hardtanh") and not dtype.is_signed:
+        return  # torch, or some versions of it, wants parameters that are numbers of the type
     assert torch.equal(case(F, x), case(T, x))
     large = torch.tensor([2**62 + 1, -(2**62) - 1])
     assert torch.equal(F.relu(large), torch.relu(large))

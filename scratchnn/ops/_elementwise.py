@@ -7,6 +7,7 @@ place, and the gradient, which is what makes double backward work. The formulas 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -146,6 +147,14 @@ def _members(*members: Callable[..., Any]) -> dict[str, staticmethod]:
     return {member.__name__: staticmethod(member) for member in members}
 
 
+def _spelled_out(forward: Callable[..., Tensor], operator: torch._ops.OpOverload) -> Callable[..., Tensor]:
+    """``forward`` with each parameter of its operator in its signature: torch.compile counts them, up to 2.14."""
+    names = (argument.name for argument in operator._schema.arguments)
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    forward.__signature__ = inspect.Signature(parameters)
+    return forward
+
+
 def _gradient_function(name: str, row: Row) -> type[Function]:
     """The Function of the operator ``name``: ``dL/dx = dL/dy f'(x)`` from ``dL/dy`` and what is saved.
 
@@ -192,7 +201,7 @@ def _gradient_function(name: str, row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, grad: Tensor, saved: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return GRADIENTS[name].call(*_mapped_first(info, in_dims, grad, saved), *parameters), 0
 
-    return type(name, (Function,), _members(forward, setup_context, backward, jvp, vmap))
+    return type(name, (Function,), _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap))
 
 
 def _forward_derivative(gradient: str, u: Tensor, saved: Tensor, parameters: Sequence[float]) -> Tensor:
@@ -228,7 +237,7 @@ def _function(row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return FUNCTIONS[name].call(input, *parameters), in_dims[0]
 
-    return type(name, (Function,), _members(forward, setup_context, backward, jvp, vmap))
+    return type(name, (Function,), _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap))
 
 
 def _function_in_place(row: Row) -> type[Function]:
@@ -267,7 +276,7 @@ def _function_in_place(row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return FUNCTIONS_IN_PLACE[name].call(input, *parameters), in_dims[0]
 
-    return type(name + "_", (Function,), _members(forward, setup_context, backward, jvp, vmap))
+    return type(name + "_", (Function,), _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap))
 
 
 # Looked up by name where they are called, not closed over: torch.compile traces a Function it finds in a module.
