@@ -1,8 +1,7 @@
 // Every operator of scratchnn, on one page.
 //
-// Each family implements its operators for the CPU in csrc/<family>/<family>.cpp; their fake (meta) kernels
-// and derivatives are in scratchnn/ops/<family>.py. Called directly, an operator has no derivative and says
-// so.
+// Each family implements its operators for the CPU in csrc/<family>; their fake (meta) kernels and derivatives are
+// in scratchnn/ops. Called directly, an operator has no derivative and says so.
 #include <Python.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>

@@ -2,8 +2,8 @@
 
 ``import scratchnn.nn as nn`` makes an existing model file run on scratchnn: every name that is not ours falls
 through to ``torch.nn``; :func:`implemented` lists ours, and ``nn.functional`` is :mod:`scratchnn.functional`. Each
-layer is a subclass of the torch layer it stands for, so ``isinstance``, ``repr``, ``state_dict``, initial weights
-and pickles are torch's own.
+layer but ``SyncBatchNorm`` is a subclass of the torch layer it stands for, so ``isinstance``, ``repr``,
+``state_dict``, initial weights and pickles are torch's own.
 """
 
 from __future__ import annotations
