@@ -90,13 +90,10 @@ def extension() -> CppExtension:
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": [*COMMON_FLAGS, "-fopenmp"]},
         extra_link_args=["-Wl,--strip-debug"],
-        py_limited_api=True,
-        define_macros=[("Py_LIMITED_API", "0x030A0000")],
     )
 
 
 setup(
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildKernels},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "activation/table.h"
+#include "autograd/function.h"
 #include "common/dispatch.h"
 #include "common/runtime.h"
 #include "conv/choice.h"
@@ -175,8 +176,10 @@ TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
   for (const char* schema : kRandomOperators) refuse(schema);
 }
 
-// Importing scratchnn._C loads the library, which registers the operators above; the module itself is empty.
+// Importing scratchnn._C loads the library, which registers the operators above.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  PyObject* module = PyModule_Create(&definition);
+  if (module != nullptr && !scratchnn::add_function_type(module)) Py_CLEAR(module);
+  return module;
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+
+from scratchnn import _C
 
 __all__ = [
     "Function",
@@ -29,17 +32,24 @@ class Function:
     """An operation with its derivatives: ``torch.autograd.Function``, cheap in eager mode and still transformable.
 
     Subclasses are written as a ``torch.autograd.Function`` in the ``setup_context`` style: static methods
-    ``forward(*args)``, ``setup_context(ctx, inputs, output)``, ``backward``, ``jvp`` and ``vmap``. From these
-    come three Functions, because torch has no single form that serves everywhere, and :meth:`call` takes the
-    cheapest that does:
+    ``forward(*args)``, ``setup_context(ctx, inputs, output)``, ``backward``, ``jvp`` and ``vmap``. torch has no single
+    form that serves everywhere, so :meth:`call` takes one of several that are made from these:
 
-    - nothing needs a gradient: ``forward`` itself;
-    - eager mode: the older ``forward(ctx, *args)`` style, which spares torch from binding the signature anew on
-      each call, four fifths of the cost of ``apply``;
-    - ``torch.compile``: without ``jvp`` and ``vmap``, which Dynamo refuses to trace;
-    - a ``torch.func`` transform is active: everything, as written.
+    - ordinary tensors in eager mode, nearly always: ``scratchnn._C.Function``, in C++ (csrc/autograd/function.cpp),
+      since torch's own takes longer to record a small layer than the layer takes to compute;
+    - ``torch.compile``: torch's Function without ``jvp`` and ``vmap``, which Dynamo refuses to trace;
+    - a ``torch.func`` transform: torch's Function with everything, as written;
+    - other modes, subclasses of tensors, forward-mode derivatives: torch's Function in its older style, which spares
+      the call the binding of its signature.
+
+    Attributes:
+        operator: the name of the operator that ``forward`` calls with its own arguments, a NamedTuple among them
+            standing for its fields, if it does nothing else. The C++ form then calls it without Python.
     """
 
+    operator: str | None = None
+
+    _ordinary: Callable[..., Any]
     _eager: type[torch.autograd.Function]
     _traced: type[torch.autograd.Function]
     _transformed: type[torch.autograd.Function]
@@ -60,12 +70,19 @@ class Function:
         cls._eager = function("backward", "jvp", forward=forward)
         cls._traced = function("forward", "setup_context", "backward")
         cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
+        cls._ordinary = _C.Function(
+            cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, cls.operator
+        )
 
     @classmethod
     def call(cls, *args: Any) -> Any:
         """Apply the function: what every functional calls."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return cls._traced.apply(*args)
+        return cls._ordinary(*args)
+
+    @classmethod
+    def _not_ordinary(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return cls._transformed.apply(*args)
         if forward_ad._current_level >= 0:
