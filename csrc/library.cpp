@@ -7,7 +7,7 @@
 #include <torch/library.h>
 
 #include "activation/table.h"
-#include "autograd/function.h"
+#include "python/module.h"
 #include "common/dispatch.h"
 #include "common/runtime.h"
 #include "conv/choice.h"
@@ -180,6 +180,7 @@ TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
 PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
-  if (module != nullptr && !scratchnn::add_function_type(module)) Py_CLEAR(module);
+  if (module == nullptr) return nullptr;
+  if (!scratchnn::add_function_type(module) || !scratchnn::add_remembered_type(module)) Py_CLEAR(module);
   return module;
 }

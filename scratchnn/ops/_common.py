@@ -35,26 +35,23 @@ class Function:
     ``forward(*args)``, ``setup_context(ctx, inputs, output)``, ``backward``, ``jvp`` and ``vmap``. torch has no single
     form that serves everywhere, so :meth:`call` takes one of several that are made from these:
 
-    - ordinary tensors in eager mode, nearly always: ``scratchnn._C.Function``, in C++ (csrc/autograd/function.cpp),
+    - ordinary tensors in eager mode, nearly always: ``scratchnn._C.Function``, in C++ (csrc/python/function.cpp),
       since torch's own takes longer to record a small layer than the layer takes to compute;
     - ``torch.compile``: torch's Function without ``jvp`` and ``vmap``, which Dynamo refuses to trace;
     - a ``torch.func`` transform: torch's Function with everything, as written;
     - other modes, subclasses of tensors, forward-mode derivatives: torch's Function in its older style, which spares
       the call the binding of its signature.
 
-    Attributes:
-        operator: the name of the operator that ``forward`` calls with its own arguments, a NamedTuple among them
-            standing for its fields, if it does nothing else. The C++ form then calls it without Python.
+    A class whose ``forward`` does nothing but call an operator with its own arguments, a NamedTuple among them standing
+    for its fields, names it: ``class Conv(Function, operator="conv")``. The C++ form then calls it without Python.
     """
-
-    operator: str | None = None
 
     _ordinary: Callable[..., Any]
     _eager: type[torch.autograd.Function]
     _traced: type[torch.autograd.Function]
     _transformed: type[torch.autograd.Function]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, operator: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
 
         def forward(ctx: Any, *args: Any) -> Any:
@@ -71,7 +68,7 @@ class Function:
         cls._traced = function("forward", "setup_context", "backward")
         cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
         cls._ordinary = _C.Function(
-            cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, cls.operator
+            cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator
         )
 
     @classmethod

@@ -209,25 +209,25 @@ def _vmap(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    window: Window,
     *rest: Any,
 ) -> tuple[Tensor, int]:
     """``Conv`` or ``ConvTranspose`` over ``size`` inputs, weights, biases at once, as a single call."""
     input_dim, weight_dim, bias_dim, *_ = in_dims
     if weight_dim is None and bias_dim is None:
-        return function.call(_fold_batch(input, input_dim), weight, bias, window, *rest).unflatten(0, (size, -1)), 0
+        return function.call(_fold_batch(input, input_dim), weight, bias, *rest).unflatten(0, (size, -1)), 0
     # Each mapped convolution becomes groups of its own.
+    *rest, window = rest
     output = function.call(
         _fold_channels(input, input_dim, size),
         _fold_filters(weight, weight_dim, size),
         None if bias is None else _fold_filters(bias, bias_dim, size),
-        window._replace(groups=window.groups * size),
         *rest,
+        window._replace(groups=window.groups * size),
     )
     return output.unflatten(1, (size, -1)), 1
 
 
-class Conv(Function):
+class Conv(Function, operator="conv"):
     """``y = conv(x, w) + b``."""
 
     @staticmethod
@@ -250,7 +250,7 @@ class Conv(Function):
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, w = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        dx = ConvTranspose.call(u, _conj(w), None, ctx.window, ctx.input_size) if needs_input else None
+        dx = ConvTranspose.call(u, _conj(w), None, ctx.input_size, ctx.window) if needs_input else None
         dw = None
         if needs_weight:
             dw = ConvWeightGrad.call(u, _conj(x), ctx.kernel_size, ctx.window, ctx.channels_last)
@@ -268,18 +268,18 @@ class Conv(Function):
         return _vmap(Conv, info.batch_size, in_dims, input, weight, bias, window)
 
 
-class ConvTranspose(Function):
+class ConvTranspose(Function, operator="conv_transpose"):
     """``x' = transpose(y', w) + b``, of the given size; without bias also the gradient ``dx`` of ``Conv`` from dy."""
 
     @staticmethod
     def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, output_size: Sequence[int]
+        input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int], window: Window
     ) -> Tensor:
         return _ops.conv_transpose(input, weight, bias, output_size, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        input, weight, _, ctx.window, ctx.output_size = inputs
+        input, weight, _, ctx.output_size, ctx.window = inputs
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
         ctx.save_for_forward(input, weight)
@@ -300,7 +300,7 @@ class ConvTranspose(Function):
 
     @staticmethod
     def jvp(ctx: Any, dg: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: None) -> Tensor:
-        return _tangent(ConvTranspose, ctx, dg, dw, db, ctx.window, ctx.output_size)
+        return _tangent(ConvTranspose, ctx, dg, dw, db, ctx.output_size, ctx.window)
 
     @staticmethod
     def vmap(
@@ -309,13 +309,13 @@ class ConvTranspose(Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        window: Window,
         output_size: Sequence[int],
+        window: Window,
     ) -> tuple[Tensor, int]:
-        return _vmap(ConvTranspose, info.batch_size, in_dims, input, weight, bias, window, output_size)
+        return _vmap(ConvTranspose, info.batch_size, in_dims, input, weight, bias, output_size, window)
 
 
-class ConvWeightGrad(Function):
+class ConvWeightGrad(Function, operator="conv_weight_grad"):
     """``dw[k, c, t] = sum over n, o of x[n, c, o S - P + t D] dy[n, k, o]``."""
 
     @staticmethod
@@ -335,7 +335,7 @@ class ConvWeightGrad(Function):
         g, x = ctx.saved_tensors
         needs_grad, needs_input, *_ = ctx.needs_input_grad
         dg = Conv.call(_conj(x), u, None, ctx.window) if needs_grad else None
-        dx = ConvTranspose.call(_conj(g), u, None, ctx.window, ctx.input_size) if needs_input else None
+        dx = ConvTranspose.call(_conj(g), u, None, ctx.input_size, ctx.window) if needs_input else None
         return dg, dx, None, None, None
 
     @staticmethod

@@ -38,7 +38,7 @@ def _(grad: Tensor, input: Tensor, dim: int) -> Tensor:
     return torch.empty_like(input)
 
 
-class Glu(Function):
+class Glu(Function, operator="glu"):
     """``y = a sigmoid(b)``."""
 
     @staticmethod
@@ -67,7 +67,7 @@ class Glu(Function):
         return Glu.call(input.movedim(in_dims[0], 0), dim + 1), 0
 
 
-class GluGradient(Function):
+class GluGradient(Function, operator="glu_backward"):
     """``da = dy s, db = dy a s (1 - s)``, s = sigmoid(b)."""
 
     @staticmethod
@@ -130,7 +130,7 @@ def _sum_over(values: Tensor, weight: Tensor) -> Tensor:
     return values.sum_to_size(_along_channels(weight, values).shape).reshape(weight.shape)
 
 
-class Prelu(Function):
+class Prelu(Function, operator="prelu"):
     """``y = x`` for ``x > 0``, else ``w x``."""
 
     @staticmethod
@@ -168,7 +168,7 @@ class Prelu(Function):
         return torch.stack([Prelu.call(each, w) for each, w in zip(x.unbind(0), weights.unbind(0), strict=True)]), 0
 
 
-class PreluGradient(Function):
+class PreluGradient(Function, operator="prelu_backward"):
     """``dx = dy`` for ``x > 0``, else ``w dy``; ``dw`` is the sum of ``dy x`` where ``x <= 0``."""
 
     @staticmethod
@@ -218,7 +218,7 @@ def _(input: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(input, memory_format=format), torch.empty_like(input, memory_format=format)
 
 
-class Rrelu(Function):
+class Rrelu(Function, operator="rrelu_train"):
     """``y = x`` for ``x > 0``, else ``r x``. Gives y and the slopes, 1 and r, which are all a derivative needs."""
 
     @staticmethod
@@ -275,7 +275,7 @@ def _(input: Tensor, winners: Tensor, pieces: int, dim: int) -> Tensor:
     return result.contiguous(memory_format=suggest_memory_format(winners))
 
 
-class Maxout(Function):
+class Maxout(Function, operator="maxout"):
     """``y_k = max over p of x_(k pieces + p)``. Gives y and which piece won, a 16-bit number for each output."""
 
     @staticmethod
@@ -303,7 +303,7 @@ class Maxout(Function):
         return Maxout.call(input.movedim(in_dims[0], 0), pieces, dim + 1), (0, 0)
 
 
-class MaxoutGradient(Function):
+class MaxoutGradient(Function, operator="maxout_backward"):
     """``dx`` is ``dy`` where a piece won, else 0."""
 
     @staticmethod
@@ -330,7 +330,7 @@ class MaxoutGradient(Function):
         return MaxoutGradient.call(*_mapped_first(info, in_dims, grad, winners), pieces, dim + 1), 0
 
 
-class MaxoutGather(Function):
+class MaxoutGather(Function, operator="maxout_gather"):
     """The numbers of the pieces that won: the adjoint of the gradient."""
 
     @staticmethod

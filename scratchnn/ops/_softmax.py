@@ -40,7 +40,7 @@ def _along_output(dy: Tensor, grad: Tensor, y: Tensor, dim: int) -> Tensor:
     return dy * (grad - (grad * y).sum(dim, keepdim=True)) - y * (grad * dy).sum(dim, keepdim=True)
 
 
-class Softmax(Function):
+class Softmax(Function, operator="softmax"):
     """``y_i = e^(x_i) / sum_j e^(x_j)``."""
 
     @staticmethod
@@ -66,7 +66,7 @@ class Softmax(Function):
         return _vmapped(Softmax, info, in_dims, *arguments)
 
 
-class SoftmaxGradient(Function):
+class SoftmaxGradient(Function, operator="softmax_backward"):
     """``dx = y (dy - sum dy y)``: a symmetric matrix times dy, and so the derivative forward too."""
 
     @staticmethod
@@ -97,7 +97,7 @@ class SoftmaxGradient(Function):
         return _vmapped(SoftmaxGradient, info, in_dims, *arguments)
 
 
-class Softmin(Function):
+class Softmin(Function, operator="softmin"):
     """The softmax of ``-x``."""
 
     @staticmethod
@@ -123,7 +123,7 @@ class Softmin(Function):
         return _vmapped(Softmin, info, in_dims, *arguments)
 
 
-class SoftminGradient(Function):
+class SoftminGradient(Function, operator="softmin_backward"):
     """``dx = -y (dy - sum dy y)``: a symmetric matrix times dy, and so the derivative forward too."""
 
     @staticmethod
@@ -154,7 +154,7 @@ class SoftminGradient(Function):
         return _vmapped(SoftminGradient, info, in_dims, *arguments)
 
 
-class LogSoftmax(Function):
+class LogSoftmax(Function, operator="log_softmax"):
     """``y_i = x_i - log sum_j e^(x_j)``."""
 
     @staticmethod
@@ -181,7 +181,7 @@ class LogSoftmax(Function):
         return _vmapped(LogSoftmax, info, in_dims, *arguments)
 
 
-class LogSoftmaxGradient(Function):
+class LogSoftmaxGradient(Function, operator="log_softmax_backward"):
     """``dx = dy - e^y sum dy``."""
 
     @staticmethod

@@ -22,7 +22,7 @@ def expand_channels(values: Tensor, shape: torch.Size) -> Tensor:
     return values.reshape(-1, *(1 for _ in shape[2:])).expand(shape)
 
 
-class ChannelSum(Function):
+class ChannelSum(Function, operator="channel_sum"):
     """``s[c] = sum over n, o of g[n, c, o]``."""
 
     @staticmethod

@@ -139,7 +139,7 @@ class BatchNormTrain(Function):
         return (fold.split(output, 1), fold.split(mean, 0), fold.split(var, 0)), (1, 0, 0)
 
 
-class BatchNormEval(Function):
+class BatchNormEval(Function, operator="batch_norm_eval"):
     """``y = w (x - mu) r + b`` with given statistics: a fixed linear map of each channel."""
 
     @staticmethod
@@ -178,7 +178,7 @@ class BatchNormEval(Function):
         return fold.split(BatchNormEval.call(fold.input(input, in_dims[0]), *folded, eps), 1), 1
 
 
-class BatchNormBackward(Function):
+class BatchNormBackward(Function, operator="batch_norm_backward"):
     """``dx = r P(w g)``, ``dw = sum of g x_hat``, ``db = sum of g``; with given statistics ``P = 1``.
 
     In training the mean and the variance follow from ``x``, and a derivative by ``x`` includes theirs.

@@ -92,8 +92,8 @@ def convolve_transposed(
     window = Window(stride, amounts, dilation, groups)
     input, weight, bias = autocast(input, weight, bias)
     if batched:
-        return ConvTranspose.call(input, weight, bias, window, size)
-    return ConvTranspose.call(input.unsqueeze(0), weight, bias, window, size).squeeze(0)
+        return ConvTranspose.call(input, weight, bias, size, window)
+    return ConvTranspose.call(input.unsqueeze(0), weight, bias, size, window).squeeze(0)
 
 
 def _check_tensors(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

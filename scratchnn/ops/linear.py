@@ -64,7 +64,7 @@ def _each(function: Any, info: Any, in_dims: tuple, *tensors: Tensor | None) -> 
     return torch.stack([function.call(*row) for row in zip(*columns, strict=True)]), 0
 
 
-class Linear(Function):
+class Linear(Function, operator="linear"):
     """``y = x w^T + b``."""
 
     @staticmethod
@@ -108,7 +108,7 @@ class Linear(Function):
         return _each(Linear, info, in_dims, input, weight, bias)
 
 
-class LinearInputGrad(Function):
+class LinearInputGrad(Function, operator="linear_input_grad"):
     """``dx = dy w``."""
 
     @staticmethod
@@ -139,7 +139,7 @@ class LinearInputGrad(Function):
         return _each(LinearInputGrad, info, in_dims, grad, weight)
 
 
-class LinearWeightGrad(Function):
+class LinearWeightGrad(Function, operator="linear_weight_grad"):
     """``dw = dy^T x``."""
 
     @staticmethod
@@ -183,7 +183,7 @@ def _exchanged(weight: Tensor, a: int, b: int) -> Tensor:
     return weight.transpose(a, b).conj()
 
 
-class Bilinear(Function):
+class Bilinear(Function, operator="bilinear"):
     """``y[n, k] = b[k] + sum over i, j of w[k, i, j] x[n, i] z[n, j]``."""
 
     @staticmethod
@@ -230,7 +230,7 @@ class Bilinear(Function):
         return _each(Bilinear, info, in_dims, *tensors)
 
 
-class BilinearWeightGrad(Function):
+class BilinearWeightGrad(Function, operator="bilinear_weight_grad"):
     """``dw[k, i, j] = sum over n of dy[n, k] x[n, i] z[n, j]``."""
 
     @staticmethod

@@ -40,7 +40,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class LocalResponseNorm(Function):
+class LocalResponseNorm(Function, operator="local_response_norm"):
     """``y = x s^-beta``, ``s = k + scale * (sum of x^2 over the window)``."""
 
     @staticmethod
@@ -75,7 +75,7 @@ class LocalResponseNorm(Function):
         return output.unflatten(0, folded.shape[:2]), 0
 
 
-class LocalResponseNormBackward(Function):
+class LocalResponseNormBackward(Function, operator="local_response_norm_backward"):
     """``dx = g s^-beta - 2 scale beta x (sum of g x s^(-beta - 1) over the channels whose window one is in)``."""
 
     @staticmethod

@@ -78,7 +78,7 @@ def _terms(
     return Terms(input, weight, mean if centred else None, var, eps, shape, _OVER[sharing])
 
 
-class Normalize(Function):
+class Normalize(Function, operator="normalize"):
     """``y = w x_hat + b``; mean and variance are results too, without derivatives."""
 
     @staticmethod
@@ -136,7 +136,7 @@ class Normalize(Function):
         return (fold.output(output), mean.expand(info.batch_size, 0), fold.statistics(var)), (0, 0, 0)
 
 
-class NormalizeBackward(Function):
+class NormalizeBackward(Function, operator="normalize_backward"):
     """``dx = r P(w g)``, ``dw = sum of g x_hat``, ``db = sum of g``; without ``parameters``, dx alone."""
 
     @staticmethod

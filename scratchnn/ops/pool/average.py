@@ -65,7 +65,7 @@ def _(grad, size, channels_last):
 # Derivatives
 
 
-class AvgPool(Function):
+class AvgPool(Function, operator="avg_pool"):
     """``y[o] = (sum of x over window o) / divisor(o)``: linear, so it needs to remember shapes alone.
 
     ``options`` are the operator's arguments after the input.
@@ -94,7 +94,7 @@ class AvgPool(Function):
         return unfold(info, AvgPool.call(*fold(info, in_dims, input), options)), 0
 
 
-class AvgPoolBackward(Function):
+class AvgPoolBackward(Function, operator="avg_pool_backward"):
     """``dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i``."""
 
     @staticmethod
@@ -119,7 +119,7 @@ class AvgPoolBackward(Function):
         return unfold(info, AvgPoolBackward.call(grad, size, options, channels_last)), 0
 
 
-class AdaptiveAvgPool(Function):
+class AdaptiveAvgPool(Function, operator="adaptive_avg_pool"):
     """``y[o] = mean of x[floor(o I / O) : ceil((o + 1) I / O)]`` along each dimension."""
 
     @staticmethod
@@ -145,7 +145,7 @@ class AdaptiveAvgPool(Function):
         return unfold(info, AdaptiveAvgPool.call(*fold(info, in_dims, input), output_size)), 0
 
 
-class AdaptiveAvgPoolBackward(Function):
+class AdaptiveAvgPoolBackward(Function, operator="adaptive_avg_pool_backward"):
     """``dL/dx[i] = sum of dL/dy[o] / (size of window o) over the windows o that hold i``."""
 
     @staticmethod

@@ -36,7 +36,7 @@ def _(grad, indices):
     return empty_as(indices, indices.shape).to(grad.dtype)
 
 
-class MaxUnpool(Function):
+class MaxUnpool(Function, operator="max_unpool"):
     """``y[index[i]] = x[i]``: linear."""
 
     @staticmethod
@@ -64,7 +64,7 @@ class MaxUnpool(Function):
         return unfold(info, MaxUnpool.call(*fold(info, in_dims, input, indices), output_size)), 0
 
 
-class MaxUnpoolBackward(Function):
+class MaxUnpoolBackward(Function, operator="max_unpool_backward"):
     """``dL/dx[i] = dL/dy[index[i]]``; inputs that share an index all get the gradient, as in torch."""
 
     @staticmethod

@@ -4,7 +4,7 @@
 // ordinary tensors: forward and setup_context when called, a node in the graph, backward when the gradient arrives. The
 // formulas stay in Python. Where anything is not ordinary (a transform, a mode, a subclass, forward-mode derivatives) it
 // hands the call over to `otherwise`, which is torch's Function.
-#include "autograd/function.h"
+#include "python/module.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -13,10 +13,9 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/utils/object_ptr.h>
-#include <structmember.h>
 #include <torch/version.h>
 
-#include "autograd/arguments.h"
+#include "python/arguments.h"
 
 namespace scratchnn {
 namespace {

@@ -1,4 +1,4 @@
-#include "autograd/arguments.h"
+#include "python/arguments.h"
 
 namespace scratchnn {
 namespace {

@@ -1,0 +1,17 @@
+// What scratchnn._C offers to Python besides the operators. Each function adds one name to the module, and gives false
+// with a Python error set where that fails.
+#pragma once
+
+#include <torch/csrc/python_headers.h>
+
+#include <structmember.h>  // needs the headers above
+
+namespace scratchnn {
+
+// Function, on which scratchnn.ops._common.Function is built.
+bool add_function_type(PyObject* module);
+
+// Remembered, on which scratchnn.ops._common.remembered is built.
+bool add_remembered_type(PyObject* module);
+
+}  // namespace scratchnn
