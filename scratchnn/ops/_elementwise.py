@@ -201,7 +201,8 @@ def _gradient_function(name: str, row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, grad: Tensor, saved: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return GRADIENTS[name].call(*_mapped_first(info, in_dims, grad, saved), *parameters), 0
 
-    return type(name, (Function,), _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap))
+    members = _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap)
+    return type(name, (Function,), members, operator=name)
 
 
 def _forward_derivative(gradient: str, u: Tensor, saved: Tensor, parameters: Sequence[float]) -> Tensor:
@@ -237,7 +238,8 @@ def _function(row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return FUNCTIONS[name].call(input, *parameters), in_dims[0]
 
-    return type(name, (Function,), _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap))
+    members = _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap)
+    return type(name, (Function,), members, operator=name)
 
 
 def _function_in_place(row: Row) -> type[Function]:
