@@ -1,6 +1,7 @@
 // What the pooling operators share: the checks of their arguments, and their new tensors.
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
@@ -48,8 +49,8 @@ inline at::MemoryFormat format_of(int64_t rank, bool channels_last) {
 
 // New tensors of a batch of images: `size` gives the spatial dimensions, the last `rank` of which exist.
 inline at::Tensor empty_images(const PoolShape& shape, const Extent& size, int64_t rank, at::TensorOptions options) {
-  std::vector<int64_t> sizes{shape.images, shape.channels};
-  sizes.insert(sizes.end(), size.end() - rank, size.end());
+  at::DimVector sizes{shape.images, shape.channels};
+  sizes.append(size.end() - rank, size.end());
   return at::empty(sizes, options.memory_format(format_of(rank, shape.channels_last)));
 }
 

@@ -54,6 +54,7 @@ Spans sliding_spans(const PoolShape& shape, const Window& window, bool count_inc
   Spans spans;
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     const int64_t size = shape.input[dim], padding = window.padding[dim];
+    spans[dim].reserve(shape.output[dim]);
     for (int64_t o = 0; o < shape.output[dim]; ++o) {
       const int64_t start = o * window.stride[dim] - padding;
       const int64_t end = std::min(start + window.kernel[dim], size + padding);

@@ -9,6 +9,7 @@ Spans adaptive_spans(const PoolShape& shape) {
   Spans spans;
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     const int64_t in = shape.input[dim], out = shape.output[dim];
+    spans[dim].reserve(out);
     for (int64_t o = 0; o < out; ++o) {
       // o in / out, without overflow.
       const int64_t begin = o / out * in + o % out * in / out;
@@ -22,6 +23,7 @@ Spans adaptive_spans(const PoolShape& shape) {
 WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window) {
   WindowTables tables(window.kernel, true);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
+    tables.begin_[dim].reserve(shape.output[dim]);
     for (int64_t o = 0; o < shape.output[dim]; ++o) {
       tables.begin_[dim].push_back(o * window.stride[dim] - window.padding[dim]);
     }
@@ -122,7 +124,7 @@ RelationTables::RelationTables(const PoolShape& shape, const AnyWindows& windows
     relation_.links[dim] = first.back();
     auto& links = links_[dim];
     links.resize(first.back());
-    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    Short<int64_t> next(first.begin(), first.end() - 1);
     for_each_link(shape, windows, dim, [&](int64_t output, int64_t input, int64_t tap, double divisor) {
       if (backward) {
         links[next[input]++] = {output, tap, 1.0 / divisor};

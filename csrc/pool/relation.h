@@ -1,6 +1,8 @@
 // Windows of all pooling layers, and the pixel relations (kernels.h) built from them.
 #pragma once
 
+#include <c10/util/SmallVector.h>
+
 #include <array>
 #include <cstdint>
 #include <vector>
@@ -9,6 +11,10 @@
 #include "pool/kernels.h"
 
 namespace scratchnn {
+
+// A list with an entry for each pixel along a dimension: on small images it needs no memory of its own.
+template <class T>
+using Short = c10::SmallVector<T, 12>;
 
 // The arguments of sliding windows.
 struct Window {
@@ -19,7 +25,7 @@ struct Window {
 struct Span {
   int64_t begin, end, divisor;
 };
-using Spans = std::array<std::vector<Span>, kSpatialRank>;
+using Spans = std::array<Short<Span>, kSpatialRank>;
 
 // Adaptive pooling: output o of O covers the inputs floor(o I / O) to ceil((o + 1) I / O) - 1.
 Spans adaptive_spans(const PoolShape& shape);
@@ -62,8 +68,8 @@ class RelationTables {
   RelationTables(const PoolShape& shape, const AnyWindows& windows, bool backward);
 
   Relation relation_;  // all but the pointers
-  std::array<std::vector<int64_t>, kSpatialRank> first_;
-  std::array<std::vector<Link>, kSpatialRank> links_;
+  std::array<Short<int64_t>, kSpatialRank> first_;
+  std::array<Short<Link>, kSpatialRank> links_;
 };
 
 }  // namespace scratchnn

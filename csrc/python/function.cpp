@@ -447,7 +447,12 @@ PyObject* function_call(PyObject* self, PyObject* const* args, size_t flags, PyO
   }
   if (ordinary) {
     needs_gradient = needs_gradient && at::GradMode::is_enabled();
-    PyObject* output = needs_gradient ? record(function, args, count) : run_forward(function, args, count).release();
+    PyObject* output = nullptr;
+    if (!needs_gradient) {
+      output = run_forward(function, args, count).release();
+    } else if (function->setup_context != Py_None) {
+      output = record(function, args, count);
+    }
     if (output != nullptr) return output;
   }
   return PyObject_Vectorcall(function->otherwise, args, flags, names);
@@ -521,7 +526,8 @@ PyMemberDef function_members[] = {
 constexpr const char* kFunctionDoc =
     "Function(name, forward, setup_context, backward, otherwise, operator=None)\n\n"
     "A call of it records the operation in torch's graph. forward is run by the operator of that name, if given, on "
-    "the same arguments; calls that are not ordinary go to otherwise.";
+    "the same arguments. Calls that are not ordinary go to otherwise, and those to be recorded where setup_context is "
+    "None.";
 
 PyType_Slot function_slots[] = {
     {Py_tp_doc, const_cast<char*>(kFunctionDoc)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ __all__ = [
     "expand",
     "integer",
     "kernels",
+    "operation",
     "output_size",
+    "remembered",
     "suggest_memory_format",
 ]
 
@@ -89,6 +92,32 @@ class Function:
                 if isinstance(arg, Tensor) and arg.requires_grad:
                     return cls._eager.apply(*args)
         return cls.forward(*args)
+
+
+def operation(name: str) -> Callable[..., Any]:
+    """``torch.ops.scratchnn.<name>``, which refuses to be differentiated, for cheap calls on ordinary tensors."""
+    packet = getattr(torch.ops.scratchnn, name)
+    ordinary = _C.Function(name, packet, None, None, packet, name)
+
+    def call(*args: Any) -> Any:
+        return packet(*args) if is_compiling() else ordinary(*args)
+
+    return call
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which turns a layer's numbers into checked ones, with its results for earlier arguments kept.
+
+    As ``functools.lru_cache``, but 1, True and 1.0 differ, and lists and symbols are passed on. What it gives must not
+    be changed.
+    """
+    kept = _C.Remembered(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args) if is_compiling() else kept(*args)
+
+    return call
 
 
 def bilinear_tangent(

@@ -8,12 +8,12 @@ December 2013). For its backward pass an average pooling keeps shapes alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function, empty_as, integer
+from scratchnn.ops._common import Function, empty_as, integer, remembered
 from scratchnn.ops.pool._arguments import (
     adaptive_size,
     batch,
@@ -65,58 +65,66 @@ def _(grad, size, channels_last):
 # Derivatives
 
 
-class AvgPool(Function, operator="avg_pool"):
-    """``y[o] = (sum of x over window o) / divisor(o)``: linear, so it needs to remember shapes alone.
+class Windows(NamedTuple):
+    """The operator's arguments after the input: numbers for each spatial dimension, and what divides their sums."""
 
-    ``options`` are the operator's arguments after the input.
-    """
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    ceil_mode: bool
+    count_include_pad: bool
+    divisor_override: int | None
+
+
+class AvgPool(Function, operator="avg_pool"):
+    """``y[o] = (sum of x over window o) / divisor(o)``: linear, so it needs to remember shapes alone."""
 
     @staticmethod
-    def forward(input: Tensor, options: tuple) -> Tensor:
-        return _ops.avg_pool(input, *options)
+    def forward(input: Tensor, windows: Windows) -> Tensor:
+        return _ops.avg_pool(input, *windows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        input, ctx.options = inputs
+        input, ctx.windows = inputs
         ctx.size = input.shape[2:]
         ctx.channels_last = is_channels_last(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return AvgPoolBackward.call(grad, ctx.size, ctx.options, ctx.channels_last), None
+        return AvgPoolBackward.call(grad, ctx.size, ctx.windows, ctx.channels_last), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return AvgPool.call(tangent, ctx.options)
+        return AvgPool.call(tangent, ctx.windows)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, input: Tensor, options: tuple) -> tuple:
-        return unfold(info, AvgPool.call(*fold(info, in_dims, input), options)), 0
+    def vmap(info: Any, in_dims: tuple, input: Tensor, windows: Windows) -> tuple:
+        return unfold(info, AvgPool.call(*fold(info, in_dims, input), windows)), 0
 
 
 class AvgPoolBackward(Function, operator="avg_pool_backward"):
     """``dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i``."""
 
     @staticmethod
-    def forward(grad: Tensor, size: Sequence[int], options: tuple, channels_last: bool) -> Tensor:
-        return _ops.avg_pool_backward(grad, size, *options, channels_last)
+    def forward(grad: Tensor, size: Sequence[int], windows: Windows, channels_last: bool) -> Tensor:
+        return _ops.avg_pool_backward(grad, size, *windows, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, ctx.size, ctx.options, ctx.channels_last = inputs
+        _, ctx.size, ctx.windows, ctx.channels_last = inputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return AvgPool.call(grad, ctx.options), None, None, None
+        return AvgPool.call(grad, ctx.windows), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return AvgPoolBackward.call(tangent, ctx.size, ctx.options, ctx.channels_last)
+        return AvgPoolBackward.call(tangent, ctx.size, ctx.windows, ctx.channels_last)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, grad: Tensor, size: Any, options: tuple, channels_last: bool) -> tuple:
+    def vmap(info: Any, in_dims: tuple, grad: Tensor, size: Any, windows: Windows, channels_last: bool) -> tuple:
         (grad,) = fold(info, in_dims, grad)
-        return unfold(info, AvgPoolBackward.call(grad, size, options, channels_last)), 0
+        return unfold(info, AvgPoolBackward.call(grad, size, windows, channels_last)), 0
 
 
 class AdaptiveAvgPool(Function, operator="adaptive_avg_pool"):
@@ -185,20 +193,34 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     function = f"avg_pool{rank}d"
+    windows = _windows(rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
+    if rank == 3:
+        x = _single_or_double(x, function)
+        if any(n < k for n, k in zip(x.shape[2:], windows.kernel, strict=True)):
+            raise RuntimeError(
+                f"{function}: expected input of at least kernel_size {windows.kernel}, but got {list(input.shape)}"
+            )
+    return unbatch(AvgPool.call(x, windows), input, rank)
+
+
+@remembered
+def _windows(
+    rank: int,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Windows:
+    function = f"avg_pool{rank}d"
     flag(ceil_mode, function, "ceil_mode")
     flag(count_include_pad, function, "count_include_pad")
     if divisor_override is not None:
         divisor_override = integer(divisor_override, "divisor_override")
     kernel, stride, padding, _ = sliding(rank, kernel_size, stride, padding)
-    x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
-    if rank == 3:
-        x = _single_or_double(x, function)
-        if any(n < k for n, k in zip(x.shape[2:], kernel, strict=True)):
-            raise RuntimeError(
-                f"{function}: expected input of at least kernel_size {kernel}, but got {list(input.shape)}"
-            )
-    options = (kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return unbatch(AvgPool.call(x, options), input, rank)
+    return Windows(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def _single_or_double(x: Tensor, function: str) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scratchnn.ops._common import Function, empty_as
+from scratchnn.ops._common import Function, empty_as, operation, remembered
 from scratchnn.ops.pool._arguments import (
     adaptive_size,
     batch,
@@ -104,6 +104,13 @@ def _(offsets, size):
 
 # Windows: what a pooling is told besides its input, and the operators of its kind
 
+_max_pool_alone = operation("max_pool")
+_max_pool_with_offsets = operation("max_pool_with_offsets")
+_max_pool_backward = operation("max_pool_backward")
+_adaptive_max_pool_alone = operation("adaptive_max_pool")
+_adaptive_max_pool_with_offsets = operation("adaptive_max_pool_with_offsets")
+_adaptive_max_pool_backward = operation("adaptive_max_pool_backward")
+
 
 class Sliding(NamedTuple):
     """Windows of a fixed size, one number per spatial dimension."""
@@ -115,10 +122,10 @@ class Sliding(NamedTuple):
     ceil_mode: bool
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
-        return _ops.max_pool_with_offsets(input, *self)
+        return _max_pool_with_offsets(input, *self)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
-        return _ops.max_pool_backward(grad, offsets, size, *self[:4])
+        return _max_pool_backward(grad, offsets, size, *self[:4])
 
     def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
         return _ops.max_pool_gather(input, offsets, *self[:4])
@@ -133,10 +140,10 @@ class Adaptive(NamedTuple):
     output_size: list[int]
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
-        return _ops.adaptive_max_pool_with_offsets(input, self.output_size)
+        return _adaptive_max_pool_with_offsets(input, self.output_size)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
-        return _ops.adaptive_max_pool_backward(grad, offsets, size)
+        return _adaptive_max_pool_backward(grad, offsets, size)
 
     def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
         return _ops.adaptive_max_pool_gather(input, offsets)
@@ -300,8 +307,7 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     function = f"max_pool{rank}d"
-    flag(ceil_mode, function, "ceil_mode")
-    windows = Sliding(*sliding(rank, kernel_size, stride, padding, dilation), ceil_mode)
+    windows = _sliding_windows(rank, kernel_size, stride, padding, dilation, ceil_mode)
     x = batch(input, function, rank)
     if return_indices:
         return pool_with_indices(x, input, rank, None, windows)
@@ -312,8 +318,16 @@ def _max_pool(
     if _is_differentiated(x):
         output, _ = MaxPool.call(x, None, windows)
     else:
-        output = _ops.max_pool(x, *windows)
+        output = _max_pool_alone(x, *windows)
     return unbatch(output, input, rank)
+
+
+@remembered
+def _sliding_windows(
+    rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Sliding:
+    flag(ceil_mode, f"max_pool{rank}d", "ceil_mode")
+    return Sliding(*sliding(rank, kernel_size, stride, padding, dilation), ceil_mode)
 
 
 def max_pool1d(
@@ -434,7 +448,7 @@ def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indice
     if _is_differentiated(x):
         output, _ = MaxPool.call(x, None, windows)
     else:
-        output = _ops.adaptive_max_pool(x, windows.output_size)
+        output = _adaptive_max_pool_alone(x, windows.output_size)
     return unbatch(output, input, rank)
 
 
