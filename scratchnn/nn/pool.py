@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops import pool as ops
+from scratchnn.ops.pool.average import pool_average
+from scratchnn.ops.pool.max import pool_max
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -36,7 +38,8 @@ class MaxPool1d(torch.nn.MaxPool1d):
     """The maximum of windows of a signal: :func:`scratchnn.functional.max_pool1d` as a layer."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return ops.max_pool1d(
+        return pool_max(
+            1,
             input,
             self.kernel_size,
             self.stride,
@@ -51,7 +54,8 @@ class MaxPool2d(torch.nn.MaxPool2d):
     """The maximum of windows of a plane: :func:`scratchnn.functional.max_pool2d` as a layer."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return ops.max_pool2d(
+        return pool_max(
+            2,
             input,
             self.kernel_size,
             self.stride,
@@ -66,7 +70,8 @@ class MaxPool3d(torch.nn.MaxPool3d):
     """The maximum of windows of a volume: :func:`scratchnn.functional.max_pool3d` as a layer."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return ops.max_pool3d(
+        return pool_max(
+            3,
             input,
             self.kernel_size,
             self.stride,
@@ -81,13 +86,15 @@ class AvgPool1d(torch.nn.AvgPool1d):
     """The average of windows of a signal: :func:`scratchnn.functional.avg_pool1d` as a layer."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.avg_pool1d(
+        return pool_average(
+            1,
             input,
             self.kernel_size,
             self.stride,
             self.padding,
             self.ceil_mode,
             self.count_include_pad,
+            None,
         )
 
 
@@ -95,7 +102,8 @@ class AvgPool2d(torch.nn.AvgPool2d):
     """The average of windows of a plane: :func:`scratchnn.functional.avg_pool2d` as a layer."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.avg_pool2d(
+        return pool_average(
+            2,
             input,
             self.kernel_size,
             self.stride,
@@ -110,7 +118,8 @@ class AvgPool3d(torch.nn.AvgPool3d):
     """The average of windows of a volume: :func:`scratchnn.functional.avg_pool3d` as a layer."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return ops.avg_pool3d(
+        return pool_average(
+            3,
             input,
             self.kernel_size,
             self.stride,

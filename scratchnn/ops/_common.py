@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from scratchnn import _C
 
@@ -49,7 +49,7 @@ class Function:
     for its fields, names it: ``class Conv(Function, operator="conv")``. The C++ form then calls it without Python.
     """
 
-    _ordinary: Callable[..., Any]
+    call: Callable[..., Any]  # apply the function: what every functional calls
     _eager: type[torch.autograd.Function]
     _traced: type[torch.autograd.Function]
     _transformed: type[torch.autograd.Function]
@@ -70,19 +70,17 @@ class Function:
         cls._eager = function("backward", "jvp", forward=forward)
         cls._traced = function("forward", "setup_context", "backward")
         cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
-        cls._ordinary = _C.Function(
-            cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator
-        )
+        ordinary = _C.Function(cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator)
 
-    @classmethod
-    def call(cls, *args: Any) -> Any:
-        """Apply the function: what every functional calls."""
-        if is_compiling():
-            return cls._traced.apply(*args)
-        return cls._ordinary(*args)
+        def call(*args: Any) -> Any:
+            return cls._traced.apply(*args) if is_dynamo_compiling() else ordinary(*args)
+
+        cls.call = staticmethod(call)
 
     @classmethod
     def _not_ordinary(cls, *args: Any) -> Any:
+        if is_compiling():
+            return cls._traced.apply(*args)
         if torch._C._are_functorch_transforms_active():
             return cls._transformed.apply(*args)
         if forward_ad._current_level >= 0:
@@ -100,7 +98,7 @@ def operation(name: str) -> Callable[..., Any]:
     ordinary = _C.Function(name, packet, None, None, packet, name)
 
     def call(*args: Any) -> Any:
-        return packet(*args) if is_compiling() else ordinary(*args)
+        return packet(*args) if is_dynamo_compiling() else ordinary(*args)
 
     return call
 
@@ -115,7 +113,7 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        return function(*args) if is_compiling() else kept(*args)
+        return function(*args) if is_dynamo_compiling() else kept(*args)
 
     return call
 
@@ -192,6 +190,8 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     Floating tensors other than float64 become the autocast type of their device; without autocast nothing
     changes.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     first = next(tensor for tensor in tensors if tensor is not None)
     device = first.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):

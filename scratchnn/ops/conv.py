@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scratchnn.ops._common import autocast, expand, integer
+from scratchnn.ops._common import autocast, expand, integer, remembered
 from scratchnn.ops._conv import Conv, ConvTranspose, Window
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
@@ -30,26 +30,41 @@ def convolve(
     """Any rank and padding mode: unbatched inputs, autocast, and the window's numbers, one for each dimension."""
     name = f"conv{rank}d"
     _check_tensors(name, input, weight, bias)
-    groups = integer(groups, "groups")
     _check_rank(name, rank, weight)
-    stride = expand(stride, rank, "stride")
-    dilation = expand(dilation, rank, "dilation")
-    if isinstance(padding, str):
-        amounts = _named_padding(padding, weight.shape[2:], stride, dilation)
-    else:
-        amounts = [amount for amount in expand(padding, rank, "padding") for _ in range(2)]
-    if padding_mode == "zeros":
-        _refuse_negative(amounts, "padding")
-    elif input.dim() not in (rank + 1, rank + 2):
+    kernel_size = weight.shape[2:] if isinstance(padding, str) else None
+    window = _window(rank, kernel_size, stride, padding, dilation, groups, padding_mode)
+    if padding_mode != "zeros" and input.dim() not in (rank + 1, rank + 2):
         error = NotImplementedError if input.dim() >= rank else RuntimeError  # torch's own, from its padding
         raise error(
             f"padding mode {padding_mode!r} of {name} takes {rank + 1}D or {rank + 2}D inputs, got {input.dim()}D"
         )
-    window = Window(stride, amounts, dilation, groups, padding_mode)
     input, weight, bias = autocast(input, weight, bias)
     if _is_batched(name, rank, input):
         return Conv.call(input, weight, bias, window)
     return Conv.call(input.unsqueeze(0), weight, bias, window).squeeze(0)
+
+
+@remembered
+def _window(
+    rank: int,
+    kernel_size: Sequence[int] | None,
+    stride: int | Sequence[int],
+    padding: str | int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Window:
+    """The numbers of a convolution, checked; the kernel's size is needed where padding has a name."""
+    groups = integer(groups, "groups")
+    stride = expand(stride, rank, "stride")
+    dilation = expand(dilation, rank, "dilation")
+    if isinstance(padding, str):
+        amounts = _named_padding(padding, kernel_size, stride, dilation)
+    else:
+        amounts = [amount for amount in expand(padding, rank, "padding") for _ in range(2)]
+    if padding_mode == "zeros":
+        _refuse_negative(amounts, "padding")
+    return Window(stride, amounts, dilation, groups, padding_mode)
 
 
 def convolve_transposed(
@@ -66,8 +81,27 @@ def convolve_transposed(
     """Any rank: the output's size, and the window of the convolution that leads back from it to the input."""
     name = f"conv_transpose{rank}d"
     _check_tensors(name, input, weight, bias)
-    groups = integer(groups, "groups")
     _check_rank(name, rank, weight)
+    window = _window_transposed(rank, stride, padding, output_padding, groups, dilation)
+    batched = _is_batched(name, rank, input)
+    size = _size_transposed(input.shape[-rank:], weight.shape[2:], window)
+    input, weight, bias = autocast(input, weight, bias)
+    if batched:
+        return ConvTranspose.call(input, weight, bias, size, window)
+    return ConvTranspose.call(input.unsqueeze(0), weight, bias, size, window).squeeze(0)
+
+
+@remembered
+def _window_transposed(
+    rank: int,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    output_padding: int | Sequence[int],
+    groups: int,
+    dilation: int | Sequence[int],
+) -> Window:
+    """The numbers of a transposed convolution, checked."""
+    groups = integer(groups, "groups")
     stride = expand(stride, rank, "stride")
     padding = expand(padding, rank, "padding")
     extra = expand(output_padding, rank, "output_padding")
@@ -80,23 +114,26 @@ def convolve_transposed(
                 "output padding must be smaller than either stride or dilation, but got "
                 f"output_padding={extra}, stride={stride}, dilation={dilation}"
             )
-    batched = _is_batched(name, rank, input)
-    # All the window's positions, W of them S apart, cover (W - 1) S + D (K - 1) + 1 pixels, of which the padding is not
-    # part of the output. Output padding shifts the output's end: it takes away from the padding there.
-    spatial = zip(input.shape[-rank:], weight.shape[2:], padding, extra, stride, dilation, strict=True)
-    size = [
-        (positions - 1) * step + spread * (kernel - 1) + 1 - 2 * amount + more
-        for positions, kernel, amount, more, step, spread in spatial
-    ]
+    # Output padding shifts the output's end: it takes away from the padding there.
     amounts = [end for amount, more in zip(padding, extra, strict=True) for end in (amount, amount - more)]
-    window = Window(stride, amounts, dilation, groups)
-    input, weight, bias = autocast(input, weight, bias)
-    if batched:
-        return ConvTranspose.call(input, weight, bias, size, window)
-    return ConvTranspose.call(input.unsqueeze(0), weight, bias, size, window).squeeze(0)
+    return Window(stride, amounts, dilation, groups)
+
+
+def _size_transposed(positions: Sequence[int], kernel_size: Sequence[int], window: Window) -> list[int]:
+    """All the window's positions, W of them S apart, cover (W - 1) S + D (K - 1) + 1 pixels, the padding among them."""
+    return [
+        (positions[i] - 1) * window.stride[i]
+        + window.dilation[i] * (kernel_size[i] - 1)
+        + 1
+        - window.padding[2 * i]
+        - window.padding[2 * i + 1]
+        for i in range(len(positions))
+    ]
 
 
 def _check_tensors(function: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor)):
+        return
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) and (tensor is not None or name != "bias"):
             raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(tensor).__name__}")

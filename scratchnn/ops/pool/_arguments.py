@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import expand, integer, output_size
+from scratchnn.ops._common import expand, integer, output_size, remembered
 
 
 def pooled_size(
@@ -79,6 +79,8 @@ def batch(input: Any, function: str, rank: int, error: type[Exception] = Runtime
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}(): argument 'input' must be Tensor, not {type(input).__name__}")
+    if rank > 1 and input.dim() == rank + 2:
+        return input
     x = input
     if input.dim() == rank + 1:
         x = input.unsqueeze(0) if rank == 3 else input.unsqueeze(0).contiguous()
@@ -155,12 +157,19 @@ def adaptive_size(function: str, rank: int, input: Tensor, output_size: Any) -> 
                 f"{output_size}, but got {input.dim()}"
             )
         sizes = input.shape[input.dim() - len(output_size) :]
-        output_size = [n if o is None else o for o, n in zip(output_size, sizes, strict=True)]
+        output_size = tuple([n if o is None else o for o, n in zip(output_size, sizes, strict=True)])
+    return _adaptive_size(rank, function, output_size)
+
+
+@remembered
+def _adaptive_size(rank: int, function: str, output_size: Any) -> list[int]:
     return with_row(rank, exactly(output_size, rank, function, "output_size"))
 
 
 def float32_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as autocast wants them for an operation of its float32 list: half precision widened."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors

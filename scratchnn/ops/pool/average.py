@@ -182,7 +182,7 @@ class AdaptiveAvgPoolBackward(Function, operator="adaptive_avg_pool_backward"):
 # Functionals
 
 
-def _avg_pool(
+def pool_average(
     rank: int,
     input: Tensor,
     kernel_size: Any,
@@ -243,7 +243,7 @@ def avg_pool1d(
 
     Shape: ``(N, C, L)`` or ``(C, L)``.
     """
-    return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+    return pool_average(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
 def avg_pool2d(
@@ -270,7 +270,7 @@ def avg_pool2d(
             divisor of zero.
         NotImplementedError: for other dtypes.
     """
-    return _avg_pool(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return pool_average(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def avg_pool3d(
@@ -290,7 +290,7 @@ def avg_pool3d(
     Raises:
         RuntimeError: for an input of another rank too.
     """
-    return _avg_pool(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return pool_average(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:

@@ -296,7 +296,7 @@ def pool_with_indices(
     return unbatch(output, input, rank), unbatch(indices, input, rank)
 
 
-def _max_pool(
+def pool_max(
     rank: int,
     input: Tensor,
     kernel_size: Any,
@@ -323,9 +323,7 @@ def _max_pool(
 
 
 @remembered
-def _sliding_windows(
-    rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
-) -> Sliding:
+def _sliding_windows(rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Sliding:
     flag(ceil_mode, f"max_pool{rank}d", "ceil_mode")
     return Sliding(*sliding(rank, kernel_size, stride, padding, dilation), ceil_mode)
 
@@ -343,7 +341,7 @@ def max_pool1d(
 
     Shape: ``(N, C, L)`` or ``(C, L)``. Floating dtypes; with ``return_indices`` integers too.
     """
-    return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return pool_max(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool2d(
@@ -378,7 +376,7 @@ def max_pool2d(
             positive, padding of more than half of ``kernel_size``, or an output that would be empty.
         NotImplementedError: for other dtypes.
     """
-    return _max_pool(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return pool_max(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool3d(
@@ -394,7 +392,7 @@ def max_pool3d(
 
     Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32, unless it returns indices.
     """
-    return _max_pool(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return pool_max(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
 def max_pool1d_with_indices(
