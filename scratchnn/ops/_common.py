@@ -84,7 +84,7 @@ class Function:
             return cls._transformed.apply(*args)
         if forward_ad._current_level >= 0:
             return cls._eager.apply(*args)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             for arg in args:
                 if isinstance(arg, Tensor) and arg.requires_grad:
                     return cls._eager.apply(*args)
