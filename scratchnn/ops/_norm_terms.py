@@ -83,14 +83,16 @@ class Terms:
     def back(self, u: Tensor) -> Tensor:
         """Of N x G x K x P, the shape, dtype and layout of the input."""
         result = u.expand(self.shape).reshape(self.input.shape).to(self.input.dtype)
-        return result.contiguous(memory_format=suggest_memory_format(self.input))
+        if suggest_memory_format(self.input) == torch.contiguous_format:
+            return result.contiguous()
+        return result.movedim(1, -1).contiguous().movedim(-1, 1)  # is_grads_batched knows no contiguous(format)
 
     def per_channel(self, numbers: Tensor) -> Tensor:
         return numbers.to(self.dtype).reshape(1, self.shape[1], self.shape[2], 1)
 
     def sum(self, u: Tensor) -> Tensor:
         """Over all that a weight is shared by: the gradient of a parameter."""
-        return u.expand(self.shape).sum((0, 3)).flatten()
+        return u.expand(self.shape).sum((0, 3)).reshape(-1)
 
     def E(self, u: Tensor) -> Tensor:
         return u.mean(self.over, keepdim=True)
