@@ -59,6 +59,11 @@ class Function:
             cls.setup_context(ctx, args, output)
             return output
 
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            # torch switches forward mode off for a jvp, and with it, silently, the jvp of a transform around this one.
+            with forward_ad._set_fwd_grad_enabled(True):
+                return cls.jvp(_WithoutTangents(ctx), *tangents)
+
         def function(*names: str, **members: Any) -> type[torch.autograd.Function]:
             members |= {name: getattr(cls, name) for name in names}
             statics = {name: staticmethod(member) for name, member in members.items()}
@@ -66,7 +71,7 @@ class Function:
 
         cls._eager = function("backward", "jvp", forward=forward)
         cls._traced = function("forward", "setup_context", "backward")
-        cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
+        cls._transformed = function("forward", "setup_context", "backward", "vmap", jvp=jvp)
         cls._ordinary = _C.Function(
             cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator
         )
@@ -89,6 +94,20 @@ class Function:
                 if isinstance(arg, Tensor) and arg.requires_grad:
                     return cls._eager.apply(*args)
         return cls.forward(*args)
+
+
+class _WithoutTangents:
+    """The ``ctx`` of a ``jvp``, where what was saved carries no tangents of the derivative that is being taken."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        return tuple(None if x is None else forward_ad.unpack_dual(x).primal for x in self._ctx.saved_tensors)
 
 
 def bilinear_tangent(
