@@ -25,6 +25,7 @@ __all__ = [
     "kernels",
     "output_size",
     "suggest_memory_format",
+    "unfold",
 ]
 
 
@@ -169,6 +170,11 @@ def expand(value: int | Sequence[int], rank: int, name: str) -> list[int]:
             f"dimensions, but got {name}={values}"
         )
     return values
+
+
+def unfold(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """A vmapped dimension of ``size`` that was folded into ``dim`` by itself again, before ``dim``; it may be empty."""
+    return tensor.unflatten(dim, (size, tensor.shape[dim] // max(size, 1)))
 
 
 def empty_as(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from scratchnn.ops._common import unfold
+
 __all__ = ["Terms", "like", "parameter_dtype"]
 
 
@@ -191,4 +193,4 @@ class Fold:
         return None if tensor is None else self._lead(tensor, dim, 0).flatten(0, 1)
 
     def split(self, tensor: Tensor, dim: int) -> Tensor:
-        return tensor.unflatten(dim, (self.size, tensor.shape[dim] // self.size))
+        return unfold(tensor, dim, self.size)
