@@ -247,11 +247,16 @@ def test_the_graph_lives_for_one_backward(layer: Layer) -> None:
         output.backward(weighting(output))
         return grad(output, inputs[0], weighting(output))[0]
 
-    found = [outcome(again, module, leaves(draw(layer))) for module in pair(layer)]
-    if isinstance(found[1], Exception):  # a layer that saves nothing can go back as often as one likes
-        assert isinstance(found[0], Tensor) or str(found[0]) == str(found[1])
-    else:
-        close(*found)
+    module, theirs = pair(layer)
+    saved = []
+    with autograd_graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        module(*leaves(draw(layer)))
+    found, expected = (outcome(again, side, leaves(draw(layer))) for side in (module, theirs))
+    if saved:
+        assert isinstance(found, RuntimeError)
+        assert "Trying to backward through the graph a second time" in str(found)
+    elif not isinstance(expected, Exception):  # a layer that saves nothing can go back as often as one likes
+        close(found, expected)
 
 
 @of(LAYERS)
@@ -423,7 +428,6 @@ def test_the_graph_leads_to_the_leaves(layer: Layer) -> None:
         assert found == {id(x) for x in differentiable(module, inputs)}
         node = output.grad_fn
         assert re.search(r"Backward\d*$", node.name())
-        assert type(node).__name__ in node.name()
         assert isinstance(node, autograd_graph.Node)
         assert isinstance(node.metadata, dict)
         assert autograd_graph.get_gradient_edge(output).node is node
