@@ -8,6 +8,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
@@ -446,7 +447,7 @@ PyObject* function_call(PyObject* self, PyObject* const* args, size_t flags, PyO
     }
   }
   if (ordinary) {
-    needs_gradient = needs_gradient && at::GradMode::is_enabled();
+    needs_gradient = needs_gradient && at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
     PyObject* output = nullptr;
     if (!needs_gradient) {
       output = run_forward(function, args, count).release();

@@ -28,6 +28,7 @@ __all__ = [
     "output_size",
     "remembered",
     "suggest_memory_format",
+    "unfold",
 ]
 
 
@@ -62,6 +63,11 @@ class Function:
             cls.setup_context(ctx, args, output)
             return output
 
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            # torch switches forward mode off for a jvp, and with it, silently, the jvp of a transform around this one.
+            with forward_ad._set_fwd_grad_enabled(True):
+                return cls.jvp(_WithoutTangents(ctx), *tangents)
+
         def function(*names: str, **members: Any) -> type[torch.autograd.Function]:
             members |= {name: getattr(cls, name) for name in names}
             statics = {name: staticmethod(member) for name, member in members.items()}
@@ -69,7 +75,7 @@ class Function:
 
         cls._eager = function("backward", "jvp", forward=forward)
         cls._traced = function("forward", "setup_context", "backward")
-        cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
+        cls._transformed = function("forward", "setup_context", "backward", "vmap", jvp=jvp)
         ordinary = _C.Function(cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator)
 
         def call(*args: Any) -> Any:
@@ -85,7 +91,7 @@ class Function:
             return cls._transformed.apply(*args)
         if forward_ad._current_level >= 0:
             return cls._eager.apply(*args)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             for arg in args:
                 if isinstance(arg, Tensor) and arg.requires_grad:
                     return cls._eager.apply(*args)
@@ -116,6 +122,20 @@ def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args) if is_dynamo_compiling() else kept(*args)
 
     return call
+
+
+class _WithoutTangents:
+    """The ``ctx`` of a ``jvp``, where what was saved carries no tangents of the derivative that is being taken."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor | None, ...]:
+        return tuple(None if x is None else forward_ad.unpack_dual(x).primal for x in self._ctx.saved_tensors)
 
 
 def bilinear_tangent(
@@ -177,6 +197,11 @@ def expand(value: int | Sequence[int], rank: int, name: str) -> list[int]:
             f"dimensions, but got {name}={values}"
         )
     return values
+
+
+def unfold(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """A vmapped dimension of ``size`` that was folded into ``dim`` by itself again, before ``dim``; it may be empty."""
+    return tensor.unflatten(dim, (size, tensor.shape[dim] // max(size, 1)))
 
 
 def empty_as(like: Tensor, shape: Sequence[int]) -> Tensor:

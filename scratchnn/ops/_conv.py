@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function, bilinear_tangent, output_size, suggest_memory_format
+from scratchnn.ops._common import Function, bilinear_tangent, output_size, suggest_memory_format, unfold
 from scratchnn.ops._sum import ChannelSum, expand_channels
 
 __all__ = ["Conv", "ConvTranspose", "ConvWeightGrad", "Window"]
@@ -214,7 +214,7 @@ def _vmap(
     """``Conv`` or ``ConvTranspose`` over ``size`` inputs, weights, biases at once, as a single call."""
     input_dim, weight_dim, bias_dim, *_ = in_dims
     if weight_dim is None and bias_dim is None:
-        return function.call(_fold_batch(input, input_dim), weight, bias, *rest).unflatten(0, (size, -1)), 0
+        return unfold(function.call(_fold_batch(input, input_dim), weight, bias, *rest), 0, size), 0
     # Each mapped convolution becomes groups of its own.
     *rest, window = rest
     output = function.call(
@@ -224,7 +224,7 @@ def _vmap(
         *rest,
         window._replace(groups=window.groups * size),
     )
-    return output.unflatten(1, (size, -1)), 1
+    return unfold(output, 1, size), 1
 
 
 class Conv(Function, operator="conv"):
@@ -362,4 +362,4 @@ class ConvWeightGrad(Function, operator="conv_weight_grad"):
             window._replace(groups=window.groups * size),
             channels_last,
         )
-        return dw.unflatten(0, (size, -1)), 0
+        return unfold(dw, 0, size), 0

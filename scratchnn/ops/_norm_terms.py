@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from scratchnn.ops._common import unfold
+
 __all__ = ["Terms", "like", "parameter_dtype"]
 
 
@@ -83,14 +85,16 @@ class Terms:
     def back(self, u: Tensor) -> Tensor:
         """Of N x G x K x P, the shape, dtype and layout of the input."""
         result = u.expand(self.shape).reshape(self.input.shape).to(self.input.dtype)
-        return result.contiguous(memory_format=suggest_memory_format(self.input))
+        if suggest_memory_format(self.input) == torch.contiguous_format:
+            return result.contiguous()
+        return result.movedim(1, -1).contiguous().movedim(-1, 1)  # is_grads_batched knows no contiguous(format)
 
     def per_channel(self, numbers: Tensor) -> Tensor:
         return numbers.to(self.dtype).reshape(1, self.shape[1], self.shape[2], 1)
 
     def sum(self, u: Tensor) -> Tensor:
         """Over all that a weight is shared by: the gradient of a parameter."""
-        return u.expand(self.shape).sum((0, 3)).flatten()
+        return u.expand(self.shape).sum((0, 3)).reshape(-1)
 
     def E(self, u: Tensor) -> Tensor:
         return u.mean(self.over, keepdim=True)
@@ -189,4 +193,4 @@ class Fold:
         return None if tensor is None else self._lead(tensor, dim, 0).flatten(0, 1)
 
     def split(self, tensor: Tensor, dim: int) -> Tensor:
-        return tensor.unflatten(dim, (self.size, tensor.shape[dim] // self.size))
+        return unfold(tensor, dim, self.size)

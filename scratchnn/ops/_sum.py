@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function
+from scratchnn.ops._common import Function, unfold
 
 _ops = torch.ops.scratchnn
 
@@ -45,4 +45,4 @@ class ChannelSum(Function, operator="channel_sum"):
     def vmap(info: Any, in_dims: tuple, input: Tensor) -> tuple[Tensor, int]:
         # The mapped dimension becomes part of the channels.
         folded = input.movedim(in_dims[0], 1).flatten(1, 2)
-        return ChannelSum.call(folded).unflatten(0, (info.batch_size, -1)), 0
+        return unfold(ChannelSum.call(folded), 0, info.batch_size), 0

@@ -36,6 +36,27 @@ def _(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, mome
     return None
 
 
+def _update_each(info: Any, in_dims: tuple, running_mean: Tensor, running_var: Tensor, *rest: Any) -> tuple[None, None]:
+    """Each sample of a vmap updates running statistics of its own, all of them as if they were channels."""
+    if None in in_dims[:2]:
+        raise RuntimeError(
+            "batch_norm: the running statistics would be updated in place by every sample of a vmap; give each its own "
+            "(torch.func.stack_module_state), or use track_running_stats=False"
+        )
+    mean, var, momentum, count = rest
+    fold = Fold(info.batch_size)
+    tensors = zip((running_mean, running_var, mean, var), in_dims, strict=False)
+    new_mean, new_var, *measured = (fold.parameter(tensor, dim) for tensor, dim in tensors)
+    new_mean, new_var = new_mean.clone(), new_var.clone()
+    _ops.batch_norm_update_(new_mean, new_var, *measured, momentum, count)
+    for old, new, dim in zip((running_mean, running_var), (new_mean, new_var), in_dims, strict=False):
+        old.copy_(fold.split(new, 0).movedim(0, dim))
+    return None, None
+
+
+torch.library.register_vmap("scratchnn::batch_norm_update_", _update_each)
+
+
 @torch.library.register_fake("scratchnn::batch_norm_eval")
 def _(
     input: Tensor,
@@ -61,6 +82,16 @@ def _(
     dtype = parameter_dtype(input) if weight is None else weight.dtype
     grad_weight = input.new_empty(input.shape[1], dtype=dtype)
     return like(input), grad_weight, torch.empty_like(grad_weight)
+
+
+def _count(input: Tensor) -> int:
+    """How many numbers each channel has."""
+    return input.numel() // max(input.shape[1], 1)
+
+
+def _check_statistics(needs_grad: tuple[bool, ...]) -> None:
+    if any(needs_grad):
+        raise RuntimeError("batch_norm is not differentiable by running_mean and running_var: they require a gradient")
 
 
 def _terms(input: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, training: bool) -> Terms:
@@ -89,14 +120,14 @@ class BatchNormTrain(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         output, mean, var = _ops.batch_norm_train(input, weight, bias, eps)
         if running_mean is not None:
-            count = input.numel() // max(input.shape[1], 1)
-            _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, count)
+            _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, _count(input))
         return output, mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         input, weight, bias, ctx.eps, *_ = inputs
         _, mean, var = output
+        _check_statistics(ctx.needs_input_grad[4:6])
         ctx.bias = bias is not None
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
@@ -117,26 +148,17 @@ class BatchNormTrain(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        input, weight, bias, eps, running_mean, _, momentum = args
-        if running_mean is not None and None in in_dims[4:6]:
-            raise RuntimeError(
-                "batch_norm: the running statistics would be updated in place by every sample of a vmap; "
-                "give each its own (torch.func.stack_module_state), or use track_running_stats=False"
-            )
+        input, weight, bias, eps, running_mean, running_var, momentum = args
         fold = Fold(info.batch_size)
-        running = [fold.parameter(r, d) for r, d in zip(args[4:6], in_dims[4:6], strict=True)]
+        input = fold.input(input, in_dims[0])
         output, mean, var = BatchNormTrain.call(
-            fold.input(input, in_dims[0]),
-            fold.parameter(weight, in_dims[1]),
-            fold.parameter(bias, in_dims[2]),
-            eps,
-            *running,
-            momentum,
+            input, fold.parameter(weight, in_dims[1]), fold.parameter(bias, in_dims[2]), eps, None, None, momentum
         )
-        for new, old, dim in zip(running, args[4:6], in_dims[4:6], strict=True):
-            if new is not None:
-                old.copy_(fold.split(new, 0).movedim(0, dim))
-        return (fold.split(output, 1), fold.split(mean, 0), fold.split(var, 0)), (1, 0, 0)
+        mean, var = fold.split(mean, 0), fold.split(var, 0)
+        if running_mean is not None:
+            dims = (*in_dims[4:6], 0, 0)
+            _update_each(info, dims, running_mean, running_var, mean, var, momentum, _count(input))
+        return (fold.split(output, 1), mean, var), (1, 0, 0)
 
 
 class BatchNormEval(Function, operator="batch_norm_eval"):
@@ -156,6 +178,7 @@ class BatchNormEval(Function, operator="batch_norm_eval"):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, weight, bias, running_mean, running_var, ctx.eps = inputs
+        _check_statistics(ctx.needs_input_grad[3:5])
         ctx.bias = bias is not None
         ctx.save_for_backward(input, weight, running_mean, running_var)
         ctx.save_for_forward(input, weight, running_mean, running_var)

@@ -192,8 +192,14 @@ class Bilinear(Function, operator="bilinear"):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.save_for_forward(*inputs[:3])
+        needs_x, needs_z, needs_weight, _ = ctx.needs_input_grad
+        x, z, weight, _ = inputs
+        ctx.save_for_backward(  # each is needed for the gradients of the two others
+            x if needs_z or needs_weight else None,
+            z if needs_x or needs_weight else None,
+            weight if needs_x or needs_z else None,
+        )
+        ctx.save_for_forward(x, z, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scratchnn.ops import _common
 from scratchnn.ops._common import expand, integer, output_size, remembered
 
 
@@ -53,7 +54,7 @@ def fold(info: Any, in_dims: Sequence[int | None], *tensors: Tensor | None) -> l
 
 
 def unfold(info: Any, tensor: Tensor) -> Tensor:
-    return tensor.unflatten(0, (info.batch_size, tensor.shape[0] // info.batch_size))
+    return _common.unfold(tensor, 0, info.batch_size)
 
 
 def is_channels_last(output: Tensor) -> bool:

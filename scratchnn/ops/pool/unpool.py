@@ -82,8 +82,9 @@ class MaxUnpoolBackward(Function, operator="max_unpool_backward"):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         """The transpose: here the gradients of inputs that share an index add up."""
         (indices,) = ctx.saved_tensors
-        sums = grad.new_zeros(ctx.shape).flatten(2).scatter_add(2, indices.flatten(2), grad.flatten(2))
-        return sums.reshape(ctx.shape), None
+        planes = (*ctx.shape[:2], -1)
+        sums = grad.new_zeros(ctx.shape).reshape(planes)
+        return sums.scatter_add(2, indices.reshape(planes), grad.reshape(planes)).reshape(ctx.shape), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
