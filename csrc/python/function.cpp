@@ -13,6 +13,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/object_ptr.h>
 #include <torch/version.h>
 
@@ -544,9 +545,15 @@ PyType_Slot function_slots[] = {
 PyType_Spec function_spec = {"scratchnn._C.Function", sizeof(FunctionObject), 0,
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL, function_slots};
 
+// What Python sees of a FunctionNode. torch shows nodes of a class of this name by what their name() says.
+PyTypeObject node_type;  // filled in by torch
+
 }  // namespace
 
 bool add_function_type(PyObject* module) {
+  torch::autograd::_initFunctionPyTypeObject(node_type, "scratchnn._C.CppFunction", nullptr, nullptr);
+  torch::autograd::registerCppFunction(typeid(FunctionNode), &node_type);
+  if (PyModule_AddObjectRef(module, "Node", reinterpret_cast<PyObject*>(&node_type)) < 0) return false;
   context_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&context_spec));
   if (context_type == nullptr) return false;
   PyObject* function_type = PyType_FromSpec(&function_spec);

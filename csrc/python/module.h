@@ -8,7 +8,7 @@
 
 namespace scratchnn {
 
-// Function, on which scratchnn.ops._common.Function is built.
+// Function, on which scratchnn.ops._common.Function is built, and Node, the class of grad_fn then.
 bool add_function_type(PyObject* module);
 
 // Remembered, on which scratchnn.ops._common.remembered is built.

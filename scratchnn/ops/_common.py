@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+torch.autograd.graph.Node.register(_C.Node)
+
+
 class Function:
     """An operation with its derivatives: ``torch.autograd.Function``, cheap in eager mode and still transformable.
 
