@@ -92,7 +92,8 @@ def convert(model: Module, *, include: Any = None, exclude: Any = None, verbose:
             reason = "excluded"
         else:
             reason = _reason_to_leave(module, kind, gathered) or _turn_over(module)
-            if reason is not None and (kind is not None or before in nn.implemented()):
+            scripted = isinstance(module, torch.jit.ScriptModule) and before in nn.implemented()
+            if reason is not None and (kind is not None or scripted):
                 conversion.missed[name] = Left(before, reason)
         if reason is None:
             conversion.converted[name] = before
@@ -110,11 +111,15 @@ def _is_container(module: Module) -> bool:
     """
     if isinstance(module, (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.fx.GraphModule)):
         return True
-    if not module._modules:
+    if not module._modules or _is_quantised(module):
         return False
     return not type(module).__module__.startswith("torch.nn.modules.") or not any(
         True for _ in module.parameters(False)
     )
+
+
+def _is_quantised(module: Module) -> bool:
+    return type(module).__module__.startswith(("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized."))
 
 
 def _is_fully_sharded(module: Module) -> bool:
@@ -136,7 +141,7 @@ def _reason_to_leave(module: Module, kind: type[Module] | None, gathered: bool) 
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by TorchScript"
     if kind is None:
-        return "scratchnn has no such layer"
+        return "quantised" if _is_quantised(module) else "scratchnn has no such layer"
     cls = beneath(type(module))
     if cls is not kind and cls.__module__.startswith("torch.") and not cls.__module__.startswith("torch.nn."):
         return f"torch's own variant of {kind.__name__}"

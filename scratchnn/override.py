@@ -218,6 +218,8 @@ def reason_to_leave(types: Iterable[type], args: tuple, kwargs: Mapping[str, Any
         types: as a mode gets them, the types of arguments that have a say in what torch's functions do.
         args, kwargs: the call's arguments.
     """
+    if torch.jit.is_tracing():
+        return "traced by TorchScript"
     if kwargs.get("out") is not None:
         return "writes to out="
     for kind in types:

@@ -8,7 +8,6 @@ import importlib
 import threading
 import types
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,11 +16,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from common import relative_error
+from common import Recording, relative_error
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.overrides import TorchFunctionMode, get_overridable_functions
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch_samples import REASON_TO_SKIP, Entry, Sample, compare, dtypes_of, error_samples, functions, run, samples
 
@@ -171,18 +169,6 @@ AUXILIARY = {
         "view",
     )
 }
-
-
-class Recording(TorchDispatchMode):
-    """The operators that run, ours and torch's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        self.names[f"{func.namespace}::{func._schema.name.partition('::')[2]}"] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def operators(call: Callable[[], Any]) -> tuple[Any, set[str]]:
@@ -754,6 +740,18 @@ def test_symbolic_traces_are_torchs_and_run_as_ours() -> None:
     with scratchnn.override():
         made = torch.fx.experimental.proxy_tensor.make_fx(function)(X2)
     assert "torch.ops.scratchnn.conv" in made.code
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+def test_torchscript_is_torchs() -> None:
+    model = small().eval()
+    with scratchnn.override() as routed:
+        traced = torch.jit.trace(model, X2, check_trace=False)
+        assert not routed.calls
+        assert {reason for _, reason in routed.left} == {"traced by TorchScript"}
+        assert torch.equal(traced(X2), traced(X2))
+        assert not routed.calls
+    close(traced(X2), model(X2))
 
 
 # Whole networks.
