@@ -168,10 +168,11 @@ def _functions_behind(cls: type[Module]) -> frozenset[str]:
         for name in set(_names_in(function)) - mentioned:
             mentioned.add(name)
             called = getattr(function, "__globals__", {}).get(name)
-            followed = inspect.isfunction(called) and not called.__module__.startswith("torch.")
-            pending += [called] if followed else []
+            if inspect.isfunction(called) and not (called.__module__ or "").startswith("torch."):
+                pending.append(called)
             method = getattr(cls, name, None)
-            pending += [method] if inspect.isfunction(method) else []
+            if inspect.isfunction(method):
+                pending.append(method)
     return NAMES & mentioned
 
 

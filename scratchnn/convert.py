@@ -92,7 +92,7 @@ def convert(model: Module, *, include: Any = None, exclude: Any = None, verbose:
             reason = "excluded"
         else:
             reason = _reason_to_leave(module, kind, gathered) or _turn_over(module)
-            scripted = isinstance(module, torch.jit.ScriptModule) and before in nn.implemented()
+            scripted = isinstance(module, torch.jit.ScriptModule) and before in nn.implemented()  # known by name alone
             if reason is not None and (kind is not None or scripted):
                 conversion.missed[name] = Left(before, reason)
         if reason is None:
@@ -149,7 +149,7 @@ def _reason_to_leave(module: Module, kind: type[Module] | None, gathered: bool) 
         reason = _reason_not_served(tensor, gathered)
         if reason is not None:
             return reason
-    for name in {"forward", *methods_of(kind)}:
+    for name in sorted({"forward", *methods_of(kind)}):
         if name in vars(module):
             return f"{name} is replaced on the layer itself"
     name, calls = stray(cls)

@@ -103,7 +103,7 @@ def _batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    if training and input.dim() > 1 and input[:, :1].numel() == 1:
+    if training and input.dim() > 1 and input.numel() == input.shape[1]:
         return NotImplemented
     return ours.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
@@ -119,7 +119,7 @@ def _instance_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    if use_input_stats and input.dim() > 1 and input[:1, :1].numel() == 1:
+    if use_input_stats and input.dim() > 1 and input.numel() == input.shape[0] * input.shape[1]:
         return NotImplemented
     return ours.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
@@ -212,7 +212,7 @@ _TYPES = (
 
 
 def reason_to_leave(types: Iterable[type], args: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    """Why a call is none that scratchnn serves and torch may: judged by its arguments, before it is made.
+    """Why a call stays torch's, if it does: judged by its arguments, before it is made.
 
     Args:
         types: as a mode gets them, the types of arguments that have a say in what torch's functions do.
@@ -261,7 +261,8 @@ class Rerouting(TorchFunctionMode):
         kwargs = kwargs or {}
         route = REROUTED.get(func)
         if route is None or route.name not in self.names:
-            if _calls_others(func) and not torch.compiler.is_compiling():  # which takes such a function as one
+            # torch.compile takes such a function as one, and would not have it entered.
+            if not torch.compiler.is_compiling() and _calls_others(func):
                 with self:
                     return redispatch_function(func, types, args, kwargs)
             return func(*args, **kwargs)
@@ -291,8 +292,8 @@ class override(Rerouting, ContextDecorator):
     Rerouted are the functions of :mod:`scratchnn.functional` under all names torch has for them: ``F.relu``,
     ``torch.relu``, ``x.relu()``, ``x.relu_()``. So are those inside torch's own layers and inside other functions of
     ``torch.nn.functional``. A call stays torch's where scratchnn does not serve what it is given: another device, a
-    quantised, sparse or nested tensor, a subclass of ``Tensor``, ``out=``. Also torch's stay functions that torch
-    calls in C++ (``torch.lstm``, TorchScript).
+    quantised, sparse or nested tensor, a subclass of ``Tensor``, ``out=``. So does what torch calls in C++
+    (``torch.lstm``, TorchScript).
 
     The block holds for the thread that enters it. Blocks nest, and a call is rerouted if any block around it says so. A
     backward pass belongs to the forward pass it comes from, wherever it is run. The same object may be entered again;

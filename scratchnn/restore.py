@@ -45,9 +45,9 @@ def restore(model: Module, *, include: Any = None, exclude: Any = None, verbose:
     """Give every layer of scratchnn in ``model`` back to torch, in place, whether it was converted or built so.
 
     Each becomes a layer of the torch class that it stands for; one that was converted, of the class that it had.
-    ``LayerNorm2d`` becomes torchvision's, which is the same. Left are layers that torch has not (``GlobalAvgPool``,
-    ``Maxout``), classes that were derived from scratchnn's by whoever wrote them, and graphs that call scratchnn's
-    functions.
+    ``LayerNorm2d`` becomes torchvision's, which has the same parameters and results. In a graph of ``torch.fx`` the
+    functions of scratchnn become torch's as well. Left are layers that torch lacks (``GlobalAvgPool``, ``Maxout``), and
+    classes that were derived from scratchnn's by whoever wrote them.
 
     Args:
         model: any module, a single layer included.

@@ -217,6 +217,18 @@ def test_other_names_are_rerouted(name: str) -> None:
     assert routed.calls.total() == 1
 
 
+@pytest.mark.parametrize("name", [*CALLS, *OTHER_CALLS])
+def test_what_is_not_chosen_is_torchs(name: str) -> None:
+    call = (CALLS | OTHER_CALLS)[name]
+    expected, theirs = operators(call)
+    with scratchnn.override(include=[]) as routed:
+        found, unchanged = operators(call)
+    assert unchanged == theirs
+    close(found, expected)
+    assert not routed.calls
+    assert not routed.left
+
+
 def test_the_table_is_complete() -> None:
     """Whatever torch calls by one of our names and lets be overridden is in the table."""
     names = {*scratchnn.functional.__all__, "sigmoid_", "tanh_"}
