@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from scratchnn import nn
 from scratchnn.classes import beneath, kind_of, methods_of, ours_for, put_beneath, stray
 from scratchnn.report import Left, summary
-from scratchnn.selection import selector
+from scratchnn.selection import reasons_not_chosen
 
 __all__ = ["Conversion", "Left", "convert"]
 
@@ -75,8 +75,9 @@ def convert(model: Module, *, include: Any = None, exclude: Any = None, verbose:
     """
     if not isinstance(model, Module):
         raise TypeError(f"convert(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")
-    included = selector(model, Module if include is None else include, "convert(): argument 'include'")
-    excluded = selector(model, () if exclude is None else exclude, "convert(): argument 'exclude'")
+    not_chosen = reasons_not_chosen(
+        model, include, exclude, lambda module: kind_of(type(module)) is not None, "convert()"
+    )
     conversion = Conversion(model)
     gathered = any(_is_fully_sharded(module) for module in model.modules())
     for name, module in model.named_modules():
@@ -86,10 +87,8 @@ def convert(model: Module, *, include: Any = None, exclude: Any = None, verbose:
         before = _class_name(module)
         if isinstance(module, tuple(nn.implemented().values())):
             reason = "already scratchnn's"
-        elif kind is not None and not included(name, module):
-            reason = "not included"
-        elif kind is not None and excluded(name, module):
-            reason = "excluded"
+        elif name in not_chosen:
+            reason = not_chosen[name]
         else:
             reason = _reason_to_leave(module, kind, gathered) or _turn_over(module)
             scripted = isinstance(module, torch.jit.ScriptModule) and before in nn.implemented()  # known by name alone
@@ -113,9 +112,8 @@ def _is_container(module: Module) -> bool:
         return True
     if not module._modules or _is_quantised(module):
         return False
-    return not type(module).__module__.startswith("torch.nn.modules.") or not any(
-        True for _ in module.parameters(False)
-    )
+    has_parameters = any(True for _ in module.parameters(recurse=False))
+    return not (has_parameters and type(module).__module__.startswith("torch.nn.modules."))
 
 
 def _is_quantised(module: Module) -> bool:

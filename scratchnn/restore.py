@@ -18,7 +18,7 @@ from torch.nn import Module
 from scratchnn import functional, nn
 from scratchnn.classes import beneath, put_beneath, torchs_for
 from scratchnn.report import Left, summary
-from scratchnn.selection import selector
+from scratchnn.selection import reasons_not_chosen
 
 __all__ = ["Restoration", "restore"]
 
@@ -64,19 +64,13 @@ def restore(model: Module, *, include: Any = None, exclude: Any = None, verbose:
     """
     if not isinstance(model, Module):
         raise TypeError(f"restore(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")
-    included = selector(model, Module if include is None else include, "restore(): argument 'include'")
-    excluded = selector(model, () if exclude is None else exclude, "restore(): argument 'exclude'")
+    not_chosen = reasons_not_chosen(model, include, exclude, _is_ours, "restore()")
     restoration = Restoration(model)
     for name, module in model.named_modules():
         if not _is_ours(module):
             continue
         before = type(module).__name__
-        if not included(name, module):
-            reason = "not included"
-        elif excluded(name, module):
-            reason = "excluded"
-        else:
-            reason = _turn_back(module)
+        reason = not_chosen.get(name) or _turn_back(module)
         if reason is None:
             restoration.restored[name] = before
         else:

@@ -10,7 +10,28 @@ from torch.nn import Module
 
 from scratchnn.classes import TORCHS
 
-__all__ = ["selector"]
+__all__ = ["reasons_not_chosen", "selector"]
+
+
+def reasons_not_chosen(
+    model: Module, include: Any, exclude: Any, is_layer: Callable[[Module], bool], call: str
+) -> dict[str, str]:
+    """The names of the layers of ``model`` that are not to be changed, and which of the two arguments says so.
+
+    Args:
+        model: where the layers are.
+        include, exclude: as for :func:`selector`; nothing for all, and for none.
+        is_layer: tells which modules are in question.
+        call: the function to tell of in errors.
+
+    Raises:
+        TypeError, ValueError: as :func:`selector`.
+    """
+    included = selector(model, Module if include is None else include, f"{call}: argument 'include'")
+    excluded = selector(model, () if exclude is None else exclude, f"{call}: argument 'exclude'")
+    layers = {name: module for name, module in model.named_modules() if is_layer(module)}
+    reasons = {name: "excluded" for name, module in layers.items() if excluded(name, module)}
+    return reasons | {name: "not included" for name, module in layers.items() if not included(name, module)}
 
 
 def selector(model: Module, chosen: Any, call: str) -> Callable[[str, Module], bool]:

@@ -85,6 +85,15 @@ def test_what_is_refused(change: Any, argument: str) -> None:
     assert [type(layer) for layer in layers[0]] == [Conv2d, BatchNorm2d, ReLU]  # nothing was changed before
 
 
+@pytest.mark.parametrize("change", [scratchnn.convert, scratchnn.restore])
+def test_a_function_that_fails_changes_nothing(change: Any) -> None:
+    layers = model() if change is scratchnn.convert else scratchnn.convert(model()).model
+    types = [type(layer) for layer in layers.modules()]
+    with pytest.raises(AttributeError, match="out_features"):
+        change(layers, include=lambda name, module: name == "0.0" or module.out_features)
+    assert [type(layer) for layer in layers.modules()] == types
+
+
 def test_functions_are_asked_about_layers_alone() -> None:
     """Not about containers, which may have nothing of what is asked for."""
     asked: list[str] = []
