@@ -1,12 +1,17 @@
 """The layers of convolutional networks, from scratch: a drop-in for ``torch.nn`` in readable C++.
 
-Start with ``import scratchnn.nn as nn``, or turn an existing model over with :func:`convert`.
+Start with ``import scratchnn.nn as nn``, turn an existing model over with :func:`convert` (and back with
+:func:`restore`), or run it as it is inside of :class:`override`.
 """
 
-from scratchnn import backends, functional, nn
+from scratchnn import backends, functional, nn, tracing
 from scratchnn._version import __version__
 from scratchnn.convert import convert
 from scratchnn.memory import keep_memory
 from scratchnn.ops._common import kernels
+from scratchnn.override import override
+from scratchnn.restore import restore
 
-__all__ = ["__version__", "backends", "convert", "functional", "keep_memory", "kernels", "nn"]
+__all__ = ["__version__", "backends", "convert", "functional", "keep_memory", "kernels", "nn", "override", "restore"]
+
+tracing.install()

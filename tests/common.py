@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FAST_DTYPES = (torch.float32, torch.float64)
 ALL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -102,3 +105,15 @@ def _raised(call: Callable[[], object]) -> tuple[type[Exception] | None, str]:
     except Exception as error:
         return type(error), str(error)
     return None, ""
+
+
+class Recording(TorchDispatchMode):
+    """The operators that run, ours and torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        self.names[f"{func.namespace}::{func._schema.name.partition('::')[2]}"] += 1
+        return func(*args, **(kwargs or {}))

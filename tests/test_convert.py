@@ -12,6 +12,9 @@ import torch
 import torchvision
 from common import relative_error
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import fusion, prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 import scratchnn
 from scratchnn.convert import Conversion
@@ -79,6 +82,36 @@ class OwnBelow(Own):
         return super().forward(input) + 1
 
 
+class CallsFunction(torch.nn.Conv2d):
+    """Calls what Conv2d calls, by itself."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return torch.tanh(torch.nn.functional.conv2d(input, weight, self.bias))
+
+
+class CallsHelper(torch.nn.LayerNorm):
+    """Calls what LayerNorm calls, further away."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return channels_last_norm(input, self)
+
+
+def channels_last_norm(x: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+    x = torch.nn.functional.layer_norm(x.movedim(1, -1), layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    return x.movedim(-1, 1)
+
+
+class LazyScaled(torch.nn.LazyConv2d):
+    """Becomes a class of the user's."""
+
+    cls_to_become = Scaled
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale = 2.0
+
+
 class Slotted(torch.nn.Linear):
     """Takes an argument when it is derived from: not by us."""
 
@@ -92,6 +125,9 @@ def user_layers() -> dict[str, torch.nn.Module]:
         "standardized": Standardized(3, 4, 3),
         "plain": Plain(6, 5),
         "scaled_again": ScaledAgain(3, 4, 3),
+        "calls_function": CallsFunction(3, 4, 3),
+        "calls_helper": CallsHelper(3),
+        "torchvision": torchvision.models.convnext.LayerNorm2d(3),
     }
 
 
@@ -244,6 +280,16 @@ def test_derived_classes_that_never_reach_the_layer_are_left() -> None:
         assert torch.equal(layer(x), expected)
 
 
+def test_functions_that_a_forward_calls_are_rerouted_for_the_layer_alone() -> None:
+    layer = scratchnn.convert(CallsFunction(3, 4, 3)).model
+    with torch.profiler.profile() as profile:
+        layer(torch.randn(2, 3, 6, 6))
+        torch.nn.functional.conv2d(torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3))
+    names = [event.name for event in profile.events()]
+    assert names.count("scratchnn::conv") == names.count("aten::conv2d") == 1
+    assert "aten::tanh" in names  # no part of a Conv2d
+
+
 def test_a_forward_replaced_on_the_layer_is_left() -> None:
     layer = torch.nn.Linear(6, 5)
     layer.forward = lambda input: input
@@ -276,6 +322,19 @@ def test_parametrized_layers(layer: type) -> None:
     assert runs_on_ours(scratchnn.convert(torch.nn.utils.spectral_norm(layer(3, 4, 3))).model)
 
 
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d, Scaled])
+def test_copies_of_parametrized_layers_stay_apart(layer: type) -> None:
+    """Such a copy has the very class of the original."""
+    model = torch.nn.utils.parametrizations.weight_norm(layer(3, 4, 3))
+    copied = copy.deepcopy(model)
+    scratchnn.convert(copied)
+    assert runs_on_ours(copied)
+    assert not runs_on_ours(model)
+    torch.nn.utils.parametrize.register_parametrization(copied, "bias", torch.nn.Identity())
+    assert hasattr(copied.parametrizations, "bias")
+    assert not hasattr(model.parametrizations, "bias")
+
+
 # What is left, and what is said.
 
 
@@ -285,20 +344,48 @@ def test_what_is_left_and_why() -> None:
             "dropout": torch.nn.Dropout(),
             "attention": torch.nn.MultiheadAttention(4, 2),
             "fake_quantised": torch.ao.nn.qat.Linear(3, 3, qconfig=torch.ao.quantization.default_qat_qconfig),
+            "quantised": torch.ao.nn.quantized.dynamic.Linear(3, 3),
+            "compiled": torch.jit.script(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout())),
+            "sparse": torch.nn.Linear(3, 3),
+            "frozen": torchvision.ops.FrozenBatchNorm2d(3),
+            "ours": scratchnn.nn.Maxout(3, 3, 2),
+            "empty": torch.nn.Sequential(),
             "fine": torch.nn.Linear(3, 3),
         }
     )
-    types = {name: type(module) for name, module in model.named_modules() if name != "fine"}
+    model.sparse.weight = torch.nn.Parameter(model.sparse.weight.detach().to_sparse())
+    converted = {"attention.out_proj": "NonDynamicallyQuantizableLinear", "fine": "Linear"}
+    types = {name: type(module) for name, module in model.named_modules() if name not in converted}
     conversion = scratchnn.convert(model)
-    assert conversion.converted == {"fine": "Linear"}
-    assert types == {name: type(module) for name, module in model.named_modules() if name != "fine"}
-    for name, reason in {
-        "dropout": "no such layer",
-        "attention": "no such layer",
-        "attention.out_proj": "own variant of Linear",
-        "fake_quantised": "own variant of Linear",
-    }.items():
-        assert reason in conversion.left[name].reason
+    assert conversion.converted == converted
+    assert types == {name: type(module) for name, module in model.named_modules() if name not in converted}
+    assert {name: (left.type, left.reason) for name, left in conversion.left.items()} == {
+        "dropout": ("Dropout", "scratchnn has no such layer"),
+        "attention": ("MultiheadAttention", "scratchnn has no such layer"),
+        "fake_quantised": ("Linear", "torch's own variant of Linear"),
+        "fake_quantised.weight_fake_quant.activation_post_process": (
+            "MovingAverageMinMaxObserver",
+            "scratchnn has no such layer",
+        ),
+        "quantised": ("Linear", "quantised"),
+        "quantised._packed_params": ("LinearPackedParams", "quantised"),
+        "compiled.0": ("Linear", "compiled by TorchScript"),
+        "compiled.1": ("Dropout", "compiled by TorchScript"),
+        "sparse": ("Linear", "its parameters have the layout torch.sparse_coo"),
+        "frozen": ("FrozenBatchNorm2d", "scratchnn has no such layer"),
+        "ours": ("Maxout", "already scratchnn's"),
+    }
+    # What is missed is of these families, and not ours.
+    assert set(conversion.missed) == {"fake_quantised", "compiled.0", "sparse"}
+    assert conversion.missed.items() <= conversion.left.items()
+
+
+def test_tensors_in_wrappers_are_left() -> None:
+    """A parameter that is more than its numbers, as the quantised ones of torchao are, has torch's operators only."""
+    layer = torch.nn.Linear(3, 3)
+    values = layer.weight.detach()
+    layer.weight = torch.nn.Parameter(TwoTensor(values, values.clone()))
+    assert scratchnn.convert(layer).left[""].reason == "its parameters are of type TwoTensor"
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
@@ -307,6 +394,16 @@ def test_lazy_layers_become_ours() -> None:
     assert scratchnn.convert(model).converted == {"0": "LazyConv2d", "1": "LazyBatchNorm2d"}
     model(torch.randn(2, 3, 5, 5))
     assert [type(layer) for layer in model] == [scratchnn.nn.Conv2d, scratchnn.nn.BatchNorm2d]
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_layers_become_what_the_user_says() -> None:
+    layer = scratchnn.convert(LazyScaled(4, 3)).model
+    x = torch.randn(2, 3, 6, 6)
+    layer(x)
+    assert isinstance(layer, Scaled)
+    assert runs_on_ours(layer)
+    torch.testing.assert_close(layer(x), 2 * torch.nn.Conv2d.forward(layer, x), rtol=1e-4, atol=1e-5)
 
 
 def test_complex_layers_are_converted() -> None:
@@ -319,6 +416,87 @@ def test_complex_layers_are_converted() -> None:
 def test_layers_on_the_meta_device_are_converted() -> None:
     layer = scratchnn.convert(torch.nn.Linear(6, 4, device="meta")).model.to_empty(device="cpu")
     assert runs_on_ours(layer)
+
+
+# With the rest of torch.nn.
+
+
+def converted_beside_torchs() -> tuple[torch.nn.Module, torch.nn.Module]:
+    theirs = small_model().eval()
+    return scratchnn.convert(copy.deepcopy(theirs)).model, theirs
+
+
+def test_hooks_of_all_kinds_run() -> None:
+    outcomes = []
+    for model in converted_beside_torchs():
+        calls: list[str] = []
+        layer = model[0]
+        layer.register_forward_pre_hook(lambda module, args, calls=calls: calls.append("pre"))
+        layer.register_forward_hook(lambda module, args, output, calls=calls: (calls.append("post"), output * 2)[1])
+        layer.register_full_backward_pre_hook(lambda module, grad, calls=calls: calls.append("backward pre"))
+        layer.register_full_backward_hook(lambda module, grads, outputs, calls=calls: calls.append("backward"))
+        layer.register_state_dict_pre_hook(lambda *args, calls=calls: calls.append("state pre"))
+        layer.register_state_dict_post_hook(lambda *args, calls=calls: calls.append("state"))
+        layer.register_load_state_dict_pre_hook(lambda *args, calls=calls: calls.append("load pre"))
+        layer.register_load_state_dict_post_hook(lambda *args, calls=calls: calls.append("load"))
+        everywhere = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, args, output, calls=calls: calls.append(type(module).__name__)
+        )
+        output = model(torch.ones(IMAGES, requires_grad=True))
+        everywhere.remove()
+        output.sum().backward()
+        model.load_state_dict(model.state_dict())
+        outcomes.append((calls, output))
+    assert outcomes[0][0] == outcomes[1][0]
+    assert {"pre", "post", "backward pre", "backward", "state", "load", "Conv2d", "ReLU"} <= set(outcomes[0][0])
+    torch.testing.assert_close(outcomes[0][1], outcomes[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_utilities_of_torch() -> None:
+    x, outcomes = torch.randn(IMAGES), []
+    for model in converted_beside_torchs():
+        prune.l1_unstructured(model[0], "weight", 0.5)
+        results = [model(x), model[0].weight_mask]
+        prune.remove(model[0], "weight")
+        vector = torch.nn.utils.parameters_to_vector(model.parameters())
+        torch.nn.utils.vector_to_parameters(2 * vector, model.parameters())
+        results += [vector, model(x)]
+        model(x).square().sum().backward()
+        results += [torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1), model[0].weight.grad]
+        norm = torch.nn.BatchNorm2d(4)
+        norm.running_mean.fill_(0.3)
+        fused = fusion.fuse_conv_bn_eval(model[0].eval(), norm.eval())
+        assert type(fused) is type(model[0])
+        results += [fused(x), norm(model[0](x))]
+        weights = {name: parameter / 2 for name, parameter in model.named_parameters()}
+        results.append(torch.func.functional_call(model, weights, (x,)))
+        torch.nn.utils.spectral_norm(model[4], n_power_iterations=20)
+        results.append(model.train()[4](torch.ones(1, 100)))
+        outcomes.append(results)
+    for mine, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_pretrained_weights() -> None:
+    theirs = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    file = io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    file.seek(0)
+    ours = scratchnn.convert(torchvision.models.squeezenet1_1(num_classes=3).eval()).model
+    ours.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_compile_has_seen_is_compiled_anew() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model = torch.compile(torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU()), backend=counter)
+    x = torch.randn(2, 6)
+    expected = model(x)
+    assert list(scratchnn.convert(model).converted) == ["_orig_mod.0", "_orig_mod.1"]
+    torch.testing.assert_close(model(x), expected)
+    assert counter.frame_count == 2
 
 
 def test_the_summary() -> None:
