@@ -6,8 +6,9 @@ Start with ``import scratchnn.nn as nn``, or turn an existing model over with :f
 from scratchnn import backends, functional, nn
 from scratchnn._version import __version__
 from scratchnn.convert import convert
+from scratchnn.decompositions import decompositions
 from scratchnn.memory import keep_memory
 from scratchnn.ops import _functionalize as _functionalize
 from scratchnn.ops._common import kernels
 
-__all__ = ["__version__", "backends", "convert", "functional", "keep_memory", "kernels", "nn"]
+__all__ = ["__version__", "backends", "convert", "decompositions", "functional", "keep_memory", "kernels", "nn"]
