@@ -8,6 +8,7 @@ from scratchnn._version import __version__
 from scratchnn.convert import convert
 from scratchnn.decompositions import decompositions
 from scratchnn.memory import keep_memory
+from scratchnn.ops import _flops as _flops
 from scratchnn.ops import _functionalize as _functionalize
 from scratchnn.ops._common import kernels
 
