@@ -90,7 +90,10 @@ class BatchNormTrain(Function):
         output, mean, var = _ops.batch_norm_train(input, weight, bias, eps)
         if running_mean is not None:
             count = input.numel() // max(input.shape[1], 1)
-            _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, count)
+            batch = (mean, var)
+            if torch.compiler.is_exporting():  # there the operators are called bare, and this one refuses gradients
+                batch = (mean.detach(), var.detach())
+            _ops.batch_norm_update_(running_mean, running_var, *batch, momentum, count)
         return output, mean, var
 
     @staticmethod
