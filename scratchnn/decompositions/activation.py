@@ -220,9 +220,11 @@ def prelu_backward(grad: Tensor, input: Tensor, weight: Tensor) -> tuple[Tensor,
 
 @decomposes("rrelu_train")
 def rrelu_train(input: Tensor, lower: float, upper: float) -> tuple[Tensor, Tensor]:
+    """The slopes are torch's, but its product is not: that has a wrong derivative."""
     noise = torch.zeros_like(input, memory_format=torch.contiguous_format)
-    output, slopes = _aten.rrelu_with_noise_functional(input.contiguous(), noise, lower, upper, True)
-    return _in_format(output, input), _in_format(slopes, input)
+    _, slopes = _aten.rrelu_with_noise_functional(input.contiguous(), noise, lower, upper, True)
+    slopes = _in_format(slopes, input)
+    return _in_format(input * slopes, input), slopes
 
 
 @decomposes("maxout")
