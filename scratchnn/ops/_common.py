@@ -12,6 +12,8 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
+from scratchnn.ops._when_imported import when_imported
+
 __all__ = [
     "Function",
     "autocast",
@@ -23,6 +25,22 @@ __all__ = [
     "output_size",
     "suggest_memory_format",
 ]
+
+
+_transformed: dict[str, type[torch.autograd.Function]] = {}
+
+
+def _apply_transformed(name: str, *args: Any) -> Any:
+    """A Function under a ``torch.func`` transform, in compiled code.
+
+    Dynamo takes such a call into its graph as it is, to be traced by AOTAutograd, which can do all that eager mode
+    can. Dynamo itself can not: it has no ``vmap`` and no ``jvp`` of a Function, does not notice all gradients that are
+    asked for, and takes second derivatives to be zero.
+    """
+    return _transformed[name].apply(*args)
+
+
+when_imported("torch._dynamo", lambda: torch.compiler.allow_in_graph(_apply_transformed))
 
 
 class Function:
@@ -37,12 +55,13 @@ class Function:
     - eager mode: the older ``forward(ctx, *args)`` style, which spares torch from binding the signature anew on
       each call, four fifths of the cost of ``apply``;
     - ``torch.compile``: without ``jvp`` and ``vmap``, which Dynamo refuses to trace;
-    - a ``torch.func`` transform is active: everything, as written.
+    - a ``torch.func`` transform is active: everything, as written, which Dynamo is told not to look into.
     """
 
     _eager: type[torch.autograd.Function]
     _traced: type[torch.autograd.Function]
     _transformed: type[torch.autograd.Function]
+    _name: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -60,11 +79,15 @@ class Function:
         cls._eager = function("backward", "jvp", forward=forward)
         cls._traced = function("forward", "setup_context", "backward")
         cls._transformed = function("forward", "setup_context", "backward", "jvp", "vmap")
+        cls._name = f"{cls.__module__}.{cls.__qualname__}"
+        _transformed[cls._name] = cls._transformed
 
     @classmethod
     def call(cls, *args: Any) -> Any:
         """Apply the function: what every functional calls."""
         if torch.compiler.is_compiling():
+            if torch._C._are_functorch_transforms_active():
+                return _apply_transformed(cls._name, *args)
             return cls._traced.apply(*args)
         if torch._C._are_functorch_transforms_active():
             return cls._transformed.apply(*args)

@@ -10,18 +10,13 @@ somebody else has imported it, now or later.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-_COUNTER = "torch.utils.flop_counter"
+from scratchnn.ops._when_imported import when_imported
 
 Shape = Sequence[int]
 
@@ -65,30 +60,4 @@ def _register() -> None:
         return 2 * math.prod(grad) * input1[-1] * input2[-1]
 
 
-class _OnceImported(MetaPathFinder):
-    """Calls a function when a module has been imported, once; it finds nothing itself."""
-
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
-        self.name, self.then = name, then
-
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return None
-        run = spec.loader.exec_module
-
-        def run_then(module: ModuleType) -> None:
-            run(module)
-            self.then()
-
-        spec.loader.exec_module = run_then
-        return spec
-
-
-if _COUNTER in sys.modules:
-    _register()
-else:
-    sys.meta_path.insert(0, _OnceImported(_COUNTER, _register))
+when_imported("torch.utils.flop_counter", _register)
