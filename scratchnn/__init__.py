@@ -7,11 +7,25 @@ Start with ``import scratchnn.nn as nn``, turn an existing model over with :func
 from scratchnn import backends, functional, nn, tracing
 from scratchnn._version import __version__
 from scratchnn.convert import convert
+from scratchnn.decompositions import decompositions
 from scratchnn.memory import keep_memory
+from scratchnn.ops import _flops as _flops
+from scratchnn.ops import _functionalize as _functionalize
 from scratchnn.ops._common import kernels
 from scratchnn.override import override
 from scratchnn.restore import restore
 
-__all__ = ["__version__", "backends", "convert", "functional", "keep_memory", "kernels", "nn", "override", "restore"]
+__all__ = [
+    "__version__",
+    "backends",
+    "convert",
+    "decompositions",
+    "functional",
+    "keep_memory",
+    "kernels",
+    "nn",
+    "override",
+    "restore",
+]
 
 tracing.install()

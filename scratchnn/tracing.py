@@ -24,6 +24,7 @@ def install() -> None:
         _keep_functions_whole(module, module.__all__)
     # What the layers call where torch.nn.functional has no function for it.
     _keep_functions_whole(nn.conv, ["convolve", "convolve_transposed"])
+    _keep_functions_whole(nn.pool, ["pool_average", "pool_max"])
     _keep_functions_whole(nn.norm, ["layer_norm_2d", "sync_batch_norm"])
 
 

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from scratchnn import _C
+from scratchnn.ops._when_imported import when_imported
 
 __all__ = [
     "Function",
@@ -34,6 +35,21 @@ __all__ = [
 
 torch.autograd.graph.Node.register(_C.Node)
 
+_transformed: dict[str, type[torch.autograd.Function]] = {}
+
+
+def _apply_transformed(name: str, *args: Any) -> Any:
+    """A Function under a ``torch.func`` transform, in compiled code.
+
+    Dynamo takes such a call into its graph as it is, to be traced by AOTAutograd, which can do all that eager mode
+    can. Dynamo itself can not: it has no ``vmap`` and no ``jvp`` of a Function, does not notice all gradients that are
+    asked for, and takes second derivatives to be zero.
+    """
+    return _transformed[name].apply(*args)
+
+
+when_imported("torch._dynamo", lambda: torch.compiler.allow_in_graph(_apply_transformed))
+
 
 class Function:
     """An operation with its derivatives: ``torch.autograd.Function``, cheap in eager mode and still transformable.
@@ -45,7 +61,7 @@ class Function:
     - ordinary tensors in eager mode, nearly always: ``scratchnn._C.Function``, in C++ (csrc/python/function.cpp),
       since torch's own takes longer to record a small layer than the layer takes to compute;
     - ``torch.compile``: torch's Function without ``jvp`` and ``vmap``, which Dynamo refuses to trace;
-    - a ``torch.func`` transform: torch's Function with everything, as written;
+    - a ``torch.func`` transform: torch's Function with everything, as written, which Dynamo is told not to look into;
     - other modes, subclasses of tensors, forward-mode derivatives: torch's Function in its older style, which spares
       the call the binding of its signature.
 
@@ -57,6 +73,7 @@ class Function:
     _eager: type[torch.autograd.Function]
     _traced: type[torch.autograd.Function]
     _transformed: type[torch.autograd.Function]
+    _name: str
 
     def __init_subclass__(cls, operator: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -79,17 +96,25 @@ class Function:
         cls._eager = function("backward", "jvp", forward=forward)
         cls._traced = function("forward", "setup_context", "backward")
         cls._transformed = function("forward", "setup_context", "backward", "vmap", jvp=jvp)
+        cls._name = f"{cls.__module__}.{cls.__qualname__}"
+        _transformed[cls._name] = cls._transformed
         ordinary = _C.Function(cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator)
 
         def call(*args: Any) -> Any:
-            return cls._traced.apply(*args) if is_dynamo_compiling() else ordinary(*args)
+            return cls._compiled(*args) if is_dynamo_compiling() else ordinary(*args)
 
         cls.call = staticmethod(call)
 
     @classmethod
+    def _compiled(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return _apply_transformed(cls._name, *args)
+        return cls._traced.apply(*args)
+
+    @classmethod
     def _not_ordinary(cls, *args: Any) -> Any:
         if is_compiling():
-            return cls._traced.apply(*args)
+            return cls._compiled(*args)
         if torch._C._are_functorch_transforms_active():
             return cls._transformed.apply(*args)
         if forward_ad._current_level >= 0:

@@ -293,6 +293,8 @@ FUNCTIONS_IN_PLACE = {row.name: _function_in_place(row) for row in ROWS if row.i
 def in_place(name: str, input: Tensor, from_output: bool, *parameters: float) -> Tensor:
     """The activation in place, with its derivative from the output, or else from a copy of the input."""
     check_writable(input)
+    if torch.compiler.is_exporting():  # there the operator is called bare, and in place it refuses to be differentiated
+        return input.copy_(FUNCTIONS[name].call(input, *parameters))
     if from_output or not is_differentiated(input):
         return FUNCTIONS_IN_PLACE[name].call(input, *parameters)
     return input.copy_(FUNCTIONS[name].call(input.clone(), *parameters))

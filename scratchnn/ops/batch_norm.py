@@ -120,7 +120,10 @@ class BatchNormTrain(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         output, mean, var = _ops.batch_norm_train(input, weight, bias, eps)
         if running_mean is not None:
-            _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, _count(input))
+            batch = (mean, var)
+            if torch.compiler.is_exporting():  # there the operators are called bare, and this one refuses gradients
+                batch = (mean.detach(), var.detach())
+            _ops.batch_norm_update_(running_mean, running_var, *batch, momentum, _count(input))
         return output, mean, var
 
     @staticmethod
