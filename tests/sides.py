@@ -75,7 +75,8 @@ def draw(layer: Layer, dtype: torch.dtype = torch.float64, samples: int = SAMPLE
 def _small(layer: Layer) -> tuple[tuple[int, ...], ...]:
     if layer.family == "linear" or layer.name in ("LayerNorm", "RMSNorm", "Maxout"):
         return layer.shapes
-    return tuple((*shape[:2], *[{3: 12, 4: 8, 5: 6}[len(shape)]] * (len(shape) - 2)) for shape in layer.shapes)
+    size = {3: 10, 4: 6, 5: 4 if "Unpool" in layer.name else 5}  # unpooling gives an even size
+    return tuple((*shape[:2], *[size[len(shape)]] * (len(shape) - 2)) for shape in layer.shapes)
 
 
 def leaves(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
