@@ -12,6 +12,7 @@ import torch
 
 import scratchnn
 from scratchnn.bench import cases as catalogue
+from scratchnn.bench import overhead
 from scratchnn.bench.cases import Case
 from scratchnn.bench.limits import measure_limits
 from scratchnn.bench.measure import Disagreement, measure, require_ours
@@ -25,6 +26,7 @@ WRONG_RESULTS, INTERRUPTED = 1, 130
 
 SECONDS, QUICK_SECONDS = 4.0, 0.4
 MIN_ROUNDS, QUICK_MIN_ROUNDS = 5, 3
+OVERHEAD_SECONDS = 0.3
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filter", metavar="REGEX", help='only cases whose "family name" contains this, see --list')
     parser.add_argument("--list", action="store_true", help="list the cases and the work in each; time nothing")
     parser.add_argument("--threads", type=int, help="threads that compute (default: torch's choice)")
+    parser.add_argument(
+        "--overhead",
+        action="store_true",
+        help="time calls on tiny tensors instead, where Python and dispatch are all there is; --filter and --seconds hold",
+    )
     parser.add_argument("--seconds", type=float, help=f"time to spend on each case, set-up aside (default {SECONDS:g})")
     parser.add_argument("--quick", action="store_true", help=f"a first look: {QUICK_SECONDS:g} seconds for each case")
     parser.add_argument(
@@ -61,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; 1 when a layer's results differed from torch's; 130 when interrupted, with what was done on file.
     """
+    if args.overhead:
+        return _run_overhead(args)
     cases = _select(args)
     if args.list:
         _list(cases)
@@ -100,6 +109,28 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
     return _finish(report, files, interrupted)
+
+
+def _run_overhead(args: argparse.Namespace) -> int:
+    calls = [call for call in overhead.CALLS if re.search(args.filter or "", call.name)]
+    if not calls:
+        raise UserError(f"no layer has a name that contains {args.filter!r}")
+    torch.set_num_threads(1)
+    about = {**describe_versions(), **describe_hardware(), "date": datetime.now(timezone.utc).isoformat()}
+    print(
+        f"{about['processor']}, {about['instruction_set']}, torch {about['torch']}, 1 thread, processor time, medians"
+    )
+    print(overhead.heading())
+    results = []
+    for call in calls:
+        results.append(overhead.measure_overhead(call, args.seconds or OVERHEAD_SECONDS))
+        print(overhead.row(results[-1]), flush=True)
+    print(overhead.summary(results))
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / f"overhead-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
+    overhead.write(results, about, file)
+    print(f"file: {file}")
+    return 0
 
 
 def _select(args: argparse.Namespace) -> list[Case]:
