@@ -82,6 +82,9 @@ at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArra
                               ": not implemented for ", input.scalar_type(), " tensors");
   const auto rank = static_cast<int64_t>(kernel.size());
   PoolShape shape = check_input(name, input, rank);
+  // Of volumes, and of no others, torch demands more than that there is an output.
+  TORCH_CHECK(rank < 3 || (shape.input[0] >= kernel[0] && shape.input[1] >= kernel[1] && shape.input[2] >= kernel[2]),
+              name, ": expected input of at least kernel_size ", kernel, ", but got ", input.sizes());
   shape.output = pooled_size(name, shape, window, ceil_mode);
   return run_average(input, shape, sliding_spans(shape, window, count_include_pad, divisor_override), rank);
 }

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overhead",
         action="store_true",
-        help="time calls on tiny tensors instead, where Python and dispatch are all there is; --filter and --seconds hold",
+        help="time calls on tiny tensors instead, where Python and dispatch are all there is; see --filter, --seconds",
     )
     parser.add_argument("--seconds", type=float, help=f"time to spend on each case, set-up aside (default {SECONDS:g})")
     parser.add_argument("--quick", action="store_true", help=f"a first look: {QUICK_SECONDS:g} seconds for each case")

@@ -69,9 +69,11 @@ def flag(value: Any, function: str, name: str) -> bool:
 
 
 def batch(input: Any, function: str, rank: int, error: type[Exception] = RuntimeError) -> Tensor:
-    """The input as a batch of planes or volumes: with a batch dimension, and signals as planes of a single row.
+    """The input with a batch dimension.
 
-    An input without a batch is made contiguous where it is no volume, as in torch.
+    Signals that are not contiguous become planes of a single row, to keep their layout; the numbers for each dimension
+    then need one for the row: :func:`with_row`. An input without a batch is made
+    contiguous where it is no volume, as in torch.
 
     Raises:
         TypeError: where it is no tensor.
@@ -80,7 +82,7 @@ def batch(input: Any, function: str, rank: int, error: type[Exception] = Runtime
     """
     if not isinstance(input, Tensor):
         raise TypeError(f"{function}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    if rank > 1 and input.dim() == rank + 2:
+    if input.dim() == rank + 2 and (rank > 1 or input.is_contiguous()):
         return input
     x = input
     if input.dim() == rank + 1:
@@ -91,19 +93,21 @@ def batch(input: Any, function: str, rank: int, error: type[Exception] = Runtime
             f"{function}: expected input of {rank + 1} dimensions, or {rank + 2} with a batch, "
             f"but got {list(input.shape)}"
         )
-    return x.unsqueeze(2) if rank == 1 else x
+    return x.unsqueeze(2) if rank == 1 and not x.is_contiguous() else x
 
 
 def unbatch(output: Tensor, input: Tensor, rank: int) -> Tensor:
     """An output without the dimensions that :func:`batch` gave to the input."""
-    if rank == 1:
+    if output.dim() == input.dim():
+        return output
+    if output.dim() > rank + 2:
         output = output.squeeze(2)
     return output if output.dim() == input.dim() else output.squeeze(0)
 
 
-def with_row(rank: int, numbers: list[int], row: int = 1) -> list[int]:
-    """Numbers for each dimension of what :func:`batch` made of the input: a signal's row has its own."""
-    return [row, *numbers] if rank == 1 else numbers
+def with_row(x: Tensor, numbers: list[int], row: int = 1) -> list[int]:
+    """Numbers for each dimension of ``x``, which :func:`batch` made of the input: a signal's row has its own."""
+    return [row, *numbers] if x.dim() - 2 > len(numbers) else numbers
 
 
 def check_not_empty(function: str, input: Tensor) -> None:
@@ -125,14 +129,12 @@ def integers(value: Any, name: str) -> int | list[int]:
 
 
 def sliding(rank: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any = 1) -> list[list[int]]:
-    """Kernel size, stride (by default the kernel size), padding and dilation, each as a list for what is batched."""
+    """Kernel size, stride (by default the kernel size), padding and dilation, each as a list."""
     if stride is None or (isinstance(stride, (tuple, list)) and not stride):
         stride = kernel_size
     given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     checked = {name: integers(value, name) for name, value in given.items()}
-    return [
-        with_row(rank, expand(value, rank, name), row=0 if name == "padding" else 1) for name, value in checked.items()
-    ]
+    return [expand(value, rank, name) for name, value in checked.items()]
 
 
 def exactly(value: Any, rank: int, function: str, name: str) -> list[int]:
@@ -164,7 +166,7 @@ def adaptive_size(function: str, rank: int, input: Tensor, output_size: Any) -> 
 
 @remembered
 def _adaptive_size(rank: int, function: str, output_size: Any) -> list[int]:
-    return with_row(rank, exactly(output_size, rank, function, "output_size"))
+    return exactly(output_size, rank, function, "output_size")
 
 
 def float32_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -26,6 +26,7 @@ from scratchnn.ops.pool._arguments import (
     sliding,
     unbatch,
     unfold,
+    with_row,
 )
 
 _ops = torch.ops.scratchnn
@@ -43,6 +44,8 @@ def _empty_images(grad: Tensor, size: Sequence[int], channels_last: bool) -> Ten
 
 @torch.library.register_fake("scratchnn::avg_pool")
 def _(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override):
+    if len(kernel) == 3 and any(n < k for n, k in zip(input.shape[2:], kernel, strict=True)):
+        raise RuntimeError(f"avg_pool: expected input of at least kernel_size {kernel}, but got {list(input.shape)}")
     size = pooled_size(input.shape[2:], kernel, stride, padding, [1] * len(kernel), ceil_mode)
     return empty_as(input, (*input.shape[:2], *size))
 
@@ -74,6 +77,13 @@ class Windows(NamedTuple):
     ceil_mode: bool
     count_include_pad: bool
     divisor_override: int | None
+
+    def fit(self, x: Tensor) -> Windows:
+        """The windows for what ``batch`` made of the input."""
+        if x.dim() - 2 == len(self.kernel):
+            return self
+        lists = (with_row(x, self.kernel), with_row(x, self.stride), with_row(x, self.padding, 0))
+        return Windows(*lists, *self[3:])
 
 
 class AvgPool(Function, operator="avg_pool"):
@@ -181,6 +191,9 @@ class AdaptiveAvgPoolBackward(Function, operator="adaptive_avg_pool_backward"):
 
 # Functionals
 
+_NAMES = {rank: f"avg_pool{rank}d" for rank in (1, 2, 3)}
+_ADAPTIVE_NAMES = {rank: f"adaptive_avg_pool{rank}d" for rank in (1, 2, 3)}
+
 
 def pool_average(
     rank: int,
@@ -192,16 +205,12 @@ def pool_average(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
-    function = f"avg_pool{rank}d"
+    function = _NAMES[rank]
     windows = _windows(rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
     if rank == 3:
         x = _single_or_double(x, function)
-        if any(n < k for n, k in zip(x.shape[2:], windows.kernel, strict=True)):
-            raise RuntimeError(
-                f"{function}: expected input of at least kernel_size {windows.kernel}, but got {list(input.shape)}"
-            )
-    return unbatch(AvgPool.call(x, windows), input, rank)
+    return unbatch(AvgPool.call(x, windows.fit(x)), input, rank)
 
 
 @remembered
@@ -225,8 +234,9 @@ def _windows(
 
 def _single_or_double(x: Tensor, function: str) -> Tensor:
     """A volume as torch averages it: in float32 under autocast, and not in half precision."""
-    (x,) = float32_under_autocast(x)
-    if x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu":
+    if torch._C._is_any_autocast_enabled():
+        (x,) = float32_under_autocast(x)
+    if x.itemsize == 2 and x.is_floating_point() and x.device.type == "cpu":
         raise NotImplementedError(f"{function}: not implemented for {x.dtype} outside of autocast")
     return x
 
@@ -294,14 +304,14 @@ def avg_pool3d(
 
 
 def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
-    function = f"adaptive_avg_pool{rank}d"
+    function = _ADAPTIVE_NAMES[rank]
     size = adaptive_size(function, rank, input, output_size)
     x = batch(input, function, rank)
     if rank == 3:
         (x,) = float32_under_autocast(x)
         if any(o != 1 for o in size):
             check_not_empty(function, input)
-    return unbatch(AdaptiveAvgPool.call(x, size), input, rank)
+    return unbatch(AdaptiveAvgPool.call(x, with_row(x, size)), input, rank)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import empty_as
+from scratchnn.ops._common import empty_as, operation, remembered
 from scratchnn.ops.pool._arguments import batch, check_not_empty, exactly, float32_under_autocast, integers, unbatch
 from scratchnn.ops.pool.max import MaxPool, offset_dtype, pool_with_indices
 
@@ -40,6 +40,9 @@ def _(offsets, samples, size, kernel):
     return empty_as(offsets, offsets.shape).to(torch.int64)
 
 
+_fractional_max_pool_with_offsets = operation("fractional_max_pool")
+
+
 class Fractional(NamedTuple):
     """Windows of one size; the random numbers that place them are the ``samples``."""
 
@@ -47,7 +50,7 @@ class Fractional(NamedTuple):
     output_size: list[int]
 
     def pool(self, input: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        return _ops.fractional_max_pool(input, samples, self.kernel, self.output_size)
+        return _fractional_max_pool_with_offsets(input, samples, self.kernel, self.output_size)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
         return _ops.fractional_max_pool_backward(grad, offsets, samples, size, self.kernel)
@@ -79,14 +82,12 @@ def _fractional_max_pool(
     if samples is None:
         images = 1 if input.dim() == rank + 1 else input.size(0)
         samples = torch.rand(images, input.size(-1 - rank), rank, dtype=input.dtype, device=input.device)
-    kernel_size, output_size = integers(kernel_size, "kernel_size"), integers(output_size, "output_size")
+    kernel_size, output_size = _whole(kernel_size, "kernel_size"), _whole(output_size, "output_size")
     x = batch(input, function, rank)
-    windows = Fractional(
-        exactly(kernel_size, rank, function, "kernel_size"), exactly(output_size, rank, function, "output_size")
-    )
+    windows = _windows(rank, function, kernel_size, output_size)
     if samples.requires_grad:
         raise RuntimeError(f"{function} is not differentiable with respect to _random_samples")
-    if rank == 3 and any(o + k > n for o, k, n in zip(windows.output_size, windows.kernel, x.shape[2:], strict=True)):
+    if rank == 3 and any([o + k > n for o, k, n in zip(windows.output_size, windows.kernel, x.shape[2:], strict=True)]):
         raise RuntimeError(
             f"{function}: windows of kernel_size {windows.kernel} are too large for output size "
             f"{windows.output_size} of an input of size {list(x.shape[2:])}"
@@ -96,6 +97,21 @@ def _fractional_max_pool(
     if return_indices:
         return pool_with_indices(x, input, rank, samples, windows)
     return unbatch(MaxPool.call(x, samples, windows)[0], input, rank)
+
+
+@remembered
+def _whole(value: Any, name: str) -> int | tuple[int, ...]:
+    value = integers(value, name)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@remembered
+def _windows(
+    rank: int, function: str, kernel_size: int | Sequence[int], output_size: int | Sequence[int]
+) -> Fractional:
+    return Fractional(
+        exactly(kernel_size, rank, function, "kernel_size"), exactly(output_size, rank, function, "output_size")
+    )
 
 
 def fractional_max_pool2d(

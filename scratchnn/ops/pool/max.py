@@ -26,6 +26,7 @@ from scratchnn.ops.pool._arguments import (
     sliding,
     unbatch,
     unfold,
+    with_row,
 )
 
 _ops = torch.ops.scratchnn
@@ -120,6 +121,13 @@ class Sliding(NamedTuple):
     padding: list[int]
     dilation: list[int]
     ceil_mode: bool
+
+    def fit(self, x: Tensor) -> Sliding:
+        """The windows for what ``batch`` made of the input."""
+        if x.dim() - 2 == len(self.kernel):
+            return self
+        lists = (with_row(x, self.kernel), with_row(x, self.stride), with_row(x, self.padding, 0))
+        return Sliding(*lists, with_row(x, self.dilation), self.ceil_mode)
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
         return _max_pool_with_offsets(input, *self)
@@ -277,6 +285,9 @@ class MaxPoolIndices(Function):
 
 # Functionals
 
+_NAMES = {rank: f"max_pool{rank}d" for rank in (1, 2, 3)}
+_ADAPTIVE_NAMES = {rank: f"adaptive_max_pool{rank}d" for rank in (1, 2, 3)}
+
 
 def _is_differentiated(input: Tensor) -> bool:
     """Whether someone may ask where the maxima were."""
@@ -306,9 +317,10 @@ def pool_max(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    function = f"max_pool{rank}d"
+    function = _NAMES[rank]
     windows = _sliding_windows(rank, kernel_size, stride, padding, dilation, ceil_mode)
     x = batch(input, function, rank)
+    windows = windows.fit(x)
     if return_indices:
         return pool_with_indices(x, input, rank, None, windows)
     if rank == 1 and not x.is_floating_point():
@@ -435,9 +447,10 @@ def max_pool3d_with_indices(
 
 
 def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
-    function = f"adaptive_max_pool{rank}d"
-    windows = Adaptive(adaptive_size(function, rank, input, output_size))
+    function = _ADAPTIVE_NAMES[rank]
+    size = adaptive_size(function, rank, input, output_size)
     x = batch(input, function, rank)
+    windows = Adaptive(with_row(x, size))
     check_not_empty(function, input)
     if rank == 3:
         (x,) = float32_under_autocast(x)

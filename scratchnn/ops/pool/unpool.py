@@ -149,7 +149,7 @@ def _max_unpool(
     (x,) = float32_under_autocast(x)
     if rank == 1:
         x = x.contiguous()  # as torch has it
-    return unbatch(MaxUnpool.call(x, indices.reshape(x.shape), with_row(rank, size)), input, rank)
+    return unbatch(MaxUnpool.call(x, indices.reshape(x.shape), with_row(x, size)), input, rank)
 
 
 def max_unpool1d(
