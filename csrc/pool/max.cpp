@@ -47,10 +47,10 @@ struct Maxima {
   at::Tensor output, offsets;  // the offsets are undefined where nobody asked for them
 };
 
-Maxima run_max(const at::Tensor& input, const Pooling& pooling, bool with_offsets) {
+Maxima run_max(const at::Tensor& input, Pooling pooling, bool with_offsets) {
   const PlaneWindows windows = pooling.windows.view();
   if (is_widened(input) && windows.same) {
-    Maxima maxima = run_max(input.to(at::kFloat), pooling, with_offsets);
+    Maxima maxima = run_max(input.to(at::kFloat), std::move(pooling), with_offsets);
     return {maxima.output.to(input.scalar_type()), maxima.offsets};
   }
   const PoolShape& shape = pooling.shape;
@@ -80,11 +80,11 @@ void check_offsets(const at::Tensor& offsets, const Pooling& pooling) {
               offsets.scalar_type());
 }
 
-at::Tensor run_max_backward(const at::Tensor& grad, const at::Tensor& offsets, const Pooling& pooling) {
+at::Tensor run_max_backward(const at::Tensor& grad, const at::Tensor& offsets, Pooling pooling) {
   check_offsets(offsets, pooling);
   TORCH_CHECK(grad.sizes() == offsets.sizes(), pooling.name, ": expected grad of shape ", offsets.sizes(), ", but got ",
               grad.sizes());
-  if (is_widened(grad)) return run_max_backward(grad.to(at::kFloat), offsets, pooling).to(grad.scalar_type());
+  if (is_widened(grad)) return run_max_backward(grad.to(at::kFloat), offsets, std::move(pooling)).to(grad.scalar_type());
   const PoolShape& shape = pooling.shape;
   const PlaneWindows windows = pooling.windows.view();
   const at::Tensor taps = in_format(offsets, shape.channels_last);
@@ -111,7 +111,7 @@ at::Tensor run_max_backward(const at::Tensor& grad, const at::Tensor& offsets, c
   return dx;
 }
 
-at::Tensor run_gather(const at::Tensor& input, const at::Tensor& offsets, const Pooling& pooling) {
+at::Tensor run_gather(const at::Tensor& input, const at::Tensor& offsets, Pooling pooling) {
   check_offsets(offsets, pooling);
   const PoolShape& shape = pooling.shape;
   const PlaneWindows windows = pooling.windows.view();
@@ -134,7 +134,7 @@ at::Tensor run_gather(const at::Tensor& input, const at::Tensor& offsets, const 
   return y;
 }
 
-at::Tensor run_indices(const at::Tensor& offsets, const Pooling& pooling) {
+at::Tensor run_indices(const at::Tensor& offsets, Pooling pooling) {
   check_offsets(offsets, pooling);
   const PoolShape& shape = pooling.shape;
   const PlaneWindows windows = pooling.windows.view();
@@ -268,7 +268,7 @@ at::Tensor adaptive_max_pool_indices(const at::Tensor& offsets, at::IntArrayRef 
 // Where the windows along one dimension begin: floor((o + u) a) - floor(u a) with a = (I - K) / (O - 1), and the last
 // at the end. u: a random number for each plane. In the arithmetic of T, as in torch, or the windows would differ.
 template <class T>
-void append_beginnings(T sample, int64_t in, int64_t out, int64_t kernel, std::vector<int64_t>& begin) {
+void append_beginnings(T sample, int64_t in, int64_t out, int64_t kernel, Short<int64_t>& begin) {
   const T step = out > 1 ? static_cast<T>(in - kernel) / static_cast<T>(out - 1) : T(0);
   const auto whole = [](T x) { return std::trunc(static_cast<double>(x)); };
   for (int64_t o = 0; o + 1 < out; ++o) {
@@ -281,7 +281,7 @@ void append_beginnings(T sample, int64_t in, int64_t out, int64_t kernel, std::v
 }
 
 WindowTables fractional_windows(const PoolShape& shape, const Extent& kernel, const at::Tensor& samples, int64_t rank) {
-  std::array<std::vector<int64_t>, kSpatialRank> begin;
+  std::array<Short<int64_t>, kSpatialRank> begin;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, samples.scalar_type(), "fractional_max_pool", [&] {
     const at::Tensor dense = samples.contiguous();
     const auto* sample = dense.const_data_ptr<scalar_t>();

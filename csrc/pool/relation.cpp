@@ -29,12 +29,7 @@ WindowTables WindowTables::sliding(const PoolShape& shape, const Window& window)
     }
     tables.count_[dim].assign(shape.output[dim], window.kernel[dim]);
   }
-  Windows windows{window.kernel, window.stride, window.dilation, {}, {}};
-  for (int dim = 0; dim < kSpatialRank; ++dim) {
-    windows.begin[dim] = tables.begin_[dim].data();
-    windows.count[dim] = tables.count_[dim].data();
-  }
-  tables.windows_.push_back(windows);
+  tables.windows_.push_back({window.kernel, window.stride, window.dilation, {}, {}});
   return tables;
 }
 
@@ -47,8 +42,6 @@ WindowTables WindowTables::adaptive(const PoolShape& shape) {
       tables.begin_[dim].push_back(span.begin);
       tables.count_[dim].push_back(span.end - span.begin);
     }
-    windows.begin[dim] = tables.begin_[dim].data();
-    windows.count[dim] = tables.count_[dim].data();
     // No window is longer, and the fake kernels, which do not list them, know this number as well.
     const int64_t in = shape.input[dim], out = shape.output[dim];
     if (out > 0) windows.taps[dim] = in % out == 0 ? in / out : in / out + 2;
@@ -59,19 +52,22 @@ WindowTables WindowTables::adaptive(const PoolShape& shape) {
 }
 
 WindowTables WindowTables::fractional(const PoolShape& shape, const Extent& kernel,
-                                      std::array<std::vector<int64_t>, kSpatialRank> begin) {
+                                      std::array<Short<int64_t>, kSpatialRank> begin) {
   WindowTables tables(kernel, false);
   tables.begin_ = std::move(begin);
   for (int dim = 0; dim < kSpatialRank; ++dim) tables.count_[dim].assign(shape.output[dim], kernel[dim]);
-  for (int64_t plane = 0; plane < shape.images * shape.channels; ++plane) {
-    Windows windows{kernel, {0, 0, 0}, {1, 1, 1}, {}, {}};
-    for (int dim = 0; dim < kSpatialRank; ++dim) {
-      windows.begin[dim] = tables.begin_[dim].data() + plane * shape.output[dim];
-      windows.count[dim] = tables.count_[dim].data();
-    }
-    tables.windows_.push_back(windows);
-  }
+  tables.windows_.assign(shape.images * shape.channels, {kernel, {0, 0, 0}, {1, 1, 1}, {}, {}});
   return tables;
+}
+
+PlaneWindows WindowTables::view() {
+  for (int dim = 0; dim < kSpatialRank; ++dim) {
+    for (size_t plane = 0; plane < windows_.size(); ++plane) {
+      windows_[plane].begin[dim] = begin_[dim].data() + plane * count_[dim].size();
+      windows_[plane].count[dim] = count_[dim].data();
+    }
+  }
+  return {windows_.data(), same_};
 }
 
 namespace {

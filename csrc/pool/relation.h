@@ -37,11 +37,10 @@ class WindowTables {
   static WindowTables adaptive(const PoolShape& shape);
   // begin[dim] lists the window's beginnings along a dimension, plane after plane.
   static WindowTables fractional(const PoolShape& shape, const Extent& kernel,
-                                 std::array<std::vector<int64_t>, kSpatialRank> begin);
+                                 std::array<Short<int64_t>, kSpatialRank> begin);
 
-  WindowTables(WindowTables&&) = default;  // moved vectors stay where they are in memory
-
-  PlaneWindows view() const { return {windows_.data(), same_}; }
+  // Valid while this object stays where it is.
+  PlaneWindows view();
   const Extent& taps() const { return taps_; }
 
  private:
@@ -49,8 +48,8 @@ class WindowTables {
 
   Extent taps_;
   bool same_;  // for all planes
-  std::array<std::vector<int64_t>, kSpatialRank> begin_, count_;
-  std::vector<Windows> windows_;
+  std::array<Short<int64_t>, kSpatialRank> begin_, count_;
+  c10::SmallVector<Windows, 1> windows_;
 };
 
 // Owns the lists a Relation points into.
