@@ -27,7 +27,34 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-using NodePtr = decltype(Edge::function);
+using NodePtr = c10::intrusive_ptr<Node>;
+
+// What differs between versions of torch.
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 14
+bool in_forward_mode() {
+  return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
+}
+
+NodePtr rebase_history(const at::Tensor& tensor, const Edge& edge) {
+  torch::autograd::impl::rebase_history(tensor, edge);
+  return edge.function;
+}
+
+void announce(const NodePtr& /*node*/) {}
+#else
+bool in_forward_mode() {
+  return torch::autograd::ForwardADLevel::has_any_level();
+}
+
+NodePtr rebase_history(const at::Tensor& tensor, const Edge& edge) {
+  return torch::autograd::impl::rebase_history(tensor, edge);
+}
+
+// Tells those who asked to be told of new nodes.
+void announce(const NodePtr& node) {
+  torch::autograd::fire_node_creation_hooks(node);
+}
+#endif
 
 THPObjectPtr owned(PyObject* object) {
   if (object == nullptr) throw python_error();
@@ -53,7 +80,7 @@ bool nothing_special() {
       c10::autocast_dispatch_keyset;
   return (c10::impl::tls_local_dispatch_key_set().included_ - kOrdinary).empty() &&
          at::impl::PythonTorchFunctionTLS::stack_len() == 0 && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
-         !torch::autograd::ForwardADLevel::has_any_level();
+         !in_forward_mode();
 }
 
 struct FunctionNode;
@@ -116,39 +143,9 @@ struct FunctionNode : public Node {
   PyObject* needed_now() const;
 };
 
-// What differs between versions of torch: how it counts references to nodes, and who is told of new ones.
-#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 14
-std::shared_ptr<FunctionNode> make_node() {
-  return std::shared_ptr<FunctionNode>(new FunctionNode(), torch::autograd::deleteNode);
-}
-
-NodePtr pointer_to(FunctionNode* node) {
-  return node->getptr();
-}
-
-void announce(const NodePtr& /*node*/) {}
-
-NodePtr rebase_history(const at::Tensor& tensor, const Edge& edge) {
-  torch::autograd::impl::rebase_history(tensor, edge);
-  return edge.function;
-}
-#else
-c10::intrusive_ptr<FunctionNode> make_node() {
-  return c10::make_intrusive<FunctionNode>();
-}
-
 NodePtr pointer_to(FunctionNode* node) {
   return NodePtr::reclaim_copy(node);
 }
-
-void announce(const NodePtr& node) {
-  torch::autograd::fire_node_creation_hooks(node);
-}
-
-NodePtr rebase_history(const at::Tensor& tensor, const Edge& edge) {
-  return torch::autograd::impl::rebase_history(tensor, edge);
-}
-#endif
 
 variable_list FunctionNode::apply(variable_list&& gradients) {
   pybind11::gil_scoped_acquire gil;
@@ -383,7 +380,7 @@ void save_tensors(FunctionNode* node, Context* context) {
 }
 
 PyObject* record(FunctionObject* function, PyObject* const* args, Py_ssize_t count) {
-  auto node = make_node();
+  auto node = c10::make_intrusive<FunctionNode>();
   Context* context = PyObject_GC_New(Context, context_type);
   if (context == nullptr) throw python_error();
   context->attributes = context->needs_input_grad = nullptr;
