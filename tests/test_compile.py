@@ -274,12 +274,11 @@ def test_channels_last_stays() -> None:
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("forward", ["compiled", "eager"])
-def test_compiled_autograd(forward: str) -> None:
-    """The backward pass captured when it runs, as one graph."""
+def test_compiled_autograd() -> None:
+    """The backward pass of compiled code, captured when it runs, as one graph."""
     module = features()
     reference = copy.deepcopy(module)
-    network = torch.compile(module, fullgraph=True, backend="aot_eager") if forward == "compiled" else module
+    network = torch.compile(module, fullgraph=True, backend="aot_eager")
     captured = []
 
     def compiler(graph: torch.fx.GraphModule) -> Callable:
@@ -296,7 +295,6 @@ def test_compiled_autograd(forward: str) -> None:
 
 
 # torch.func inside of compiled functions
-
 
 X, V, W = torch.randn(4, 3, 7, 7), torch.randn(5), torch.randn(2, 3, 3, 3)
 
