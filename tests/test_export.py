@@ -276,3 +276,18 @@ def test_compiled_ahead_of_time(table: dict, tmp_path: Path) -> None:
         x = torch.randn(batch, 3, 32, 32)
         with torch.no_grad():
             assert_close(compiled(x), model(x))
+
+
+@pytest.mark.slow
+def test_onnx(tmp_path: Path) -> None:
+    """Where its packages are installed, which the tests do not ask for."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = converted(SmallNet()).eval()
+    x = torch.randn(4, 3, 32, 32)
+    program = torch.export.export(model, (x,)).run_decompositions(scratchnn.decompositions())
+    torch.onnx.export(program, dynamo=True).save(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert_close(torch.tensor(found), model(x))
