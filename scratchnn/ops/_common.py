@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
@@ -84,6 +85,8 @@ class Function:
             return output
 
         def jvp(ctx: Any, *tangents: Any) -> Any:
+            if TracingContext.try_get() is not None:  # the compiler's tensors take no tangents of tangents
+                return cls.jvp(ctx, *tangents)
             # torch switches forward mode off for a jvp, and with it, silently, the jvp of a transform around this one.
             with forward_ad._set_fwd_grad_enabled(True):
                 return cls.jvp(_WithoutTangents(ctx), *tangents)
