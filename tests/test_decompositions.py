@@ -202,6 +202,21 @@ def test_kinks_and_large_numbers(row: Row) -> None:
         check(overload(name), (*grad, x, *parameters))
 
 
+def test_statistics_at_their_limits() -> None:
+    """Of a constant channel, of one number, of nothing; and of windows that go beyond everything."""
+    nothing = torch.randn(0, 4, 3)
+    check(overload("batch_norm_train"), (nothing, None, None, 1e-5))
+    check(overload("batch_norm_backward"), (nothing, nothing, None, *torch.rand(2, 4).double(), 1e-5, True))
+    check(overload("normalize"), (nothing, None, None, (0, 2, 2, 3), "group", True, 1e-5))
+    check(overload("normalize"), (nothing, None, None, (0, 1, 3, 1), "row", False, 1e-5))
+    _, _, var = TABLE[overload("batch_norm_train")](torch.full((4, 3, 2), 5.0), None, None, 1e-5)
+    assert (var >= 0).all()
+    for count in (0, 1, 2):
+        statistics = [torch.rand(3), torch.rand(3), torch.rand(3).double(), torch.rand(3).double()]
+        check(overload("batch_norm_update_"), (*statistics, 0.1, count))
+    check(overload("local_response_norm"), (torch.randn(2, 3, 4), 10**9, 10**9, 0.1, 0.75, 1.0))
+
+
 @pytest.mark.parametrize("name", sorted(SAMPLES))
 def test_traced_graphs_are_of_torchs_operators(name: str) -> None:
     """And compute the same."""

@@ -93,7 +93,7 @@ def batch_norm_train(
         return _finish(input.clone(), input), *batch_norm_statistics(input)
     x, w, b = (_to(_dtype(input), tensor) for tensor in (input, weight, bias))
     y, mean, r = _aten._native_batch_norm_legit.no_stats(x, w, b, True, 0.0, eps)
-    return _finish(y, input), mean.double(), r.double() ** -2 - eps
+    return _finish(y, input), mean.double(), (r.double() ** -2 - eps).clamp(min=0)
 
 
 @decomposes("batch_norm_eval")
@@ -200,6 +200,7 @@ def normalize_backward(
 
 def _window_sums(x: Tensor, before: int, after: int) -> Tensor:
     """The sums over channels c - before to c + after of N x C x P: what an average pooling does not divide."""
+    before, after = min(before, x.shape[1]), min(after, x.shape[1])
     padded = _aten.constant_pad_nd(x.unsqueeze(1), [0, 0, before, after])
     window = [before + after + 1, 1]
     return torch.nn.functional.avg_pool2d(padded, window, stride=1, divisor_override=1).squeeze(1)

@@ -8,6 +8,7 @@ own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,8 @@ def batch_norm_update(
     """``running = (1 - momentum) running + momentum batch``, with the unbiased variance; in float64, rounded once."""
     if count == 0:  # nothing is learnt from an empty batch
         return
-    for running, batch, factor in ((running_mean, mean, 1), (running_var, var, count / (count - 1))):
+    unbiased = count / (count - 1) if count > 1 else math.inf
+    for running, batch, factor in ((running_mean, mean, 1), (running_var, var, unbiased)):
         running.copy_(torch.add((1 - momentum) * running.double(), batch, alpha=momentum * factor))
 
 
