@@ -254,6 +254,8 @@ def _product(sizes: Sequence[int]) -> int:
 def _check_normalized_shape(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, name: str
 ) -> tuple[int, ...]:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name}(): argument 'input' (position 1) must be Tensor, not {type(input).__name__}")
     if type(normalized_shape) is torch.Size:
         sizes = tuple(normalized_shape)
     elif isinstance(normalized_shape, (tuple, list)):
@@ -274,6 +276,8 @@ def _check_normalized_shape(
                 f"Expected {which} to be of same shape as normalized_shape, but got {which} of shape "
                 f"{tuple(parameter.shape)} and normalized_shape = {sizes}"
             )
+    if name == "rms_norm" and input.dim() < len(sizes):  # torch's layer_norm tells it as below
+        raise ValueError(f"Input tensor must have at least {len(sizes)} dimensions, but got {input.dim()}")
     if input.shape[-len(sizes) :] != sizes:
         raise RuntimeError(
             f"Given normalized_shape={list(sizes)}, expected input with shape [*, {str(list(sizes))[1:-1]}], but got "
@@ -323,7 +327,7 @@ def layer_norm(
     Raises:
         RuntimeError: where the input does not end with ``normalized_shape``, or weight or bias do not have that shape
             or a dtype that fits the input's.
-        TypeError: where ``normalized_shape`` is not a sequence of whole numbers.
+        TypeError: where the input is no tensor, or ``normalized_shape`` not a sequence of whole numbers.
     """
     sizes = _check_normalized_shape(input, normalized_shape, weight, bias, "layer_norm")
     _check_parameters(input, weight, bias, "layer_norm")
@@ -348,7 +352,8 @@ def rms_norm(
 
     Raises:
         RuntimeError: where the input does not end with ``normalized_shape``, or the weight does not have that shape.
-        TypeError: where ``normalized_shape`` is not a sequence of whole numbers.
+        ValueError: where the input has fewer dimensions than ``normalized_shape``.
+        TypeError: where the input is no tensor, or ``normalized_shape`` not a sequence of whole numbers.
     """
     sizes = _check_normalized_shape(input, normalized_shape, weight, None, "rms_norm")
     if input.is_complex():
