@@ -7,12 +7,15 @@ counts against the other, but both with the truth: the same computation on the s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Comparison", "Error", "exact", "relative_error"]
+__all__ = ["Comparison", "Error", "Tolerance", "exact", "relative_error", "ulp_error"]
 
 
 def exact(tensor: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     """
     value, truth = _comparable(value, truth)
     scale = truth.norm().item()
-    return _infinite((value - truth).norm().item()) / (scale if scale > 0 else 1.0)
+    return _infinite((value - truth).norm().item() / (scale if scale > 0 else 1.0))
 
 
 def ulp_error(value: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
@@ -65,6 +68,11 @@ def _infinite(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
+def _real(tensor: Tensor) -> torch.dtype:
+    """The dtype whose rounding a tensor has."""
+    return tensor.dtype.to_real() if tensor.is_floating_point() or tensor.is_complex() else torch.float64
+
+
 @dataclass(frozen=True)
 class Error:
     """How far one result is from the truth.
@@ -80,8 +88,16 @@ class Error:
     @classmethod
     def of(cls, value: Tensor, truth: Tensor) -> Error:
         """The error of ``value``, in units of its own dtype (for whole numbers, of float64)."""
-        dtype = value.dtype.to_real() if value.is_floating_point() or value.is_complex() else torch.float64
-        return cls(relative_error(value, truth), ulp_error(value, truth, dtype))
+        return cls(relative_error(value, truth), ulp_error(value, truth, _real(value)))
+
+    def covers(self, other: Error) -> bool:
+        """Whether another error is at most this one, in both numbers."""
+        return other.relative <= self.relative and other.ulp <= self.ulp
+
+    @classmethod
+    def median(cls, errors: Sequence[Error]) -> Error:
+        """Of several draws, number by number."""
+        return cls(median(error.relative for error in errors), median(error.ulp for error in errors))
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,13 @@ class Comparison:
     @classmethod
     def of(cls, ours: Tensor, theirs: Tensor, truth: Tensor) -> Comparison:
         """Compare two results with the truth."""
-        dtype = ours.dtype.to_real() if ours.is_floating_point() or ours.is_complex() else torch.float64
-        return cls(Error.of(ours, truth), Error.of(theirs, truth), torch.finfo(dtype).eps)
+        return cls(Error.of(ours, truth), Error.of(theirs, truth), torch.finfo(_real(ours)).eps)
+
+    @classmethod
+    def median(cls, comparisons: Sequence[Comparison]) -> Comparison:
+        """Of several draws, number by number: one draw's errors scatter."""
+        ours, theirs = (Error.median([getattr(c, side) for c in comparisons]) for side in ("ours", "theirs"))
+        return cls(ours, theirs, comparisons[0].step)
 
     @property
     def ratio(self) -> float:
@@ -109,3 +130,38 @@ class Comparison:
         floor = 0.1 * self.step
         ours, theirs = max(self.ours.relative, floor), max(self.theirs.relative, floor)
         return 1.0 if math.isinf(ours) and math.isinf(theirs) else ours / theirs
+
+
+# How much more than the relative error the largest error of a single entry scatters from draw to draw.
+_LARGEST = 4.0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How large an error may be beside the reference's own: ``factor`` times as large, and some rounding steps more.
+
+    Attributes:
+        factor: of the reference's error. A sum in another order has other errors, by chance alone.
+        steps: rounding steps of the dtype that any result may be off, since the reference may be exact by luck. In
+            float64 they are :attr:`DOUBLE_STEPS` unless given: there the reference is its own truth, its error unknown.
+    """
+
+    factor: float = 2.0
+    steps: float | None = None
+
+    STEPS: ClassVar[float] = 2.0
+    DOUBLE_STEPS: ClassVar[float] = 32.0
+
+    def allowed(self, comparison: Comparison) -> Error:
+        """The largest error that passes; a single entry may be four times as far off as the whole."""
+        steps = self.steps
+        if steps is None:
+            steps = self.DOUBLE_STEPS if comparison.step <= torch.finfo(torch.float64).eps else self.STEPS
+        theirs = comparison.theirs
+        return Error(
+            self.factor * theirs.relative + steps * comparison.step, _LARGEST * (self.factor * theirs.ulp + steps)
+        )
+
+    def allows(self, comparison: Comparison) -> bool:
+        """Whether both errors, of the whole and of the worst entry, are within what is allowed."""
+        return self.allowed(comparison).covers(comparison.ours)
