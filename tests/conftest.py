@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# pytester runs pytest within a test; the equivalence fixture is there without an installation, too.
+pytest_plugins = ["pytester", "scratchnn.testing.plugin"]
+
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
