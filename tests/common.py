@@ -10,14 +10,26 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scratchnn.testing.cases import strides
+from scratchnn.testing.errors import exact, relative_error
+
+__all__ = [
+    "ALL_DTYPES",
+    "COMPLEX_DTYPES",
+    "FAST_DTYPES",
+    "assert_as_accurate",
+    "check_against_torch",
+    "exact",
+    "gradients",
+    "layouts",
+    "relative_error",
+    "same_error",
+    "strides",
+]
+
 FAST_DTYPES = (torch.float32, torch.float64)
 ALL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
-
-
-def exact(x: Tensor) -> Tensor:
-    """The same numbers in float64, or complex128."""
-    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def layouts(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
@@ -35,18 +47,6 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: T
     leaves = [x.detach().requires_grad_() for x in inputs]  # views stay views: a clone would close their gaps
     output = function(*leaves)
     return output.detach(), *torch.autograd.grad(output, leaves, grad.to(output.dtype))
-
-
-def strides(x: Tensor) -> tuple[int, ...]:
-    """The strides that say something: none of an empty tensor, none of dimensions of size 1."""
-    return tuple(stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1) if x.numel() else ()
-
-
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    """Relative L2 error against a float64 truth."""
-    truth = exact(truth)
-    scale = truth.norm().item()
-    return (exact(value) - truth).norm().item() / (scale if scale > 0 else 1.0)
 
 
 def assert_as_accurate(

@@ -93,7 +93,7 @@ def _cell(result: Result, name: str) -> str:
     if errors is None:
         return ""
     mark = " (!)" if errors.ratio > result.allowed else ""
-    return f"{errors.ours:.1e} / {errors.theirs:.1e}{mark}".replace("0.0e+00", "0")
+    return f"{errors.ours.relative:.1e} / {errors.theirs.relative:.1e}{mark}".replace("0.0e+00", "0")
 
 
 def markdown(results: list[Result]) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.nn import Module
 
 import scratchnn
 from scratchnn.accuracy.layers import Layer
+from scratchnn.testing.errors import Comparison, exact
 
 SEEDS = 5
 
@@ -27,47 +27,23 @@ FACTOR, WINOGRAD_FACTOR = 2.0, 4.0
 
 
 @dataclass
-class Errors:
-    """Of one result of a layer in one dtype, medians over several seeds.
-
-    Attributes:
-        ours, theirs: relative errors against float64.
-        step: the distance from 1 to the next number of the dtype.
-    """
-
-    ours: float
-    theirs: float
-    step: float = field(repr=False)
-
-    @property
-    def ratio(self) -> float:
-        """Ours over torch's; below a tenth of a rounding step both count as exact."""
-        floor = 0.1 * self.step
-        return max(self.ours, floor) / max(self.theirs, floor)
-
-
-@dataclass
 class Result:
     """The errors of a layer in one dtype, by what was computed: ``output``, ``dx``, ``dw``, ``db``.
 
-    ``allowed`` is the largest ratio that counts as equally exact.
+    They are medians over several seeds; ``allowed`` is the largest ratio that counts as equally exact.
     """
 
     layer: Layer
     dtype: torch.dtype
-    errors: dict[str, Errors]
+    errors: dict[str, Comparison]
     allowed: float
 
 
 def measure(layer: Layer, dtype: torch.dtype, seeds: int = SEEDS) -> Result:
     """The errors of one layer."""
     runs = [_errors_of_a_run(layer, dtype, seed) for seed in range(seeds)]
-    step = torch.finfo(dtype).eps
-    errors = {
-        name: Errors(median(run[name][0] for run in runs), median(run[name][1] for run in runs), step)
-        for name in runs[0]
-    }
-    return Result(layer, dtype, errors, WINOGRAD_FACTOR if _may_use_winograd(layer) else FACTOR)
+    errors = {name: Comparison.median([run[name] for run in runs]) for name in runs[0]}
+    return Result(layer, dtype, errors, allowed_factor(layer))
 
 
 def measure_all(layers: Sequence[Layer]) -> Iterator[Result]:
@@ -77,26 +53,27 @@ def measure_all(layers: Sequence[Layer]) -> Iterator[Result]:
             yield measure(layer, dtype)
 
 
-def _may_use_winograd(layer: Layer) -> bool:
-    """Plain 3x3 convolutions in any type: half precision and complex numbers are computed in float32."""
+def allowed_factor(layer: Layer) -> float:
+    """How many times torch's error ours may be: more in plain 3x3 convolutions, which may use Winograd's algorithm.
+
+    Those of any type, since half precision and complex numbers are computed in float32.
+    """
     module = layer.theirs()
-    return (
+    may_use_winograd = (
         layer.family == "conv"
         and module.kernel_size == (3, 3)
         and (module.stride, module.dilation, module.groups) == ((1, 1), (1, 1), 1)
     )
+    return WINOGRAD_FACTOR if may_use_winograd else FACTOR
 
 
-def _errors_of_a_run(layer: Layer, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
+def _errors_of_a_run(layer: Layer, dtype: torch.dtype, seed: int) -> dict[str, Comparison]:
     inputs = layer.draw(dtype, seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    exact = tuple(x.to(wide) if x.is_floating_point() or x.is_complex() else x for x in inputs)
     ours = run(_made(layer.build(scratchnn.nn), dtype, inputs, seed), inputs, seed)
     theirs = run(_made(layer.theirs(), dtype, inputs, seed), inputs, seed)
-    truth = run(_made(layer.theirs(), dtype, inputs, seed).to(wide), exact, seed, dtype)
-    return {
-        name: (relative_error(ours[name], true), relative_error(theirs[name], true)) for name, true in truth.items()
-    }
+    truth = run(_made(layer.theirs(), dtype, inputs, seed).to(wide), tuple(exact(x) for x in inputs), seed, dtype)
+    return {name: Comparison.of(ours[name], theirs[name], true) for name, true in truth.items()}
 
 
 def _made(module: Module, dtype: torch.dtype, inputs: tuple[Tensor, ...], seed: int) -> Module:
@@ -140,9 +117,3 @@ def run(
     grad = torch.randn(output.shape, generator=generator, dtype=wide).to(rounded or output.dtype).to(output.dtype)
     gradients = torch.autograd.grad(output, list(leaves.values()), grad)
     return {"output": output.detach()} | dict(zip(leaves, gradients, strict=True))
-
-
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    """The norm of the difference over the norm of the truth."""
-    scale = truth.norm().item()
-    return (value.to(truth.dtype) - truth).norm().item() / (scale if scale > 0 else 1.0)
