@@ -19,6 +19,8 @@ __all__ = ["Replay"]
 class Replay:
     """A layer with the arguments of a recorded call, and the gradients that came back to its outputs.
 
+    Where none came back though a gradient was wanted, they are drawn at random.
+
     Args:
         layer: to be called; its parameters are used as they are, its buffers changed.
         call: the recorded call, of this layer or of one that stands for it in another model.
@@ -41,7 +43,7 @@ class Replay:
         self.layer, self.seed, self.buffers = layer, seed, buffers
         assert call.arguments is not None
         self.arguments = map_tensors(leaf, call.arguments)
-        self.gradients = {path: prepare(gradient) for path, gradient in call.gradients.items()}
+        self.gradients = {path: prepare(gradient) for path, gradient in (call.gradients or _drawn(call, seed)).items()}
         self.leaves = {
             name: tensor
             for name, tensor in (*_named(self.arguments).items(), *layer.named_parameters())
@@ -80,12 +82,22 @@ class Replay:
         return results | after
 
     def gradient_of_each(self) -> dict[str, Tensor]:
-        """The gradients by name; empty where none came back to the call."""
+        """The gradients by name; empty where none was wanted."""
         if not self.gradients or not self.leaves:
             return {}
         self.restore()
         found = zip(self.leaves, self.forward_backward(), strict=True)
         return {f"gradient of {name}": gradient for name, gradient in found if gradient is not None}
+
+
+def _drawn(call: Call, seed: int) -> dict[str, Tensor]:
+    """Random gradients of the outputs that want one."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        path: torch.randn(output.shape, generator=generator, dtype=output.dtype)
+        for path, output in call.outputs.items()
+        if output.requires_grad
+    }
 
 
 def _named(arguments: tuple[tuple, dict[str, Any]]) -> dict[str, Tensor]:

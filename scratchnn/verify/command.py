@@ -40,7 +40,8 @@ HELP = "prove that a model computes on scratchnn's layers what it computes on to
 NOT_EQUIVALENT = 1
 
 SEEDS, FACTOR, SECONDS = 3, 4.0, 0.05
-ALL = "torchvision:all"
+GROUPS = {f"torchvision:{task}": list(names) for task, names in zoo.REPRESENTATIVES.items()}
+GROUPS = {"torchvision:all": [name for names in GROUPS.values() for name in names], **GROUPS}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="torchvision:NAME, timm:NAME, path/to/file.py:factory or module:factory; "
-        f"{ALL} for one of each family of torchvision's",
+        f"{', '.join(GROUPS)} for one of each family of torchvision's",
     )
     parser.add_argument(
         "--mode",
@@ -99,18 +100,18 @@ def run(args: argparse.Namespace) -> int:
     require("matplotlib", extra="train")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.model == ALL:
-        return _verify_all(args, size, context)
+    if args.model in GROUPS:
+        return _verify_many(GROUPS[args.model], args, context)
     target = load(args.model, size=size, batch=args.batch, weights=args.weights, dtype=DTYPES[args.dtype])
     report = _verify(target, args, context)
     print("\n".join([*heading(report), "", *aligned(layer_table(report)), "", *summary(report)]))
-    files = _files(args.out, args.model)
-    files.with_suffix(".json").write_text(report.to_json())
-    files.with_suffix(".md").write_text(markdown(report))
     from scratchnn.verify.chart import draw
 
-    draw(report, files.with_suffix(".png"))
-    print(f"files: {files}.json, .md, .png")
+    data, page, picture = _files(args.out, args.model, "json", "md", "png")
+    data.write_text(report.to_json())
+    page.write_text(markdown(report))
+    draw(report, picture)
+    print(f"files: {data}, {page}, {picture}")
     return report.comparison.exit_code
 
 
@@ -136,11 +137,11 @@ def _context(mode: str) -> Context:
     return override
 
 
-def _files(folder: Path, name: str) -> Path:
-    """Where the files of a run go, without their suffix."""
+def _files(folder: Path, name: str, *suffixes: str) -> list[Path]:
+    """Where the files of a run go."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = re.sub(r"[^\w.]+", "-", name).strip("-.")
-    return folder / f"{words}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+    words = re.sub(r"\W+", "-", name).strip("-")
+    return [folder / f"{words}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.{suffix}" for suffix in suffixes]
 
 
 def _verify(target: Target, args: argparse.Namespace, context: Context) -> Report:
@@ -148,17 +149,20 @@ def _verify(target: Target, args: argparse.Namespace, context: Context) -> Repor
     converted, left = _turn_over(ours) if args.mode == "convert" else ({}, {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model's own, at each of its runs
-        comparison = compare_models(
-            ours,
-            target.model,
-            target.inputs.evaluation,
-            training_inputs=target.inputs.training,
-            loss=target.inputs.loss,
-            train=args.train,
-            seeds=args.seeds,
-            factor=args.factor,
-            context=context,
-        )
+        try:
+            comparison = compare_models(
+                ours,
+                target.model,
+                target.inputs.evaluation,
+                training_inputs=target.inputs.training,
+                loss=target.inputs.loss,
+                train=args.train,
+                seeds=args.seeds,
+                factor=args.factor,
+                context=context,
+            )
+        except ValueError as error:
+            raise UserError(f"{target.name} cannot be verified: {error}") from error
         report = Report(
             model=target.name,
             mode=args.mode,
@@ -197,12 +201,11 @@ def _describe(target: Target) -> str:
     return ", ".join(f"{count} of {shape}" if count > 1 else shape for shape, count in shapes.items())
 
 
-def _verify_all(args: argparse.Namespace, size: tuple[int, ...] | None, context: Context) -> int:
-    """Every representative of torchvision's models, one line each."""
-    if size is not None or args.batch is not None or args.weights is not None:
-        raise UserError(f"{ALL} chooses inputs itself: leave --input-size, --batch and --weights out")
-    names = [name for names in zoo.REPRESENTATIVES.values() for name in names]
-    files = _files(args.out, ALL)
+def _verify_many(names: list[str], args: argparse.Namespace, context: Context) -> int:
+    """Several models of torchvision's, one line each."""
+    if args.input_size is not None or args.batch is not None or args.weights is not None:
+        raise UserError(f"{args.model} chooses inputs itself: leave --input-size, --batch and --weights out")
+    data, page = _files(args.out, args.model, "json", "md")
     reports: list[Report] = []
     widths = [max(map(len, names)), *(max(len(head), 9) for head in HEAD_OF_MODELS[1:])]
 
@@ -213,10 +216,10 @@ def _verify_all(args: argparse.Namespace, size: tuple[int, ...] | None, context:
     for name in names:
         report = _verify(load(f"torchvision:{name}", dtype=DTYPES[args.dtype]), args, context)
         show(row_of_model(report))
-        reports.append(report)
-        files.with_suffix(".json").write_text(json.dumps([report.to_dict() for report in reports], indent=1) + "\n")
-        files.with_suffix(".md").write_text(markdown_of_many(reports))
+        reports.append(report)  # on file at once: the next model may take minutes
+        data.write_text(json.dumps([report.to_dict(layers=False) for report in reports], indent=1) + "\n")
+        page.write_text(markdown_of_many(reports))
     failed = [report.model for report in reports if not report.comparison.passed]
     print(f"{len(reports)} models; not equivalent: {', '.join(failed) or 'none'}")
-    print(f"files: {files}.json, .md")
+    print(f"files: {data}, {page}")
     return NOT_EQUIVALENT if failed else 0

@@ -47,12 +47,14 @@ class Report:
     whole: Cost | None = None
     costs: dict[CallName, Cost] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+    def to_dict(self, layers: bool = True) -> dict[str, Any]:
+        """Everything, for JSON; of the layers only if wanted."""
         comparison = self.comparison.to_dict()
         for layer, entry in zip(self.comparison.layers, comparison["layers"], strict=True):
             cost = self.costs.get(layer.name)
             entry["cost"] = asdict(cost) if cost is not None else None
+        if not layers:
+            del comparison["layers"]
         return {
             "schema": SCHEMA,
             "model": self.model,

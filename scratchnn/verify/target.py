@@ -76,13 +76,24 @@ def load(
             raise UserError(f"--weights is for torchvision and timm: load those of {name} in {rest}()")
         model, inputs = _from_factory(source, rest, size, batch)
     model, inputs = model.to(dtype), _cast(inputs, dtype)
-    args, kwargs = call_arguments(inputs.training, 0)
     try:
         if source in ("torchvision", "timm") and weights is None:
+            args, kwargs = call_arguments(inputs.training, 0)
             prepare(model, lambda model: model(*args, **kwargs))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{name} cannot be called with such inputs: {error}") from error
+        _try(model, inputs)
+    except Exception as error:
+        raise UserError(f"{name} cannot be called with such inputs: {type(error).__name__}: {error}") from error
     return Target(name, model, inputs)
+
+
+def _try(model: Module, inputs: Inputs) -> None:
+    """Call the model once as in evaluation, which changes nothing of it."""
+    modes = [(module, module.training) for module in model.modules()]
+    args, kwargs = call_arguments(inputs.evaluation, 0)
+    with torch.no_grad():
+        model.eval()(*args, **kwargs)
+    for module, training in modes:
+        module.training = training
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:

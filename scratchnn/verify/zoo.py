@@ -21,7 +21,7 @@ from scratchnn.errors import UserError
 
 __all__ = ["REPRESENTATIVES", "Inputs", "load"]
 
-# One of each family at least, the smallest of its kind: what ``torchvision:all`` stands for.
+# One of each family at least, the smallest of its kind, by task.
 REPRESENTATIVES = {
     task: tuple(names.split())
     for task, names in {
@@ -36,7 +36,7 @@ REPRESENTATIVES = {
             keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn retinanet_resnet50_fpn retinanet_resnet50_fpn_v2
             ssd300_vgg16 ssdlite320_mobilenet_v3_large""",
         "video": "mc3_18 mvit_v1_b mvit_v2_s r2plus1d_18 r3d_18 s3d swin3d_t",
-        "optical flow": "raft_small",
+        "optical_flow": "raft_small",
     }.items()
 }
 
