@@ -191,7 +191,7 @@ class ModelReport:
                 lines.append(f"  first {which}: {fault}")
         if not self.passed and self.first_forward is None and self.first_backward is None:
             lines += [f"  {failure}" for failure in self.failures[:5]]
-        if self.turned:
+        if self.turned and self.passed:
             lines.append(f"  {self.turned} results pass with the reference's decisions only: rounding turned some over")
         return "\n".join(lines)
 

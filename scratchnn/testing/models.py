@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.testing.model_report import LayerReport, ModelReport
-from scratchnn.testing.model_runs import EVALUATION, TRAINING, Arguments, Draw, Key, dtype_of
+from scratchnn.testing.model_runs import EVALUATION, TRAINING, Arguments, Draw, Group, Key, dtype_of
 from scratchnn.testing.recording import CallName
 from scratchnn.testing.trees import tensors
 from scratchnn.testing.verdict import Check, merge
@@ -166,9 +165,13 @@ def _report(ours: Module, reference: Module, draws: list[Draw], factor: float) -
         name: LayerReport(name, type(ours.get_submodule(name.layer)).__name__, shapes[name], name in leaves)
         for name in _in_order(orders)
     }
+    # What every layer gives when the numbers that it is given are right.
+    alone = [found for key, found in free.items() if key.group == Group.ALONE_FORWARD]
+    alone += [found for key, found in forced.items() if key.group == Group.FORWARD]
+    faulty = any(found.large and not found.passed for found in alone)
     whole = []
     for key, found in free.items():
-        judged = _judge(found, forced.get(key))
+        judged = _judge(found, forced.get(key), faulty)
         checks = whole if key.call is None else getattr(layers[key.call], key.group)
         checks.append(judged)
     return ModelReport(
@@ -187,13 +190,17 @@ def _merged(draws: list[dict[Key, Check]]) -> dict[Key, Check]:
     return {key: merge([draw[key] for draw in draws if key in draw]) for key in {k: None for d in draws for k in d}}
 
 
-def _judge(free: Check, forced: Check | None) -> Check:
-    """What the models left to themselves gave; if that fails, what they gave with the same decisions."""
+def _judge(free: Check, forced: Check | None, faulty: bool) -> Check:
+    """What the models left to themselves gave; if that fails, what they gave with the same decisions.
+
+    Gradients are judged by that always, outputs if a decision explains the error: if it is large, though no layer is
+    ``faulty``.
+    """
     if free.passed or forced is None:
         return free
-    gradient = free.what.startswith("gradient")
-    too_large = free.comparison is None or free.comparison.ours.relative > math.sqrt(free.comparison.step)
-    return replace(forced, turned=True, free=free.comparison) if gradient or (too_large and forced.passed) else free
+    if free.what.startswith("gradient") or (free.large and forced.passed and not faulty):
+        return replace(forced, turned=True, free=free.comparison)
+    return free
 
 
 def _in_order(orders: list[dict[CallName, Any]]) -> list[CallName]:

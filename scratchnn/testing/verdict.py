@@ -82,6 +82,11 @@ class Check:
         return self.as_exact
 
     @property
+    def large(self) -> bool:
+        """Whether ours is wrong by more than rounding errors amount to, however many layers they came through."""
+        return self.comparison is None or self.comparison.ours.relative > math.sqrt(self.comparison.step)
+
+    @property
     def excess(self) -> float:
         """Our error as a multiple of what is allowed: which of several checks is worst."""
         if self.problem or self.comparison is None:
