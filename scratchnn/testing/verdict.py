@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scratchnn.testing.errors import Comparison, Error, exact, relative_error
@@ -132,11 +133,13 @@ def check(
         return replace(made, problem=f"shape {tuple(ours.shape)}, the reference's is {tuple(theirs.shape)}")
     if ours.dtype != theirs.dtype:
         return replace(made, problem=f"{ours.dtype}, the reference's is {theirs.dtype}")
-    if truth is not None and truth.shape == theirs.shape:
-        comparison = Comparison.of(ours, theirs, truth)
+    step = torch.finfo(ours.dtype.to_real() if ours.is_floating_point() or ours.is_complex() else torch.float64).eps
+    if truth is None or truth.shape != theirs.shape:
+        error = other = Error(math.inf, math.inf)
     else:
-        unknown = Error(math.inf, math.inf)
-        comparison = Comparison(unknown, unknown, Comparison.of(ours, theirs, theirs).step)
+        error = Error.of(ours, truth)
+        other = error if torch.equal(ours, theirs) else Error.of(theirs, truth)
+    comparison = Comparison(error, other, step)
     apart = relative_error(ours, exact(theirs)) if comparison.theirs.relative > math.sqrt(comparison.step) else 0.0
     return replace(made, comparison=comparison, apart=apart)
 
