@@ -34,13 +34,13 @@ def compare_models(
 ) -> ModelReport:
     """Hold a model against another one, layer by layer and as a whole, both measured against float64.
 
-    Both are run in evaluation and through one step of training, on copies, with the same numbers, and beside them the
-    reference in float64, which is the truth. Of every layer that contains no others three things are asked:
+    Both are run in evaluation and through one step of training, with the same numbers, and beside them the reference in
+    float64, which is the truth; both are left as they were. Of every layer that contains no others it asks:
 
     - *by itself*, called again with what the reference's layer was given and with the gradient that came back to it:
       output, gradients and running statistics;
-    - *in the model*, its output after all the layers before it;
-    - *in the model*, the gradient that arrives at its output from all the layers behind it.
+    - *in the model*: its output after all the layers before it, and the gradient that arrives there from all the layers
+      behind it. Of layers that contain others, and of the whole model, these are asked as well.
 
     An error may be ``factor`` times the reference's own, plus two rounding steps. A rounding error can turn a decision
     over, such as whether a ReLU lets a number pass or which box is kept, after which everything differs a thousandfold,
@@ -48,8 +48,8 @@ def compare_models(
     on the numbers that the reference's handed on. What fails on its own and passes there is called ``turned``, and
     passes: gradients always, outputs where the error is too large to be the rounding errors of the layers before.
 
-    Dropout and the like draw the same numbers on all sides, and in float64 as well. Where a layer draws others there,
-    as ``RReLU`` does, ours is compared with the reference itself.
+    Dropout and the like draw the same numbers on all sides, and in float64 as well. Where a layer draws or decides
+    otherwise there, ours has to agree with the reference itself to half the digits.
 
     Args:
         ours: the model in question. Its layers must have the names that they have in ``reference``, and the same

@@ -189,14 +189,14 @@ class SameDraws(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.overloadpacket not in self._DRAWS:
             return function(*args, **kwargs)
-        narrow_args, narrow_kwargs = map_tensors(self._narrow, (list(args), dict(kwargs)))
-        if kwargs.get("dtype") == torch.float64:
+        wanted = kwargs.get("dtype") or next((tensor.dtype for tensor in tensors(args).values()), None)
+        narrow_args, narrow_kwargs = map_tensors(self._narrow, (tuple(args), dict(kwargs)))
+        if "dtype" in kwargs and wanted == torch.float64:
             narrow_kwargs["dtype"] = self.dtype
         drawn = function(*narrow_args, **narrow_kwargs)
         if function.overloadpacket.__name__.endswith("_"):
             return args[0].copy_(drawn)
-        asked = [tensor.dtype for tensor in tensors(args).values()] + [kwargs.get("dtype")]
-        return drawn.double() if (kwargs.get("dtype") or asked[0]) == torch.float64 else drawn
+        return drawn.double() if wanted == torch.float64 else drawn
 
     def _narrow(self, tensor: Tensor, path: str) -> Tensor:
         return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor

@@ -26,11 +26,21 @@ class Replay:
         call: the recorded call, of this layer or of one that stands for it in another model.
         buffers: what its buffers hold before the call.
         widen: compute in float64.
+        every: ask for the gradient of every argument, not only of those that wanted one.
+        copies: call the layer with copies of the arguments, since it may change them in place.
         seed: for layers that draw random numbers.
     """
 
     def __init__(
-        self, layer: Module, call: Call, buffers: Mapping[str, Tensor], *, widen: bool = False, seed: int = 0
+        self,
+        layer: Module,
+        call: Call,
+        buffers: Mapping[str, Tensor],
+        *,
+        widen: bool = False,
+        every: bool = True,
+        copies: bool = True,
+        seed: int = 0,
     ) -> None:
         def prepare(tensor: Tensor, path: str = "") -> Tensor:
             value = tensor.detach()
@@ -38,9 +48,10 @@ class Replay:
 
         def leaf(tensor: Tensor, path: str) -> Tensor:
             value = prepare(tensor)
-            return value.requires_grad_() if value.is_floating_point() or value.is_complex() else value
+            differentiable = value.is_floating_point() or value.is_complex()
+            return value.requires_grad_() if differentiable and (every or tensor.requires_grad) else value
 
-        self.layer, self.seed, self.buffers = layer, seed, buffers
+        self.layer, self.seed, self.buffers, self.copies = layer, seed, buffers, copies
         assert call.arguments is not None
         self.arguments = map_tensors(leaf, call.arguments)
         self.gradients = {path: prepare(gradient) for path, gradient in (call.gradients or _drawn(call, seed)).items()}
@@ -51,8 +62,10 @@ class Replay:
         }
 
     def forward(self) -> Any:
-        """Call the layer on copies of its arguments, which it may change in place."""
-        args, kwargs = map_tensors(lambda tensor, path: tensor.clone(), self.arguments)
+        """Call the layer."""
+        args, kwargs = (
+            map_tensors(lambda tensor, path: tensor.clone(), self.arguments) if self.copies else self.arguments
+        )
         return self.layer(*args, **kwargs)
 
     def forward_backward(self) -> tuple[Tensor | None, ...]:

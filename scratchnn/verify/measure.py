@@ -105,7 +105,8 @@ class _Side:
 
     def passes_of_call(self, name: CallName, call: Call) -> _Passes:
         layer = self.model.get_submodule(name.layer)
-        replay = Replay(layer, call, dict(layer.named_buffers()))
+        in_place = getattr(layer, "inplace", False)
+        replay = Replay(layer, call, dict(layer.named_buffers()), every=False, copies=in_place)
 
         def forward() -> None:
             with torch.no_grad(), self.context():
