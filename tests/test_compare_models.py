@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import scratchnn
 from scratchnn.testing import ModelReport, compare_models
 from scratchnn.testing.model_report import Fault
-from scratchnn.testing.recording import CallName, SameDraws, record
+from scratchnn.testing.recording import CallName, record
 from scratchnn.testing.trees import map_tensors, tensors
+from scratchnn.testing.widening import Widening
 
 
 class Block(nn.Module):
@@ -167,20 +168,17 @@ def test_the_models_stay_as_they_were() -> None:
     assert [module.training for module in reference.modules()] == modes
 
 
-def test_what_is_frozen_stays_frozen_and_what_is_in_evaluation_is_trained() -> None:
-    reference = network()
-    reference.first.bn1.eval()
-    report = compare_models(copy.deepcopy(reference), reference, images)
-    counts = {check.what: check for check in report.whole if "num_batches" in check.what and check.phase == "training"}
-    assert len(counts) == 4
-    recordings = []
-    for training in (True, False):
-        model = network().train(training)
-        model.first.bn1.eval()
-        report = compare_models(copy.deepcopy(model), model, images)
-        layer = next(layer for layer in report.layers if layer.name.layer == "first.bn1")
-        recordings.append({check.what for check in layer.alone_backward})
-    assert recordings[0] == recordings[1] == {"gradient of input", "gradient of weight", "gradient of bias"}
+def test_what_is_frozen_stays_frozen() -> None:
+    """A reference in training mode sets the mode of each layer; one in evaluation is trained as a whole."""
+    for training, modes in ((True, {False}), (False, {True, False})):
+        reference = network().train(training)
+        reference.first.bn1.eval()
+        ours = copy.deepcopy(reference).eval()
+        seen = set()
+        for model in (ours, reference):
+            model.first.bn1.register_forward_pre_hook(lambda layer, _, seen=seen: seen.add(layer.training))
+        assert compare_models(ours, reference, images).passed
+        assert seen == modes
 
 
 def test_dropout_draws_the_same_on_all_sides() -> None:
@@ -212,10 +210,26 @@ def test_draws_are_those_of_the_narrower_type(draw: Callable[[Tensor], Tensor]) 
     torch.manual_seed(3)
     expected = draw(x)
     torch.manual_seed(3)
-    with SameDraws(torch.float32):
+    with Widening(torch.float32):
         drawn = draw(x.double())
-    assert torch.equal(drawn.float(), expected)
-    assert drawn.dtype == draw(x.double()).dtype
+    assert drawn.dtype == torch.float64
+    assert torch.equal(drawn, expected.double())
+
+
+def test_a_type_that_is_asked_for_is_widened() -> None:
+    x = torch.randn(3, dtype=torch.float64)
+    with Widening(torch.float32):
+        for wide in (
+            x.float(),
+            x.to(torch.bfloat16),
+            torch.zeros(3),
+            torch.ones(3, dtype=torch.float16),
+            x.sum(dtype=torch.float32),
+        ):
+            assert wide.dtype == torch.float64
+        assert torch.equal(x.float(), x)
+        assert torch.arange(3).dtype == x.argmax().dtype == torch.int64
+    assert x.float().dtype == torch.float32
 
 
 class Otherwise(nn.Module):
@@ -577,17 +591,26 @@ def test_what_else_is_refused() -> None:
         compare_models(copy.deepcopy(layer), layer, torch.randn(1, 5))
 
 
-def test_a_reference_that_does_not_run_in_float64() -> None:
-    class Stubborn(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(2, 2)
-
+def test_a_model_that_asks_for_float32_has_a_truth_all_the_same() -> None:
+    class Asking(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x.float())
+            return super().forward(x.float() + torch.zeros(2)).softmax(-1, dtype=torch.float32)
 
-    model = Stubborn()
-    with pytest.raises(ValueError, match="the reference does not run in float64, which is the truth"):
+    model = Asking(2, 5)
+    report = compare_models(copy.deepcopy(model), model, torch.randn(3, 2))
+    assert report.passed
+    assert 0 < report.layers[0].alone_forward[0].comparison.theirs.relative < 1e-6
+
+
+def test_a_reference_that_does_not_run_in_float64() -> None:
+    class Stubborn(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype != torch.float32:
+                raise TypeError("float32 only")
+            return super().forward(x)
+
+    model = Stubborn(2, 2)
+    with pytest.raises(ValueError, match="the reference does not run in float64, which is the truth: float32 only"):
         compare_models(copy.deepcopy(model), model, torch.randn(2, 2))
 
 

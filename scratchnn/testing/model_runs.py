@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.testing.errors import exact
-from scratchnn.testing.recording import Call, CallName, Recording, SameDraws, record
+from scratchnn.testing.recording import Call, CallName, Recording, record
 from scratchnn.testing.replay import Replay
 from scratchnn.testing.trees import map_tensors, tensors
 from scratchnn.testing.verdict import Check, check
+from scratchnn.testing.widening import Widening
 
-__all__ = ["EVALUATION", "TRAINING", "Draw", "Group", "Key", "dtype_of"]
+__all__ = ["EVALUATION", "TRAINING", "Draw", "Group", "Key", "dtype_of", "widened"]
 
 EVALUATION, TRAINING = "evaluation", "training"
 
@@ -59,6 +60,7 @@ class Draw:
 
     Args:
         ours, reference: the models; they are run as they are, and left as they were.
+        truth: the reference in float64.
         factor: how many times the reference's error ours may have.
         context: what to run ours in.
         seed: of the random numbers.
@@ -71,11 +73,18 @@ class Draw:
     """
 
     def __init__(
-        self, ours: Module, reference: Module, factor: float, context: Callable[[], AbstractContextManager], seed: int
+        self,
+        ours: Module,
+        reference: Module,
+        truth: Module,
+        factor: float,
+        context: Callable[[], AbstractContextManager],
+        seed: int,
     ) -> None:
-        self.ours, self.reference = ours, reference
+        self.ours, self.reference, self.truth = ours, reference, truth
         self.factor, self.context, self.seed = factor, context, seed
-        self.all_in_training = not reference.training
+        all_of_it = not reference.training
+        self.trained = {name: all_of_it or layer.training for name, layer in reference.named_modules()}
         self.free: dict[Key, Check] = {}
         self.forced: dict[Key, Check] = {}
         self.shapes: dict[str, dict[CallName, tuple[int, ...]]] = {}
@@ -87,7 +96,7 @@ class Draw:
         if theirs.error is not None:
             raise theirs.error[1]
         for found, forced in ((self.free, None), (self.forced, theirs.recording)):
-            truth = self._truth(phase, arguments, loss, forced)
+            truth = self._run_truth(phase, arguments, loss, forced)
             with self.context():
                 mine = self._run(self.ours, phase, arguments, loss, forced=forced)
             self._compare_runs(found, phase, mine, theirs, truth)
@@ -121,10 +130,10 @@ class Draw:
         run.recording.output = None  # and with it the graph
         return run
 
-    def _truth(self, phase: str, arguments: Arguments, loss: Loss | None, forced: Recording | None) -> _Run:
+    def _run_truth(self, phase: str, arguments: Arguments, loss: Loss | None, forced: Recording | None) -> _Run:
         wide = map_tensors(lambda tensor, path: _fresh(exact(tensor), tensor.requires_grad), arguments)
-        with SameDraws(dtype_of(self.reference)):
-            truth = self._run(_widened(self.reference), phase, wide, loss, forced=forced)
+        with Widening(dtype_of(self.reference)):
+            truth = self._run(self.truth, phase, wide, loss, forced=forced)
         if truth.error is not None:
             raise ValueError(
                 f"compare_models(): the reference does not run in float64, which is the truth: {truth.error[1]}"
@@ -140,10 +149,8 @@ class Draw:
         gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
         for parameter, _ in gradients:
             parameter.grad = None
-        if phase == EVALUATION:
-            model.eval()
-        elif self.all_in_training:
-            model.train()
+        for name, module in model.named_modules():
+            module.training = phase == TRAINING and self.trained[name]
         try:
             yield
         finally:
@@ -184,19 +191,19 @@ class Draw:
 
     def _compare_layers(self, phase: str, calls: Mapping[CallName, Call]) -> None:
         """Call every innermost layer by itself, with what the reference's was given."""
-        truth = _widened(self.reference)
+        models = (self.ours, self.reference, self.truth)
         with ExitStack() as borrowed:
-            for model in (self.ours, self.reference, truth):
+            for model in models:
                 borrowed.enter_context(self._borrowed(model, phase))
             for name, call in calls.items():
-                mine, theirs, true = (m.get_submodule(name.layer) for m in (self.ours, self.reference, truth))
+                mine, theirs, true = (model.get_submodule(name.layer) for model in models)
                 state = {buffer: value.clone() for buffer, value in theirs.named_buffers()}
                 for group, results in (
                     (Group.ALONE_FORWARD, Replay.outputs),
                     (Group.ALONE_BACKWARD, Replay.gradient_of_each),
                 ):
                     expected = results(Replay(theirs, call, state, seed=self.seed))
-                    with SameDraws(dtype_of(self.reference)):
+                    with Widening(dtype_of(self.reference)):
                         wide = results(Replay(true, call, state, widen=True, seed=self.seed))
                     try:
                         with self.context():
@@ -216,7 +223,7 @@ def dtype_of(model: Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
-def _widened(model: Module) -> Module:
+def widened(model: Module) -> Module:
     """A copy in float64, and complex128."""
     return copy.deepcopy(model)._apply(exact)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.testing.model_report import LayerReport, ModelReport
-from scratchnn.testing.model_runs import EVALUATION, TRAINING, Arguments, Draw, Group, Key, dtype_of
+from scratchnn.testing.model_runs import EVALUATION, TRAINING, Arguments, Draw, Group, Key, dtype_of, widened
 from scratchnn.testing.recording import CallName
 from scratchnn.testing.trees import tensors
 from scratchnn.testing.verdict import Check, merge
@@ -60,8 +60,8 @@ def compare_models(
         training_inputs: the same for training, where they differ.
         loss: makes a number of the model's output in training. By default it is the sum of all numbers of the output,
             each times a random one.
-        train: compare a step of training as well. A reference in training mode is trained in the mode that its layers
-            are in, so that frozen ones stay frozen; else all of it is set to training.
+        train: compare a step of training as well. If the reference is in training mode, both are trained in the mode
+            that its layers are in, so that frozen ones stay frozen; else all layers are set to training.
         seeds: repeat all with other inputs (if they are a function) and random numbers so often, and judge the medians.
         factor: how many times as large as the reference's an error may be.
         context: what to run ours in, such as ``scratchnn.override``.
@@ -78,9 +78,10 @@ def compare_models(
     if seeds < 1:
         raise ValueError(f"compare_models(): 'seeds' must be 1 or more, got {seeds}")
     draws = []
+    truth = widened(reference)
     with torch.random.fork_rng(devices=[]):
         for seed in range(seeds):
-            draw = Draw(ours, reference, factor, context, seed)
+            draw = Draw(ours, reference, truth, factor, context, seed)
             draw.compare(EVALUATION, call_arguments(inputs, seed))
             if train:
                 given = inputs if training_inputs is None else training_inputs
@@ -148,8 +149,8 @@ class Projection:
         for tensor in tensors(output).values():
             if tensor.requires_grad:
                 real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-                # bfloat16 numbers are exact in every type.
-                numbers = torch.randn(real.shape, generator=generator).to(torch.bfloat16)
+                # Numbers of bfloat16 are exact in every type.
+                numbers = torch.randn(real.shape, generator=generator, dtype=torch.bfloat16)
                 terms.append((real * numbers.to(real.dtype)).sum())
         if not terms:
             raise ValueError("compare_models(): no output needs a gradient; pass train=False to compare outputs alone")

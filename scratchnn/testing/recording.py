@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scratchnn.testing.trees import map_tensors, tensors
 
-__all__ = ["Call", "CallName", "Recording", "SameDraws", "record"]
+__all__ = ["Call", "CallName", "Recording", "record"]
 
 
 class CallName(NamedTuple):
@@ -159,44 +157,3 @@ def _force(tensor: Tensor, value: Tensor | None) -> None:
     overlapping = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if value is not None and value.shape == tensor.shape and not overlapping:
         tensor.data.copy_(value.data)
-
-
-class SameDraws(TorchDispatchMode):
-    """Random numbers in float64 are drawn in another type and widened, so that they are those of a run in that type.
-
-    From the same seed torch draws other numbers in float64 than in float32, and the dropout of a model in float64 would
-    be another one.
-    """
-
-    _DRAWS = (
-        torch.ops.aten.bernoulli,
-        torch.ops.aten.bernoulli_,
-        torch.ops.aten.exponential_,
-        torch.ops.aten.normal,
-        torch.ops.aten.normal_,
-        torch.ops.aten.rand,
-        torch.ops.aten.rand_like,
-        torch.ops.aten.randn,
-        torch.ops.aten.randn_like,
-        torch.ops.aten.uniform_,
-    )
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function.overloadpacket not in self._DRAWS:
-            return function(*args, **kwargs)
-        wanted = kwargs.get("dtype") or next((tensor.dtype for tensor in tensors(args).values()), None)
-        narrow_args, narrow_kwargs = map_tensors(self._narrow, (tuple(args), dict(kwargs)))
-        if "dtype" in kwargs and wanted == torch.float64:
-            narrow_kwargs["dtype"] = self.dtype
-        drawn = function(*narrow_args, **narrow_kwargs)
-        if function.overloadpacket.__name__.endswith("_"):
-            return args[0].copy_(drawn)
-        return drawn.double() if wanted == torch.float64 else drawn
-
-    def _narrow(self, tensor: Tensor, path: str) -> Tensor:
-        return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor

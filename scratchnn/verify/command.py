@@ -18,7 +18,7 @@ from torch.nn import Module
 import scratchnn
 from scratchnn.environment import describe_hardware, describe_versions
 from scratchnn.errors import UserError, require
-from scratchnn.testing.models import compare_models
+from scratchnn.testing.models import call_arguments, compare_models
 from scratchnn.testing.trees import tensors
 from scratchnn.verify import zoo
 from scratchnn.verify.measure import Context, measure_costs
@@ -34,6 +34,7 @@ from scratchnn.verify.report import (
     summary,
 )
 from scratchnn.verify.target import Target, load
+from scratchnn.verify.zoo import Inputs
 
 HELP = "prove that a model computes on scratchnn's layers what it computes on torch's"
 
@@ -146,7 +147,7 @@ def _files(folder: Path, name: str, *suffixes: str) -> list[Path]:
 
 def _verify(target: Target, args: argparse.Namespace, context: Context) -> Report:
     ours = copy.deepcopy(target.model)
-    converted, left = _turn_over(ours) if args.mode == "convert" else ({}, {})
+    taken, left = _turn_over(ours) if args.mode == "convert" else _reroute(copy.deepcopy(ours), target.inputs, context)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model's own, at each of its runs
         try:
@@ -174,7 +175,7 @@ def _verify(target: Target, args: argparse.Namespace, context: Context) -> Repor
                 "weights": args.weights or "new",
             },
             environment=describe_versions() | describe_hardware(),
-            converted=converted,
+            taken=taken,
             left=left,
             comparison=comparison,
         )
@@ -194,6 +195,15 @@ def _turn_over(model: Module) -> tuple[dict[str, int], dict[str, int]]:
         if isinstance(layers[name], kinds) and left.reason != "already scratchnn's"
     )
     return dict(Counter(conversion.converted.values()).most_common()), dict(left)
+
+
+def _reroute(model: Module, inputs: Inputs, context: Context) -> tuple[dict[str, int], dict[str, int]]:
+    """Call a model in evaluation; gives how many calls of each function went to ours, and how many did not and why."""
+    args, kwargs = call_arguments(inputs.evaluation, 0)
+    with torch.no_grad(), context() as routed:
+        model.eval()(*args, **kwargs)
+    left = {f"{name}: {reason}": count for (name, reason), count in routed.left.items()}
+    return dict(routed.calls.most_common()), left
 
 
 def _describe(target: Target) -> str:

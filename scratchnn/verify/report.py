@@ -30,8 +30,8 @@ class Report:
         mode: how it came to scratchnn's layers: ``convert`` or ``override``.
         settings: sizes, draws, threads.
         environment: versions and hardware.
-        converted: how many layers of each class scratchnn computes.
-        left: of each class of layers that scratchnn has and yet left to torch, how many, and why.
+        taken: how many layers of each class scratchnn computes, or how many calls of each function.
+        left: how many of those that it has are torch's all the same, by class or function, and why.
         comparison: the errors.
         whole: what the whole model costs; None where nothing was timed.
         costs: what each layer costs.
@@ -41,7 +41,7 @@ class Report:
     mode: str
     settings: dict[str, Any]
     environment: dict[str, Any]
-    converted: dict[str, int]
+    taken: dict[str, int]
     left: dict[str, int]
     comparison: ModelReport
     whole: Cost | None = None
@@ -61,7 +61,7 @@ class Report:
             "mode": self.mode,
             "settings": self.settings,
             "environment": self.environment,
-            "converted": self.converted,
+            "taken": self.taken,
             "left": self.left,
             "cost": asdict(self.whole) if self.whole is not None else None,
             "comparison": comparison,
@@ -127,9 +127,9 @@ def summary(report: Report) -> list[str]:
     """The verdict and what it rests on, in a few lines."""
     comparison = report.comparison
     lines = [str(comparison)]
-    if report.mode == "convert":
-        count = sum(report.converted.values())
-        lines.append(f"{count} layers converted: " + ", ".join(f"{n} {name}" for name, n in report.converted.items()))
+    what = "layers converted" if report.mode == "convert" else "calls rerouted in evaluation"
+    parts = ", ".join(f"{count} {name}" for name, count in report.taken.items())
+    lines.append(f"{sum(report.taken.values())} {what}: {parts or 'none'}")
     for reason, count in report.left.items():
         lines.append(f"{count} left to torch: {reason}")
     for what in (OUTPUT, GRADIENTS, STATISTICS):
@@ -224,6 +224,7 @@ def markdown_of_many(reports: Sequence[Report]) -> str:
 
 EXPLANATION = [
     "Ratios of our error to torch's, both against float64, where ours is worst: the output in evaluation and training,",
-    "the gradients of a training step, the buffers after it, and each layer by itself. Left are layers of scratchnn's",
-    "kinds that stayed torch's; turned are results judged with torch's decisions; speeds are torch's time over ours.",
+    "the gradients of a training step, the buffers after it, and each layer by itself. Left are layers or calls of",
+    "scratchnn's kinds that stayed torch's. Turned are results judged with torch's decisions. Speeds are torch's time",
+    "over ours.",
 ]

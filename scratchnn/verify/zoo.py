@@ -79,7 +79,7 @@ _FAMILIES = {
     "detection.ssd": _Family((3, 300, 300), 2, lambda size: {"score_thresh": 0.0}),
     "detection.ssdlite": _Family((3, 320, 320), 2, lambda size: {"score_thresh": 0.0}),
     "video": _Family((3, 8, 64, 64), 2),
-    "video.s3d": _Family((3, 16, 64, 64), 2),
+    "video.s3d": _Family((3, 16, 224, 224), 1),
     "video.mvit": _Family((3, 16, 224, 224), 1),
     "optical_flow": _Family((3, 128, 128), 1),
 }
