@@ -61,6 +61,11 @@ def _detector(**options: Any) -> _Family:
     return _Family((3, 96, 128), 2, lambda size: {"min_size": min(size[1:]), "max_size": 2 * max(size[1:])} | options)
 
 
+# Detectors of two stages, which look at few proposals.
+_RCNN = _detector(
+    box_score_thresh=0.0, box_batch_size_per_image=64, rpn_post_nms_top_n_train=64, rpn_post_nms_top_n_test=64
+)
+
 # By the module of torchvision.models that a model is in, or by the model's own name where it is an exception.
 _FAMILIES = {
     "": _Family((3, 64, 64), 4),
@@ -71,9 +76,9 @@ _FAMILIES = {
     "vit_l_32": _Family((3, 128, 128), 4, lambda size: {"image_size": size[1]}),
     "vit_h_14": _Family((3, 56, 56), 4, lambda size: {"image_size": size[1]}),
     "segmentation": _Family((3, 64, 64), 4),
-    "detection.faster_rcnn": _detector(box_score_thresh=0.0),
-    "detection.mask_rcnn": _detector(box_score_thresh=0.0),
-    "detection.keypoint_rcnn": _detector(box_score_thresh=0.0),
+    "detection.faster_rcnn": _RCNN,
+    "detection.mask_rcnn": _RCNN,
+    "detection.keypoint_rcnn": _RCNN,
     "detection.fcos": _detector(score_thresh=0.0),
     "detection.retinanet": _detector(score_thresh=0.0),
     "detection.ssd": _Family((3, 300, 300), 2, lambda size: {"score_thresh": 0.0}),
