@@ -18,7 +18,7 @@ from scratchnn.testing import ModelReport, compare_models
 from scratchnn.testing.model_report import Fault
 from scratchnn.testing.recording import CallName, record
 from scratchnn.testing.trees import map_tensors, tensors
-from scratchnn.testing.widening import Widening
+from scratchnn.testing.widening import widening
 
 
 class Block(nn.Module):
@@ -210,25 +210,33 @@ def test_draws_are_those_of_the_narrower_type(draw: Callable[[Tensor], Tensor]) 
     torch.manual_seed(3)
     expected = draw(x)
     torch.manual_seed(3)
-    with Widening(torch.float32):
-        drawn = draw(x.double())
+    wide = x.double()
+    with widening(torch.float32):
+        drawn = draw(wide)
     assert drawn.dtype == torch.float64
     assert torch.equal(drawn, expected.double())
 
 
-def test_a_type_that_is_asked_for_is_widened() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_wide_and_does_not_say_so(dtype: torch.dtype) -> None:
     x = torch.randn(3, dtype=torch.float64)
-    with Widening(torch.float32):
-        for wide in (
+    with widening(dtype):
+        told = x.dtype
+        made = [
             x.float(),
             x.to(torch.bfloat16),
+            x.to(x.dtype),
+            x.sum(dtype=dtype),
             torch.zeros(3),
             torch.ones(3, dtype=torch.float16),
-            x.sum(dtype=torch.float32),
-        ):
-            assert wide.dtype == torch.float64
-        assert torch.equal(x.float(), x)
-        assert torch.arange(3).dtype == x.argmax().dtype == torch.int64
+        ]
+        whole = torch.arange(3), x.argmax()
+        integers = whole[0].dtype
+    assert told == dtype
+    assert integers == torch.int64
+    assert {tensor.dtype for tensor in made} == {x.dtype} == {torch.float64}
+    assert {tensor.dtype for tensor in whole} == {torch.int64}
+    assert torch.equal(made[0], x)
     assert x.float().dtype == torch.float32
 
 
@@ -236,7 +244,7 @@ class Otherwise(nn.Module):
     """Computes something else in float64, as what draws or decides otherwise there does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if x.dtype == torch.float64 else x
+        return x * 2 if x.element_size() == 8 else x
 
 
 def test_what_float64_cannot_follow_is_held_against_the_reference() -> None:
@@ -594,6 +602,7 @@ def test_what_else_is_refused() -> None:
 def test_a_model_that_asks_for_float32_has_a_truth_all_the_same() -> None:
     class Asking(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
+            assert x.dtype == torch.float32
             return super().forward(x.float() + torch.zeros(2)).softmax(-1, dtype=torch.float32)
 
     model = Asking(2, 5)
@@ -605,7 +614,7 @@ def test_a_model_that_asks_for_float32_has_a_truth_all_the_same() -> None:
 def test_a_reference_that_does_not_run_in_float64() -> None:
     class Stubborn(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            if x.dtype != torch.float32:
+            if x.element_size() != 4:
                 raise TypeError("float32 only")
             return super().forward(x)
 

@@ -17,7 +17,7 @@ from scratchnn.testing.recording import Call, CallName, Recording, record
 from scratchnn.testing.replay import Replay
 from scratchnn.testing.trees import map_tensors, tensors
 from scratchnn.testing.verdict import Check, check
-from scratchnn.testing.widening import Widening
+from scratchnn.testing.widening import widening
 
 __all__ = ["EVALUATION", "TRAINING", "Draw", "Group", "Key", "dtype_of", "widened"]
 
@@ -132,7 +132,7 @@ class Draw:
 
     def _run_truth(self, phase: str, arguments: Arguments, loss: Loss | None, forced: Recording | None) -> _Run:
         wide = map_tensors(lambda tensor, path: _fresh(exact(tensor), tensor.requires_grad), arguments)
-        with Widening(dtype_of(self.reference)):
+        with widening(dtype_of(self.reference)):
             truth = self._run(self.truth, phase, wide, loss, forced=forced)
         if truth.error is not None:
             raise ValueError(
@@ -203,7 +203,7 @@ class Draw:
                     (Group.ALONE_BACKWARD, Replay.gradient_of_each),
                 ):
                     expected = results(Replay(theirs, call, state, seed=self.seed))
-                    with Widening(dtype_of(self.reference)):
+                    with widening(dtype_of(self.reference)):
                         wide = results(Replay(true, call, state, widen=True, seed=self.seed))
                     try:
                         with self.context():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scratchnn.testing.trees import map_tensors, tensors
 
-__all__ = ["Widening"]
+__all__ = ["widening"]
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,16 +31,37 @@ _DRAWS = (
 )
 
 
-class Widening(TorchDispatchMode):
-    """Inside of it, what would be float32, or narrower, is float64.
+@contextmanager
+def widening(dtype: torch.dtype) -> Iterator[None]:
+    """Inside of the block what would be float32, or narrower, is float64, and does not say so.
 
-    - A model may ask for a type by name (``x.float()``, ``torch.zeros(3)``): it gets float64.
+    - Who asks for a type by name (``x.float()``, ``torch.zeros(3)``) gets float64.
+    - Who asks a tensor of float64 for its type is told the narrower one, so that he does as he does with that.
     - From the same seed torch draws other random numbers in float64, and the dropout of a model would be another one:
       they are drawn in the narrower type, and widened.
 
     Args:
         dtype: the type that the model was written for.
     """
+    with _Told(dtype), _Widened(dtype):
+        yield
+
+
+class _Told(TorchFunctionMode):
+    """What tensors say when they are asked for their type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        asked = getattr(function, "__self__", None) is Tensor.dtype
+        return self.dtype if asked and result == torch.float64 else result
+
+
+class _Widened(TorchDispatchMode):
+    """What operators make, and draw."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
