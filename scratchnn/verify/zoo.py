@@ -61,9 +61,13 @@ def _detector(**options: Any) -> _Family:
     return _Family((3, 96, 128), 2, lambda size: {"min_size": min(size[1:]), "max_size": 2 * max(size[1:])} | options)
 
 
-# Detectors of two stages, which look at few proposals.
+# Detectors of two stages, which look at few proposals and tell of few boxes.
 _RCNN = _detector(
-    box_score_thresh=0.0, box_batch_size_per_image=64, rpn_post_nms_top_n_train=64, rpn_post_nms_top_n_test=64
+    box_score_thresh=0.0,
+    box_batch_size_per_image=64,
+    box_detections_per_img=8,
+    rpn_post_nms_top_n_train=64,
+    rpn_post_nms_top_n_test=64,
 )
 
 # By the module of torchvision.models that a model is in, or by the model's own name where it is an exception.
