@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "scratchnn.train.command",
     "bench": "scratchnn.bench.command",
     "accuracy": "scratchnn.accuracy.command",
+    "verify": "scratchnn.verify.command",
 }
 
 # Told here as well, so that `scratchnn --help` imports none of them.
@@ -26,6 +27,7 @@ SUMMARIES = {
     "train": "train a network on images and leave its weights, tables and curves in a folder",
     "bench": "time the layers of scratchnn and torch side by side",
     "accuracy": "measure the rounding errors of scratchnn's layers and torch's against float64",
+    "verify": "prove that a model computes on scratchnn's layers what it computes on torch's",
 }
 
 USER_ERROR = 2
