@@ -17,6 +17,7 @@ __all__ = [
     "ALL_DTYPES",
     "COMPLEX_DTYPES",
     "FAST_DTYPES",
+    "Recording",
     "assert_as_accurate",
     "check_against_torch",
     "exact",
