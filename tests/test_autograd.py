@@ -2,7 +2,7 @@
 
 Values are torch's own, or, where torch lacks a derivative or has a wrong one, those of finite differences.
 
-Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
+Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), in the slow suite through all of them.
 """
 
 from __future__ import annotations
