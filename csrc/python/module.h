@@ -2,8 +2,8 @@
 // with a Python error set where that fails.
 #pragma once
 
-#include <structmember.h>  // needs the headers above
-#include <torch/csrc/python_headers.h>
+#include <Python.h>
+#include <structmember.h>
 
 namespace scratchnn {
 
