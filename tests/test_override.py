@@ -724,8 +724,11 @@ def test_a_graph_break_in_a_block() -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     close(torch.compile(function, backend=counter)(X2), X2.relu().tanh())
-    names = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes if node.op == "call_function"]
-    assert names == ["scratchnn.relu.default", "scratchnn.tanh.default"]
+    names = [str(node.target) for graph in counter.graphs for node in graph.graph.nodes]
+    assert [name for name in names if name.startswith("scratchnn.")] == [
+        "scratchnn.relu.default",
+        "scratchnn.tanh.default",
+    ]
 
 
 def test_export() -> None:
