@@ -1,7 +1,8 @@
 """Layers in several threads and processes: inference and training side by side, workers, forks, data parallelism.
 
-Everything is compared with one thread of one process, most of it bit by bit. Children are forked from the process of
-the tests, which is what data loaders do, after it has run its kernels on several threads.
+Everything is compared with one thread of one process, most of it bit by bit. Data loaders fork the process of the
+tests, which has run its kernels on several threads by then. Children that differentiate start afresh: torch refuses a
+backward pass in a child of a process that has differentiated fake tensors, as other tests do.
 """
 
 from __future__ import annotations
@@ -188,9 +189,10 @@ def test_modes_stay_in_their_thread() -> None:
 # --- processes ----------------------------------------------------------------------------------------------------
 
 
-def run_in_children(work: Callable[..., None], *args: Any, count: int = 1) -> None:
-    """``work(number, *args)`` in forked processes; what they raise is raised here."""
-    children = mp.start_processes(work, args, nprocs=count, start_method="fork", join=False)
+def run_in_children(work: Callable[..., None], *args: Any, count: int = 1, start_method: str = "forkserver") -> None:
+    """``work(number, *args)`` in other processes; what they raise is raised here."""
+    mp.set_forkserver_preload(["test_processes"])
+    children = mp.start_processes(work, args, nprocs=count, start_method=start_method, join=False)
     patience = time.monotonic() + PATIENCE
     while not children.join(timeout=1):
         if time.monotonic() > patience:
@@ -213,10 +215,17 @@ def same_as(number: int, model: Module, x: Tensor, expected: list[Tensor]) -> No
     assert all(map(torch.equal, gradients(model, x), expected))
 
 
-def test_forked_children_compute_the_same(used: Module) -> None:
+def fork_after_use(number: int, x: Tensor, expected: list[Tensor]) -> None:
+    torch.set_num_threads(3)
+    model = network()
+    assert all(map(torch.equal, gradients(model, x), expected))
+    run_in_children(same_as, model, x, expected, count=2, start_method="fork")
+
+
+def test_forked_children_compute_the_same() -> None:
     """With one thread, as for torch: OpenMP cannot start threads in a child of a process that has."""
     x = images(5)
-    run_in_children(same_as, used, x, gradients(used, x), count=2)
+    run_in_children(fork_after_use, x, gradients(network(), x))
 
 
 class Embedded(Dataset):
@@ -271,7 +280,7 @@ def train(number: int, model: Module) -> None:
         optimizer.step()
 
 
-def test_shared_weights(used: Module) -> None:
+def test_shared_weights() -> None:
     """Hogwild: two processes train one model in shared memory, without locks."""
     model = network()
     model.share_memory()
@@ -465,6 +474,6 @@ def work(rank: int, store: str, expected: list[Tensor]) -> None:
 
 
 @needs_gloo
-def test_two_processes_train_as_one(used: Module, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
     expected = gradients(network(), images(BATCH))
     run_in_children(work, str(tmp_path / "store"), expected, count=WORLD)
