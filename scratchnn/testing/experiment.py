@@ -137,15 +137,21 @@ class Trial:
             if not problem and not torch.equal(ours, theirs):
                 problem = f"other values{_worst(ours, theirs)}"
             return self.finding(case, name, problem=problem)
-        note = ""
+        untrue = ""
         if not isinstance(truth, Tensor) or truth.shape != theirs.shape:
-            note, truth = "the reference has no such result in float64: held against its own", theirs
-        return self._measured(case, name, ours.detach(), theirs.detach(), truth.detach(), scale, note)
+            untrue, truth = "the reference has no such result in float64", theirs
+        return self._measured(case, name, ours.detach(), theirs.detach(), truth.detach(), scale, untrue)
 
     def _measured(
-        self, case: str, name: str, ours: Tensor, theirs: Tensor, truth: Tensor, scale: float, note: str
+        self, case: str, name: str, ours: Tensor, theirs: Tensor, truth: Tensor, scale: float, untrue: str
     ) -> Finding:
-        """Both errors beside each other; ``scale`` is the size of the largest results of the experiment."""
+        """Both errors beside each other.
+
+        Args:
+            case, name, ours, theirs, truth: as in :meth:`_compared`.
+            scale: the size of the largest results of the experiment.
+            untrue: why ``truth`` is none, where it is known to be none.
+        """
         problem = _not_finite_elsewhere(ours, theirs)
         if problem and _not_finite_elsewhere(ours, truth):
             return self.finding(case, name, problem=problem)
@@ -153,16 +159,18 @@ class Trial:
         ours, theirs, truth = (x.masked_fill(~finite, 0) for x in (ours, theirs, truth))
         comparison = Comparison.of(ours, theirs, truth)
         allowed = self.tolerance.allowed(comparison)
-        wrong = comparison.theirs.relative > _FAR_OFF  # no digit of the reference is right
-        size, noise = _size(truth), comparison.step * scale
-        if (wrong or truth.dtype == theirs.dtype) and size <= 4 * noise:
+        if comparison.theirs.relative > _FAR_OFF:  # no digit of the reference is right
+            untrue = "the reference in float64 computes something else"
+        note, size, noise = "", _size(truth), comparison.step * scale
+        if (untrue or truth.dtype == theirs.dtype) and size <= 4 * noise:
             note = "terms cancel: held against the rounding errors of the largest results"
             steps = 8 * noise / size if size else 8 * noise * math.sqrt(ours.numel())
             allowed = Error(max(allowed.relative, 10 * comparison.theirs.relative, steps), math.inf)
-        elif wrong:
-            note = "the reference in float64 computes something else: held against its own result"
+        elif untrue:
+            note = f"{untrue}: held against its own result"
             comparison, truth = Comparison.of(ours, theirs, theirs), theirs
-            allowed = Tolerance(steps=4 * Tolerance.STEPS).allowed(comparison)
+            steps = max(4 * Tolerance.STEPS, self.tolerance.steps or 0.0)  # both sides' rounding is in the difference
+            allowed = Tolerance(steps=steps).allowed(comparison)
         problem = "" if allowed.covers(comparison.ours) else f"error too large{_worst(ours, truth)}"
         return self.finding(case, name, problem=problem, comparison=comparison, allowed=allowed, note=note)
 
