@@ -25,21 +25,34 @@ from scratchnn.accuracy.layers import LAYERS, Layer
 BATCHED = [layer for layer in LAYERS if layer.batch]
 IMAGES = [layer for layer in LAYERS if len(layer.shapes[0]) in (4, 5)]
 
+# What the dear tests walk through in the quick suite: of what a layer is for signals, images and volumes, the one for
+# images, since one Function serves all ranks; and no lazy layer, which is of the plain class once it has been called.
+FEW = [layer for layer in LAYERS if not re.search("[13]d|Lazy|64 channels|256 channels|1024", str(layer))]
+
 ROUNDED_BY_TORCH = {"Hardsigmoid": 1e-6}  # its slope of 1/6 is torch's in float32, in float64 too
 
 SAMPLES = 2  # of each batch: what is tested here does not depend on how many there are
 
 
-def of(layers: Iterable[Layer]) -> pytest.MarkDecorator:
-    """One test for each layer."""
-    return pytest.mark.parametrize("layer", list(layers), ids=lambda layer: str(layer).replace(" ", "_"))
+def of(layers: Iterable[Layer], dear: bool = False) -> pytest.MarkDecorator:
+    """One test for each layer; if they are dear, those of layers that are not among the ``FEW`` are slow ones."""
+
+    def marked(layer: Layer) -> Any:
+        slow = dear and layer not in FEW
+        return pytest.param(layer, id=str(layer).replace(" ", "_"), marks=[pytest.mark.slow] if slow else [])
+
+    return pytest.mark.parametrize("layer", [marked(layer) for layer in layers])
 
 
 def quiet(test: Callable[..., None]) -> Callable[..., None]:
-    """Layers may warn, of an implicit dimension or a size that is not what they expect: so does torch."""
+    """On one thread, since the tensors are tiny, and with no warnings.
+
+    Layers may warn, of an implicit dimension or a size that is not what they expect: so does torch.
+    """
 
     @functools.wraps(test)
     def wrapped(*args: object, **kwargs: object) -> None:
+        torch.set_num_threads(1)  # a test leaves torch as it was: see conftest.py
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             test(*args, **kwargs)

@@ -255,6 +255,15 @@ def test_gelu_keeps_its_precision_where_it_is_tiny() -> None:
     assert ((F.gelu(x).double() - exact) / exact).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_of_mish_far_out(dtype: torch.dtype) -> None:
+    """One, for any number however large: where torch's is NaN at infinity, and the exponential overflows."""
+    x = torch.tensor([25.0, 45.0, 1e15, 1e30, math.inf], dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(F.mish(x).sum(), x)
+    truth = 1 + 4 * x.detach().double() * torch.exp(-2 * x.detach().double())  # and smaller terms
+    torch.testing.assert_close(gradient, truth.nan_to_num(1.0).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+
+
 def test_float64_gradients_that_torch_rounds_to_float32() -> None:
     x = torch.linspace(-2.9, 2.9, 100, dtype=torch.float64, requires_grad=True)
     (dx,) = torch.autograd.grad(F.hardsigmoid(x).sum(), x)

@@ -2,6 +2,8 @@
 
 Numbers of a narrow type are compared with torch's up to a few dozen of its rounding steps: how exact they are is
 measured elsewhere (test_layers).
+
+Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 @each_narrow
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_types_and_values(layer: Layer, dtype: torch.dtype) -> None:
     """Of the output and every gradient, for weights and inputs of all types that go together."""
@@ -60,7 +62,7 @@ def test_types_and_values(layer: Layer, dtype: torch.dtype) -> None:
         )
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_on_and_off_again(layer: Layer) -> None:
     """Nested, switched off inside, with and without the cache of cast weights, and nothing of it afterwards."""
@@ -95,7 +97,7 @@ def test_on_and_off_again(layer: Layer) -> None:
     assert torch.equal(found[-1], found[1])
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_backward_inside_autocast(layer: Layer) -> None:
     """And a second one: neither is meant to run there, both do, with torch's types."""
@@ -113,7 +115,7 @@ def test_backward_inside_autocast(layer: Layer) -> None:
     agree(layer, action, dtype=torch.float32, rtol=rtol, lacking="not implemented")
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_derivatives_of_other_modes(layer: Layer) -> None:
     """A tangent, and ``torch.func.grad``: cast where torch casts."""
@@ -150,7 +152,7 @@ def test_autocast_reaches_into_vmap(layer: Layer) -> None:
     close(found[0], expected, STEPS * torch.finfo(expected.dtype).eps)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_types_that_do_not_go_together(layer: Layer) -> None:
     """Refused with torch's type of error, outside of autocast and inside of it."""

@@ -1,6 +1,8 @@
 """What autograd promises around a layer: every mode, order and hook of differentiation, for every layer beside torch's.
 
 Values are torch's own, or, where torch lacks a derivative or has a wrong one, those of finite differences.
+
+Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def scalar(output: Tensor) -> Tensor:
 # --- the derivatives themselves -----------------------------------------------------------------------------------
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_forward_mode(layer: Layer) -> None:
     """The tangent for tangents of all leaves together, and of each alone."""
@@ -83,7 +85,7 @@ def test_forward_mode(layer: Layer) -> None:
         agree(layer, action)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_forward_over_reverse(layer: Layer) -> None:
     """Gradients that carry tangents: products of the Hessian and a vector."""
@@ -97,7 +99,7 @@ def test_forward_over_reverse(layer: Layer) -> None:
     agree(layer, action, lacking=LACKING)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_reverse_over_forward(layer: Layer) -> None:
     """The gradient of a tangent, against finite differences: torch's norms take their statistics for constants here."""
@@ -129,7 +131,7 @@ def test_double_backward(layer: Layer) -> None:
     agree(layer, action, lacking=LACKING)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_triple_backward(layer: Layer) -> None:
     """Against finite differences: torch has no third derivative of batch norm, and a wrong one of layer norm."""
@@ -142,7 +144,7 @@ def test_triple_backward(layer: Layer) -> None:
     assert gradcheck(function, tuple(operands), fast_mode=True)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_gradients_of_all_kinds_are_the_differences(layer: Layer) -> None:
     """torch's own checks: undefined, batched and forward-mode gradients of first and second order."""
@@ -170,7 +172,7 @@ FUNCTIONAL = {
 }
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_products_of_jacobian_and_hessian(layer: Layer) -> None:
     def action(module: Module, x: Tensor, *rest: Tensor) -> list[Any]:
@@ -227,7 +229,7 @@ def test_batches_of_incoming_gradients(layer: Layer) -> None:
 # --- which gradients are asked for, and how often ------------------------------------------------------------------
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_the_graph_lives_for_one_backward(layer: Layer) -> None:
     """Unless it is retained; gradients add up in ``grad``; a second time is refused as torch refuses it."""
@@ -284,7 +286,7 @@ def test_unused_and_selected_leaves(layer: Layer) -> None:
     agree(layer, action)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_what_is_frozen_costs_nothing(layer: Layer) -> None:
     """For each choice of leaves: the same gradients, none for the others, and no more saved than torch saves."""
@@ -367,7 +369,7 @@ def test_with_and_without_grad_mode(layer: Layer) -> None:
         assert not run().requires_grad
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_inference_tensors(layer: Layer) -> None:
     """Inputs or whole layers made in inference mode: used, differentiated and refused as torch's are."""
@@ -472,7 +474,7 @@ def test_hooks_change_gradients(layer: Layer) -> None:
     agree(layer, action)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_saved_tensors_may_live_elsewhere(layer: Layer) -> None:
     """Hooks pack what is saved away and bring back a copy, or forbid it: the same gradients, of second order too."""
@@ -509,7 +511,7 @@ def test_saved_tensors_may_live_elsewhere(layer: Layer) -> None:
     agree(layer, forbidden)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_what_is_changed_after_the_call(layer: Layer) -> None:
     """A saved tensor that is overwritten is noticed; one that is not saved may be, and the gradients are right.
@@ -544,7 +546,7 @@ def test_what_is_changed_after_the_call(layer: Layer) -> None:
             close(mine, expected, 1e-6)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_changes_that_autograd_saves_from(layer: Layer) -> None:
     """Under ``allow_mutation_on_saved_tensors`` the graph keeps what was there before."""
@@ -614,7 +616,7 @@ def test_the_graph_is_freed_with_its_output(layer: Layer) -> None:
         assert [x() for x in alive] == [None, None]
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_incoming_gradients_of_every_form(layer: Layer) -> None:
     """Expanded, transposed, sliced, in either memory format, zero; and refused where they do not fit."""
@@ -641,7 +643,7 @@ def test_incoming_gradients_of_every_form(layer: Layer) -> None:
     agree(layer, action)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_anomalies_are_found_and_named(layer: Layer) -> None:
     """``detect_anomaly`` tells which operation gave NaN, and where in the forward pass it was called."""
@@ -677,7 +679,7 @@ def test_gradients_require_gradients_only_on_demand(layer: Layer) -> None:
     assert all(g.requires_grad for g in grad(output, sources, weights, create_graph=True))
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_inside_functions_of_the_users_own(layer: Layer) -> None:
     """A layer called in the forward or backward pass of a custom function, with its own graph inside."""

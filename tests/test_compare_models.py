@@ -501,6 +501,32 @@ def test_statistics_that_are_wrong_in_the_whole_model_alone() -> None:
     assert "mean after it in training: error" in str(report)
 
 
+def test_a_single_number_may_be_exact_by_luck() -> None:
+    """Of a loss the reference gets the very number that float64 gives; ours is off by as much as the layers are."""
+
+    class Loss(nn.Module):
+        def __init__(self, error: float) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(nn.Linear(32, 32) for _ in range(6)))
+            self.error = error
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layers(x)
+            return (y - y.detach()).sum() + 1 + self.error
+
+    reference, ours, x = Loss(0.0), Loss(0.0), torch.randn(8, 32)
+    ours.load_state_dict(reference.state_dict())
+    output = next(check for check in compare_models(ours, reference, x).whole if check.what == "output")
+    assert output.count == 1
+    assert output.comparison.theirs.relative == 0
+    assert 5e-8 < output.usual < 1e-6
+    ours.error = 3 * output.usual
+    assert compare_models(ours, reference, x).passed
+    ours.error = 12 * output.usual
+    wrong = [check.what for check in compare_models(ours, reference, x).whole if not check.passed]
+    assert wrong == ["output", "output"]  # in evaluation and in training
+
+
 # Decisions.
 
 

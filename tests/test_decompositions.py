@@ -131,9 +131,7 @@ class BesideTheirDecompositions(TorchDispatchMode):
 @quiet
 def test_layers_and_their_gradients(layer: Layer) -> None:
     """With the arguments that layers give, in the layouts that they leave behind; second derivatives too."""
-    for dtype, last in ((torch.float64, False), (torch.float32, True), (torch.bfloat16, False)):
-        if dtype not in (torch.float64, *layer.dtypes):
-            continue
+    for dtype, last in ((torch.float64, False), (torch.float32, True)):
         inputs = layer.draw(dtype)
         module = made(layer, *(x.float() if x.is_floating_point() else x for x in inputs)).to(dtype)
         format = {4: torch.channels_last, 5: torch.channels_last_3d} if last else {}

@@ -2,6 +2,8 @@
 
 Where torch lacks a rule, or has a wrong second derivative (that of its normalizations), ours is held against what is
 right.
+
+Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def ensemble(module: Module, size: int = 3) -> tuple[dict[str, Tensor], dict[str
 # --- derivatives --------------------------------------------------------------------------------------------------
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_grad_and_vjp(layer: Layer) -> None:
     """By parameters and inputs at once, with statistics that are updated on the way."""
@@ -159,7 +161,7 @@ class Along:
         return curved(self(t), self.weights)
 
 
-@of(layer for layer in LAYERS if layer not in RANDOM)
+@of((layer for layer in LAYERS if layer not in RANDOM), dear=True)
 @quiet
 def test_jacobians(layer: Layer) -> None:
     """By reverse and by forward mode, whole and in chunks."""
@@ -172,7 +174,7 @@ def test_jacobians(layer: Layer) -> None:
     agree(layer, action)
 
 
-@of(layer for layer in LAYERS if layer not in RANDOM)
+@of((layer for layer in LAYERS if layer not in RANDOM), dear=True)
 @quiet
 def test_hessians(layer: Layer) -> None:
     """Whichever derivative is taken inside the other, one mode or both: the second derivative that autograd has."""
@@ -209,7 +211,7 @@ def test_vmap_over_inputs(layer: Layer) -> None:
     agree(layer, action)
 
 
-@of(WITH_WEIGHTS)
+@of(WITH_WEIGHTS, dear=True)
 @quiet
 def test_ensembles(layer: Layer) -> None:
     """Several layers at once, each with weights and statistics of its own: on one input, or on one each."""
@@ -231,7 +233,7 @@ def test_ensembles(layer: Layer) -> None:
     agree(layer, action)
 
 
-@of(WITH_WEIGHTS)
+@of(WITH_WEIGHTS, dear=True)
 @quiet
 def test_gradients_of_ensembles(layer: Layer) -> None:
     """The gradients of each by vmap of grad; every layer on every input by vmap of vmap."""
@@ -288,7 +290,7 @@ def test_per_sample_gradients(layer: Layer) -> None:
         close([g[sample] for g in found], [*alone[:-1], alone[-1][0]])
 
 
-@of(layer for layer in LAYERS if layer not in RANDOM)
+@of((layer for layer in LAYERS if layer not in RANDOM), dear=True)
 @quiet
 def test_derivatives_of_vmap(layer: Layer) -> None:
     """And vmap of derivatives: one transform inside the other, either way round."""

@@ -1,6 +1,8 @@
 """What PyTorch does to modules, done to every layer: checkpointing, files, devices, hooks, switches, ``nn.utils``.
 
 Of each the layer does what torch's does in its place.
+
+Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
 # --- checkpointing ------------------------------------------------------------------------------------------------
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_checkpointing(layer: Layer) -> None:
     """Computed again in the backward pass: the same bits; statistics are updated as often as torch's."""
@@ -81,7 +83,7 @@ def test_checkpointing(layer: Layer) -> None:
             agree(layer, way)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_selective_checkpointing(layer: Layer) -> None:
     """Our operators can be named in the policy: what it saves is not computed again."""
@@ -261,7 +263,7 @@ def test_skipping_the_initialization() -> None:
             assert (mine.shape, mine.dtype, mine.device) == (other.shape, other.dtype, other.device)
 
 
-@of(IN_TORCH)
+@of(IN_TORCH, dear=True)
 @quiet
 def test_types_formats_and_devices(layer: Layer) -> None:
     """``half``, ``double``, ``to`` of all sorts: what becomes of the state, with new tensors put in and swapped."""
@@ -305,7 +307,7 @@ class Marked(Tensor):
     """A subclass that does nothing but stay what it is."""
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_subclasses_pass_through(layer: Layer) -> None:
     """Outputs and gradients have the types, and the numbers, that they have with torch's layer."""
@@ -345,7 +347,7 @@ class Listening(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_modes_change_nothing(layer: Layer) -> None:
     """Onlookers, a default device and the switches of torch's own kernels: the same bits with them as without."""
@@ -487,7 +489,7 @@ def test_hooks(layer: Layer) -> None:
         assert not isinstance(outcome(action, pair(layer)[0], leaves(draw(layer))), Exception)
 
 
-@of(LAYERS)
+@of(LAYERS, dear=True)
 @quiet
 def test_random_numbers(layer: Layer) -> None:
     """The same seed, the same draws, and the generator stands where torch's layer leaves it; forks are left alone."""
@@ -510,7 +512,7 @@ def test_random_numbers(layer: Layer) -> None:
 # --- torch.nn.utils, torch.optim ------------------------------------------------------------------------------------
 
 
-@of(WITH_MATRICES)
+@of(WITH_MATRICES, dear=True)
 @quiet
 def test_weights_made_of_others(layer: Layer) -> None:
     """Weight norm, old and new, spectral norm, pruning: the layer computes with what they make, and its gradients."""

@@ -284,14 +284,14 @@ struct mish {
   explicit mish(const double*) {}
   template <class V>
   SCRATCHNN_MEMBER V value(V x) const {
-    const V most = V{} + T(20), e = exp(x > T(20) ? most : x), n = e * (e + T(2));
+    const V most = V{} + T(40), e = exp(x > T(40) ? most : x), n = e * (e + T(2));
     return x * (n / (n + T(2)));
   }
   // d tanh(log(1 + e)) / dx = 4 e (1 + e) / m^2
   template <class V>
   SCRATCHNN_MEMBER V gradient(V dy, V x) const {
-    const V most = V{} + T(20), e = exp(x > T(20) ? most : x), n = e * (e + T(2)), m = n + T(2);
-    return dy * (n / m + x * (T(4) * e * (T(1) + e) / m / m));
+    const V most = V{} + T(40), held = x > T(40) ? most : x, e = exp(held), n = e * (e + T(2)), m = n + T(2);
+    return dy * (n / m + held * (T(4) * e * (T(1) + e) / m / m));  // beyond, the second term is less than a rounding
   }
 };
 

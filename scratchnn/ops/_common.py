@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext
 from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
@@ -85,8 +84,6 @@ class Function:
             return output
 
         def jvp(ctx: Any, *tangents: Any) -> Any:
-            if TracingContext.try_get() is not None:  # the compiler's tensors take no tangents of tangents
-                return cls.jvp(ctx, *tangents)
             # torch switches forward mode off for a jvp, and with it, silently, the jvp of a transform around this one.
             with forward_ad._set_fwd_grad_enabled(True):
                 return cls.jvp(_WithoutTangents(ctx), *tangents)
@@ -166,7 +163,8 @@ class _WithoutTangents:
 
     @property
     def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        return tuple(None if x is None else forward_ad.unpack_dual(x).primal for x in self._ctx.saved_tensors)
+        # torch has one level, and calls it the current one only where forward mode was entered by its own name.
+        return tuple(None if x is None else forward_ad.unpack_dual(x, level=0).primal for x in self._ctx.saved_tensors)
 
 
 def bilinear_tangent(

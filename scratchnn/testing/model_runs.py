@@ -45,6 +45,16 @@ class Key(NamedTuple):
     call: CallName | None
     what: str
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is of a layer by itself."""
+        return self.group in (Group.ALONE_FORWARD, Group.ALONE_BACKWARD)
+
+    @property
+    def direction(self) -> str:
+        """The pass that gives it, as one of the groups."""
+        return Group.BACKWARD if self.what.startswith("gradient") else Group.FORWARD
+
 
 @dataclass
 class _Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ def _report(ours: Module, reference: Module, draws: list[Draw], factor: float) -
     faulty = any(found.large and not found.passed for found in alone)
     whole = []
     for key, found in free.items():
-        judged = _judge(found, forced.get(key), faulty)
+        judged = _judge(key, found, forced.get(key), faulty)
         checks = whole if key.call is None else getattr(layers[key.call], key.group)
         checks.append(judged)
     return ModelReport(
@@ -187,11 +188,20 @@ def _report(ours: Module, reference: Module, draws: list[Draw], factor: float) -
 
 
 def _merged(draws: list[dict[Key, Check]]) -> dict[Key, Check]:
-    """The checks of all draws, as one of each."""
-    return {key: merge([draw[key] for draw in draws if key in draw]) for key in {k: None for d in draws for k in d}}
+    """The checks of all draws, as one of each that knows the reference's usual error in the model."""
+    merged = {key: merge([draw[key] for draw in draws if key in draw]) for key in {k: None for d in draws for k in d}}
+    errors: dict[tuple[str, str], list[float]] = {}
+    for key, found in merged.items():
+        if key.group in (Group.FORWARD, Group.BACKWARD) and found.comparison is not None:
+            errors.setdefault((key.phase, key.group), []).append(found.comparison.theirs.relative)
+    usual = {of: median(values) for of, values in errors.items()}
+    return {
+        key: found if key.alone else replace(found, usual=usual.get((key.phase, key.direction), 0.0))
+        for key, found in merged.items()
+    }
 
 
-def _judge(free: Check, forced: Check | None, faulty: bool) -> Check:
+def _judge(key: Key, free: Check, forced: Check | None, faulty: bool) -> Check:
     """What the models left to themselves gave; if that fails, what they gave with the same decisions.
 
     Gradients are judged by that always, outputs if a decision explains the error: if it is large, though no layer is
@@ -199,7 +209,7 @@ def _judge(free: Check, forced: Check | None, faulty: bool) -> Check:
     """
     if free.passed or forced is None:
         return free
-    if free.what.startswith("gradient") or (free.large and forced.passed and not faulty):
+    if key.direction == Group.BACKWARD or (free.large and forced.passed and not faulty):
         return replace(forced, turned=True, free=free.comparison)
     return free
 

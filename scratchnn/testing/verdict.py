@@ -17,6 +17,8 @@ __all__ = ["Check", "check", "merge"]
 
 # An error of so many rounding steps is allowed even where the reference happens to be exact.
 STEPS = 2
+# The relative error of fewer numbers than this is a matter of luck.
+FEW = 16
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Check:
         what: the result, as ``output`` or ``gradient of weight``.
         phase: ``evaluation`` or ``training``.
         factor: how many times the reference's error ours may have.
+        count: how many numbers the result consists of.
+        usual: the reference's usual error in the model. Where there are only a few numbers, which may be exact by luck,
+            its error counts as no smaller.
         comparison: both errors; None where there is nothing to compare, for which ``problem`` has the reason.
         problem: what is wrong besides rounding: another shape, another type, an exception.
         apart: how far ours is from the reference itself, relative to it; measured only where that may count.
@@ -38,6 +43,8 @@ class Check:
     what: str
     phase: str
     factor: float
+    count: int = 0
+    usual: float = 0.0
     comparison: Comparison | None = None
     problem: str = ""
     apart: float = 0.0
@@ -50,7 +57,10 @@ class Check:
         """The largest relative error that passes."""
         if self.comparison is None:
             return 0.0
-        return self.factor * self.comparison.theirs.relative + STEPS * self.comparison.step
+        theirs = self.comparison.theirs.relative
+        if self.count < FEW:
+            theirs = max(theirs, self.usual)
+        return self.factor * theirs + STEPS * self.comparison.step
 
     @property
     def as_exact(self) -> bool:
@@ -126,7 +136,7 @@ def check(
     strict: bool = False,
 ) -> Check:
     """Compare one result, of which any side may have none."""
-    made = Check(what, phase, factor, strict=strict)
+    made = Check(what, phase, factor, strict=strict, count=0 if ours is None else ours.numel())
     if ours is None or theirs is None:
         return replace(made, problem="there is none" if ours is None else "the reference has none")
     if ours.shape != theirs.shape:
