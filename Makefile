@@ -12,7 +12,7 @@ endif
 
 BIN     := .venv/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
-LAYER_TESTS := $(filter-out %_convert.py,$(wildcard $(addprefix tests/test_,conv*.py pool*.py *norm*.py linear*.py \
+LAYER_TESTS := $(filter-out %_convert.py %_converted_models.py,$(wildcard $(addprefix tests/test_,conv*.py pool*.py *norm*.py linear*.py \
                  activation*.py)))
 
 # What the build itself needs; one pip call, so that torch and torchvision come as a matching pair. The versions of

@@ -7,10 +7,10 @@
 #include <torch/library.h>
 
 #include "activation/table.h"
-#include "python/module.h"
 #include "common/dispatch.h"
 #include "common/runtime.h"
 #include "conv/choice.h"
+#include "python/module.h"
 
 namespace {
 
@@ -178,7 +178,8 @@ TORCH_LIBRARY_IMPL(scratchnn, Autograd, library) {
 
 // Importing scratchnn._C loads the library, which registers the operators above.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   PyObject* module = PyModule_Create(&definition);
   if (module == nullptr) return nullptr;
   if (!scratchnn::add_function_type(module) || !scratchnn::add_remembered_type(module)) Py_CLEAR(module);

@@ -3,7 +3,7 @@
 Numbers of a narrow type are compared with torch's up to a few dozen of its rounding steps: how exact they are is
 measured elsewhere (test_layers).
 
-Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
+Tests marked ``dear`` take a layer of each kind in the quick suite (``FEW`` in sides.py), all of them in the slow one.
 """
 
 from __future__ import annotations

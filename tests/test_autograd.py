@@ -2,7 +2,7 @@
 
 Values are torch's own, or, where torch lacks a derivative or has a wrong one, those of finite differences.
 
-Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
+Tests marked ``dear`` take a layer of each kind in the quick suite (``FEW`` in sides.py), all of them in the slow one.
 """
 
 from __future__ import annotations
@@ -430,6 +430,7 @@ def test_the_graph_leads_to_the_leaves(layer: Layer) -> None:
         assert found == {id(x) for x in differentiable(module, inputs)}
         node = output.grad_fn
         assert re.search(r"Backward\d*$", node.name())
+        assert isinstance(node, autograd_graph.Node)
         assert isinstance(node.metadata, dict)
         assert autograd_graph.get_gradient_edge(output).node is node
     seen: list[Any] = []
@@ -709,3 +710,23 @@ def test_inside_functions_of_the_users_own(layer: Layer) -> None:
         return found
 
     agree(layer, action)
+
+
+def test_statistics_have_no_gradient() -> None:
+    """A gradient by them is refused, as torch refuses it, and not left out."""
+    x, zeros, ones = torch.randn(4, 3, 5), torch.zeros(3), torch.ones(3)
+    for training in (False, True):
+        for statistics in ((zeros.clone().requires_grad_(), ones), (zeros, ones.clone().requires_grad_())):
+            for functional in (scratchnn.functional, torch.nn.functional):
+                with pytest.raises(RuntimeError, match="not differentiable"):
+                    functional.batch_norm(x, *statistics, training=training)
+
+
+def test_statistics_that_have_moved_on() -> None:
+    """A backward pass through those of before is refused: torch takes it with those of now, and errs."""
+    layer = scratchnn.nn.BatchNorm1d(3)
+    x = torch.randn(4, 3, requires_grad=True)
+    output = layer.eval()(x)
+    layer.train()(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()

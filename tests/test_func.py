@@ -3,7 +3,7 @@
 Where torch lacks a rule, or has a wrong second derivative (that of its normalizations), ours is held against what is
 right.
 
-Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
+Tests marked ``dear`` take a layer of each kind in the quick suite (``FEW`` in sides.py), all of them in the slow one.
 """
 
 from __future__ import annotations

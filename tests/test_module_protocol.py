@@ -2,7 +2,7 @@
 
 Of each the layer does what torch's does in its place.
 
-Tests marked ``dear`` walk through a layer of each kind (``FEW`` in sides.py), and through all of them in the slow suite.
+Tests marked ``dear`` take a layer of each kind in the quick suite (``FEW`` in sides.py), all of them in the slow one.
 """
 
 from __future__ import annotations

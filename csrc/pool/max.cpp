@@ -84,7 +84,8 @@ at::Tensor run_max_backward(const at::Tensor& grad, const at::Tensor& offsets, P
   check_offsets(offsets, pooling);
   TORCH_CHECK(grad.sizes() == offsets.sizes(), pooling.name, ": expected grad of shape ", offsets.sizes(), ", but got ",
               grad.sizes());
-  if (is_widened(grad)) return run_max_backward(grad.to(at::kFloat), offsets, std::move(pooling)).to(grad.scalar_type());
+  if (is_widened(grad))
+    return run_max_backward(grad.to(at::kFloat), offsets, std::move(pooling)).to(grad.scalar_type());
   const PoolShape& shape = pooling.shape;
   const PlaneWindows windows = pooling.windows.view();
   const at::Tensor taps = in_format(offsets, shape.channels_last);

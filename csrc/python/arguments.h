@@ -17,9 +17,9 @@ class Operator {
  public:
   explicit Operator(const std::string& name);
 
-  // Pushes the arguments; false, with the stack in any state, for whatever is not exactly what the schema names: numbers
-  // that are symbols, too few arguments, other types. torch.ops then says what is wrong, or knows how to take them.
-  // A NamedTuple stands for its fields.
+  // Pushes the arguments; false, with the stack in any state, for whatever is not exactly what the schema names:
+  // numbers that are symbols, too few arguments, other types. torch.ops then says what is wrong, or knows how to take
+  // them. A NamedTuple stands for its fields.
   bool push(PyObject* const* args, Py_ssize_t count, torch::jit::Stack& stack) const;
 
   void call(torch::jit::Stack& stack) const { handle_.callBoxed(stack); }
@@ -35,7 +35,8 @@ class Operator {
   std::vector<Kind> kinds_;
 };
 
-// A tensor of torch's own two classes, wrapped in nothing: no transform and no subclass has a say in what is done to it.
+// A tensor of torch's own two classes, wrapped in nothing: no transform and no subclass has a say in what is done to
+// it.
 inline bool is_plain_tensor(PyObject* object) {
   if (!THPVariable_CheckExact(object)) return false;
   constexpr c10::DispatchKeySet kWrappers({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,

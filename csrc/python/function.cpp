@@ -2,10 +2,8 @@
 //
 // torch's own Function takes longer to record a small layer than the layer takes to compute. This one does the same for
 // ordinary tensors: forward and setup_context when called, a node in the graph, backward when the gradient arrives. The
-// formulas stay in Python. Where anything is not ordinary (a transform, a mode, a subclass, forward-mode derivatives) it
-// hands the call over to `otherwise`, which is torch's Function.
-#include "python/module.h"
-
+// formulas stay in Python. Where anything is not ordinary (a transform, a mode, a subclass, forward-mode derivatives)
+// it hands the call over to `otherwise`, which is torch's Function.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/InferenceMode.h>
@@ -18,6 +16,7 @@
 #include <torch/version.h>
 
 #include "python/arguments.h"
+#include "python/module.h"
 
 namespace scratchnn {
 namespace {
@@ -87,10 +86,9 @@ struct FunctionNode;
 
 // The `ctx` of setup_context and backward. The node owns it; it knows the node as long as there is one.
 struct Context {
-  PyObject_HEAD
-  PyObject* attributes;          // what setup_context sets on it
-  PyObject* needs_input_grad;    // a tuple of booleans, one for each argument
-  PyObject* to_save;             // tuples of tensors, or null: what setup_context said
+  PyObject_HEAD PyObject* attributes;  // what setup_context sets on it
+  PyObject* needs_input_grad;          // a tuple of booleans, one for each argument
+  PyObject* to_save;                   // tuples of tensors, or null: what setup_context said
   PyObject* non_differentiable;
   PyObject* dirty;
   FunctionNode* node;
@@ -99,8 +97,7 @@ struct Context {
 
 // torch._C.Function as scratchnn builds it: see Function.__init_subclass__ in scratchnn/ops/_common.py.
 struct FunctionObject {
-  PyObject_HEAD
-  PyObject* name;
+  PyObject_HEAD PyObject* name;
   PyObject* forward;
   PyObject* setup_context;
   PyObject* backward;

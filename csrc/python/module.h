@@ -2,9 +2,8 @@
 // with a Python error set where that fails.
 #pragma once
 
-#include <torch/csrc/python_headers.h>
-
-#include <structmember.h>  // needs the headers above
+#include <Python.h>
+#include <structmember.h>
 
 namespace scratchnn {
 

@@ -12,8 +12,7 @@ namespace {
 constexpr Py_ssize_t kMostKept = 4096;
 
 struct Remembered {
-  PyObject_HEAD
-  PyObject* function;
+  PyObject_HEAD PyObject* function;
   PyObject* results;  // arguments -> (arguments, result)
   vectorcallfunc vectorcall;
 };
@@ -24,7 +23,8 @@ Remembered* as_remembered(PyObject* self) {
 
 // Constants, and tuples of them.
 bool is_key(PyObject* object) {
-  if (PyLong_CheckExact(object) || PyBool_Check(object) || object == Py_None || PyUnicode_CheckExact(object)) return true;
+  if (PyLong_CheckExact(object) || PyBool_Check(object) || object == Py_None || PyUnicode_CheckExact(object))
+    return true;
   if (!PyTuple_Check(object)) return false;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(object); ++i) {
     if (!is_key(PyTuple_GET_ITEM(object, i))) return false;
