@@ -327,6 +327,34 @@ def test_layers_that_overwrite_their_input() -> None:
     assert report.failures[0].problem == "True instead of False"
 
 
+def test_reference_that_refuses_float64() -> None:
+    """Then both sides' rounding is in the difference, and a few steps more are allowed."""
+
+    def only_float32(x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32, please")
+        return torch.exp(x)
+
+    def off_by(steps: float) -> Any:
+        return lambda x: torch.exp(x) * (1 + steps * torch.finfo(torch.float32).eps)
+
+    options = {"checks": ["outputs"]}
+    report = assert_equivalent(off_by(5), only_float32, ROWS, **options)
+    assert report.findings[0].note == "the reference has no such result in float64: held against its own result"
+    assert not check_equivalence(off_by(20), only_float32, ROWS, **options).passed
+    assert check_equivalence(off_by(20), only_float32, ROWS, steps=30, **options).passed
+
+
+def test_module_that_is_right_where_the_reference_is_far_off() -> None:
+    def coarse(x: Tensor) -> Tensor:
+        return torch.exp(x) * (1.5 if x.dtype == torch.bfloat16 else 1)
+
+    report = assert_equivalent(torch.exp, coarse, ROWS, checks=["outputs"])
+    notes = {finding.case: finding.note for finding in report.findings if finding.quantity == "output"}
+    assert notes["bfloat16"] == "the reference is far off its float64 run, the module is not"
+    assert not any(note for case, note in notes.items() if case != "bfloat16")
+
+
 def test_checks_that_the_reference_does_not_stand() -> None:
     """Hardsigmoid has no second derivative in torch, and this reference no first one."""
 

@@ -7,7 +7,6 @@ nothing that one does to them reaches the others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from scratchnn.testing.cases import Arguments, Draw, channels_last, strides
-from scratchnn.testing.errors import Comparison, Error, Tolerance, exact
+from scratchnn.testing.errors import Tolerance
 from scratchnn.testing.report import Finding
 from scratchnn.testing.sides import Pair, Sides, Subject
+from scratchnn.testing.yardstick import size_of, yardstick
 
 __all__ = ["Experiment", "Inapplicable", "Trial", "told"]
 
@@ -108,7 +108,7 @@ class Trial:
         true = _attempt(experiment, truth, arguments.exact())
         if isinstance(true, Exception):
             true = {}
-        scale = max((_size(x) for x in (true or expected).values() if isinstance(x, Tensor)), default=0.0)
+        scale = max((size_of(x) for x in (true or expected).values() if isinstance(x, Tensor)), default=0.0)
         for name in {**expected, **found}:
             sides = (found.get(name), expected.get(name), true.get(name))
             yield self._compared(case, name, *sides, scale)
@@ -137,34 +137,31 @@ class Trial:
             if not problem and not torch.equal(ours, theirs):
                 problem = f"other values{_worst(ours, theirs)}"
             return self.finding(case, name, problem=problem)
-        note = ""
+        untrue = ""
         if not isinstance(truth, Tensor) or truth.shape != theirs.shape:
-            note, truth = "the reference has no such result in float64: held against its own", theirs
-        return self._measured(case, name, ours.detach(), theirs.detach(), truth.detach(), scale, note)
+            untrue, truth = "the reference has no such result in float64", theirs
+        return self._measured(case, name, ours.detach(), theirs.detach(), truth.detach(), scale, untrue)
 
     def _measured(
-        self, case: str, name: str, ours: Tensor, theirs: Tensor, truth: Tensor, scale: float, note: str
+        self, case: str, name: str, ours: Tensor, theirs: Tensor, truth: Tensor, scale: float, untrue: str
     ) -> Finding:
-        """Both errors beside each other; ``scale`` is the size of the largest results of the experiment."""
+        """Both errors beside each other.
+
+        Args:
+            case, name, ours, theirs, truth: as in :meth:`_compared`.
+            scale: the size of the largest results of the experiment.
+            untrue: why ``truth`` is none, where it is known to be none.
+        """
         problem = _not_finite_elsewhere(ours, theirs)
         if problem and _not_finite_elsewhere(ours, truth):
             return self.finding(case, name, problem=problem)
         finite = ours.isfinite() & theirs.isfinite() & truth.isfinite()
         ours, theirs, truth = (x.masked_fill(~finite, 0) for x in (ours, theirs, truth))
-        comparison = Comparison.of(ours, theirs, truth)
-        allowed = self.tolerance.allowed(comparison)
-        wrong = comparison.theirs.relative > _FAR_OFF  # no digit of the reference is right
-        size, noise = _size(truth), comparison.step * scale
-        if (wrong or truth.dtype == theirs.dtype) and size <= 4 * noise:
-            note = "terms cancel: held against the rounding errors of the largest results"
-            steps = 8 * noise / size if size else 8 * noise * math.sqrt(ours.numel())
-            allowed = Error(max(allowed.relative, 10 * comparison.theirs.relative, steps), math.inf)
-        elif wrong:
-            note = "the reference in float64 computes something else: held against its own result"
-            comparison, truth = Comparison.of(ours, theirs, theirs), theirs
-            allowed = Tolerance(steps=4 * Tolerance.STEPS).allowed(comparison)
-        problem = "" if allowed.covers(comparison.ours) else f"error too large{_worst(ours, truth)}"
-        return self.finding(case, name, problem=problem, comparison=comparison, allowed=allowed, note=note)
+        held = yardstick(ours, theirs, truth, scale, self.tolerance, untrue)
+        problem = "" if held.allowed.covers(held.comparison.ours) else f"error too large{_worst(ours, held.truth)}"
+        return self.finding(
+            case, name, problem=problem, comparison=held.comparison, allowed=held.allowed, note=held.note
+        )
 
     def _laid_out(
         self, case: str, name: str, ours: Tensor, theirs: Tensor, arguments: Arguments, layout: str
@@ -178,10 +175,6 @@ class Trial:
         if problem and last and format is not None and other == strides(theirs.contiguous(memory_format=format)):
             problem = f"channels_last is lost: {problem}"
         return self.finding(case, f"layout of {name}", problem=problem)
-
-
-# From here on the float64 run of the reference does not describe the reference: rounding in half precision is below.
-_FAR_OFF = 0.1
 
 
 def _attempt(experiment: Experiment, subject: Subject, arguments: Arguments) -> Mapping[str, Any] | Exception:
@@ -232,12 +225,6 @@ def _not_finite_elsewhere(ours: Tensor, theirs: Tensor) -> str:
         if not torch.equal(mine, other):
             return f"{what} in {int(mine.sum())} places instead of {int(other.sum())}"
     return ""
-
-
-def _size(x: Tensor) -> float:
-    """The root mean square of the finite numbers."""
-    numbers = exact(x.detach()[x.isfinite()])
-    return numbers.to(torch.complex128).norm().item() / math.sqrt(numbers.numel()) if numbers.numel() else 0.0
 
 
 def _worst(ours: Tensor, truth: Tensor) -> str:

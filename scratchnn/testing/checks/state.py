@@ -165,7 +165,9 @@ def copies(trial: Trial) -> Iterator[Finding]:
             other = duplicate(ours)
         except Exception as error:
             if duplicate is _pickled and not _is_found_by_name(type(ours)):
-                yield trial.finding(case, skipped="pickle does not find the class by its name: it is no module's")
+                yield trial.finding(
+                    case, skipped="pickle does not find the class: it is not defined at the top of a file"
+                )
             else:
                 yield trial.finding(case, problem=f"raises {told(error)}")
             continue
