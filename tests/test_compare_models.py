@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,6 @@ import scratchnn
 from scratchnn.testing import ModelReport, compare_models
 from scratchnn.testing.model_report import Fault
 from scratchnn.testing.recording import CallName, record
-from scratchnn.testing.trees import map_tensors, tensors
 from scratchnn.testing.widening import widening
 
 
@@ -680,29 +678,3 @@ def test_the_table() -> None:
     assert verdicts["pool"] == "DIFFERS in the model"
     assert verdicts["stem"] == "gradient DIFFERS in the model"
     assert "second" in verdicts  # a block is listed where it differs
-
-
-# Tensors inside of other things.
-
-
-class Box:
-    def __init__(self, items: Any) -> None:
-        self.items, self.name = items, "box"
-
-
-Pair = namedtuple("Pair", "left right")
-
-
-def test_nested_tensors() -> None:
-    a, b, c = torch.zeros(1), torch.ones(2), torch.ones(3)
-    value = {"x": [a, 3, Pair(b, None)], "y": Box((c,)), "z": "text"}
-    assert tensors(value) == {"['x'][0]": a, "['x'][2][0]": b, "['y'].items[0]": c}
-    assert tensors(a) == {"": a}
-    assert tensors((None, 3, nn.Linear(2, 2), Pair)) == {}
-    doubled = map_tensors(lambda tensor, path: tensor * 2, value)
-    assert isinstance(doubled["x"][2], Pair)
-    assert doubled["x"][1:2] == [3]
-    assert isinstance(doubled["y"], Box)
-    assert doubled["y"].name == "box"
-    assert torch.equal(doubled["y"].items[0], c * 2)
-    assert value["y"].items[0] is c

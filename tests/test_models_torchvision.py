@@ -28,11 +28,6 @@ OURS = tuple(scratchnn.nn.implemented().values())
 # sees; the second, in MultiheadAttention, is not called but holds weights.
 THEIR_OWN = {"LayerNorm2d", "NonDynamicallyQuantizableLinear"}
 
-MODES = [
-    "convert",
-    pytest.param("override", marks=pytest.mark.skipif(not hasattr(scratchnn, "override"), reason="no override yet")),
-]
-
 
 def check(name: str, mode: str, seeds: int) -> None:
     target = load(f"torchvision:{name}")
@@ -59,14 +54,14 @@ def check(name: str, mode: str, seeds: int) -> None:
     assert report.passed, f"{report}\n" + "\n".join(report.failures[:10])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["convert", "override"])
 @pytest.mark.parametrize("name", QUICK)
 def test_a_small_model(name: str, mode: str) -> None:
     check(name, mode, seeds=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["convert", "override"])
 @pytest.mark.parametrize("name", SLOW)
 def test_a_model(name: str, mode: str) -> None:
     check(name, mode, seeds=3)

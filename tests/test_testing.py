@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ from scratchnn.testing import (
 from scratchnn.testing.cases import FORMATS, Arguments, formatted, part_of_batch, spoiled
 from scratchnn.testing.checks.experiments import same_bits
 from scratchnn.testing.errors import ulp_error
-from scratchnn.testing.nested import leaves, map_tensors
+from scratchnn.testing.nested import leaves, map_tensors, named_tensors
 
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
 
@@ -132,6 +132,26 @@ def test_nested_tensors_have_names() -> None:
     doubled = map_tensors(lambda x: x + 1, value)
     assert doubled["k"][1] == (2, 3)
     assert isinstance(doubled["p"], Point)
+
+
+class Box:
+    """Holds tensors without being a collection."""
+
+    def __init__(self, items: Any) -> None:
+        self.items, self.name = items, "box"
+
+
+def test_tensors_in_objects() -> None:
+    a, b = torch.zeros(1), torch.ones(1)
+    value = [Box((a, b)), Box(3), torch.nn.Linear(2, 2), OrderedDict(x=b)]
+    assert named_tensors(value, "") == {"[0].items[0]": a, "[0].items[1]": b, "[3]['x']": b}
+    doubled = map_tensors(lambda x: x * 2, value)
+    assert isinstance(doubled[0], Box)
+    assert doubled[0].name == "box"
+    assert torch.equal(doubled[0].items[1], b * 2)
+    assert value[0].items[1] is b
+    assert doubled[1:3] == value[1:3]
+    assert isinstance(doubled[3], OrderedDict)
 
 
 def test_names_of_arguments() -> None:

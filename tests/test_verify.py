@@ -18,7 +18,7 @@ from scratchnn import __main__ as command
 from scratchnn.__main__ import main
 from scratchnn.errors import UserError
 from scratchnn.testing.models import call_arguments
-from scratchnn.testing.trees import tensors
+from scratchnn.testing.nested import named_tensors
 from scratchnn.verify import zoo
 from scratchnn.verify.command import GROUPS, HELP
 from scratchnn.verify.measure import measure_costs
@@ -212,7 +212,7 @@ def test_override(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *_: object) -> None:
             nn.functional.relu = self.relu
 
-    monkeypatch.setattr(scratchnn, "override", Override, raising=False)
+    monkeypatch.setattr(scratchnn, "override", Override)
     assert verify("models.py:small", "--seeds", 1, "--mode", "override", "--input-size", 16) == 1
     said = capsys.readouterr().out
     assert "run under scratchnn.override" in said
@@ -221,9 +221,11 @@ def test_override(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 left to torch: linear: takes a Strange" in said
     rows = {line.split()[0]: line for line in said.splitlines() if line}
     assert rows["4"].count("x ") == 2  # every layer is timed
-    monkeypatch.delattr(scratchnn, "override")
-    assert verify("models.py:small", "--mode", "override") == 2
-    assert "has no override, use --mode convert" in capsys.readouterr().err
+
+
+def test_under_override_itself(capsys) -> None:
+    assert verify("models.py:rows", "--mode", "override", "--no-speed") == 0
+    assert "2 calls rerouted in evaluation: 1 linear, 1 relu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_every_family_of_torchvision_has_a_representative() -> None:
 def test_what_models_are_called_with(name: str, evaluation: list[tuple], training: list[tuple]) -> None:
     _, inputs = zoo.load(name)
     for draw, shapes in ((inputs.evaluation, evaluation), (inputs.training, training)):
-        first, again, other = (list(tensors(call_arguments(draw, seed)).values()) for seed in (0, 0, 1))
+        first, again, other = (list(named_tensors(call_arguments(draw, seed), "").values()) for seed in (0, 0, 1))
         assert [tuple(tensor.shape) for tensor in first] == shapes
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not torch.equal(first[0], other[0])

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.testing.errors import exact
+from scratchnn.testing.nested import map_tensors, named_tensors
 from scratchnn.testing.recording import Call, CallName, Recording, record
 from scratchnn.testing.replay import Replay
-from scratchnn.testing.trees import map_tensors, tensors
 from scratchnn.testing.verdict import Check, check
 from scratchnn.testing.widening import widening
 
@@ -126,7 +126,7 @@ class Draw:
         keep_arguments: bool = False,
         forced: Recording | None = None,
     ) -> _Run:
-        given = map_tensors(lambda tensor, path: _fresh(tensor), arguments)
+        given = map_tensors(_fresh, arguments)
         torch.manual_seed(self.seed)
         with self._borrowed(model, phase), torch.set_grad_enabled(loss is not None):
             run = _Run(record(model, given, keep_arguments=keep_arguments, forced=forced))
@@ -141,7 +141,7 @@ class Draw:
         return run
 
     def _run_truth(self, phase: str, arguments: Arguments, loss: Loss | None, forced: Recording | None) -> _Run:
-        wide = map_tensors(lambda tensor, path: _fresh(exact(tensor), tensor.requires_grad), arguments)
+        wide = map_tensors(lambda tensor: _fresh(exact(tensor), tensor.requires_grad), arguments)
         with widening(dtype_of(self.reference)):
             truth = self._run(self.truth, phase, wide, loss, forced=forced)
         if truth.error is not None:
@@ -245,9 +245,8 @@ def _fresh(tensor: Tensor, requires_grad: bool | None = None) -> Tensor:
 
 def _results(model: Module, arguments: Arguments, output: Any) -> dict[str, Tensor]:
     """What a run leaves behind: output, gradients, and the buffers."""
-    results = {f"output{path}": tensor.detach().clone() for path, tensor in tensors(output).items()}
-    named = [(f"input {path}", tensor) for path, tensor in tensors(arguments).items()]
-    for name, tensor in (*named, *model.named_parameters()):
+    results = {name: tensor.detach().clone() for name, tensor in named_tensors(output, "output").items()}
+    for name, tensor in (*named_tensors(arguments, "input ").items(), *model.named_parameters()):
         if tensor.grad is not None:
             results[f"gradient of {name}"] = tensor.grad.to_dense() if tensor.grad.is_sparse else tensor.grad
     return results | {f"{name} after it": buffer.clone() for name, buffer in model.named_buffers()}

@@ -14,8 +14,8 @@ from torch.nn import Module
 
 from scratchnn.testing.model_report import LayerReport, ModelReport
 from scratchnn.testing.model_runs import EVALUATION, TRAINING, Arguments, Draw, Group, Key, dtype_of, widened
+from scratchnn.testing.nested import named_tensors
 from scratchnn.testing.recording import CallName
-from scratchnn.testing.trees import tensors
 from scratchnn.testing.verdict import Check, merge
 
 __all__ = ["Projection", "call_arguments", "compare_models"]
@@ -147,7 +147,7 @@ class Projection:
     def __call__(self, output: Any) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         terms = []
-        for tensor in tensors(output).values():
+        for tensor in named_tensors(output, "output").values():
             if tensor.requires_grad:
                 real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
                 # Numbers of bfloat16 are exact in every type.

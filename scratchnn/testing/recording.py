@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn import Module
 
-from scratchnn.testing.trees import map_tensors, tensors
+from scratchnn.testing.nested import map_tensors, named_tensors
 
 __all__ = ["Call", "CallName", "Recording", "record"]
 
@@ -116,14 +116,14 @@ def _hooks(
         nonlocal last
         name, number, arguments = running.pop()
         call = recording.calls[name] = Call(number == begun, arguments if number == begun else None)
-        for path, tensor in tensors(output).items():
+        for path, tensor in named_tensors(output, "").items():
             if last is None or last[0] is not tensor or last[1] != tensor._version:
                 last = tensor, tensor._version, _copy(tensor)
             call.outputs[path] = last[2]  # a block hands on what its last layer gave
             if tensor.requires_grad:
                 tensor.register_hook(lambda gradient, path=path: _note(call.gradients, path, gradient))
         if forced is not None and call.leaf and name in forced.calls:
-            for path, tensor in tensors(output).items():
+            for path, tensor in named_tensors(output, "").items():
                 _force(tensor, forced.calls[name].outputs.get(path))
 
     handles = []
@@ -143,7 +143,7 @@ def _hooks(
             handle.remove()
 
 
-def _copy(tensor: Tensor, path: str = "") -> Tensor:
+def _copy(tensor: Tensor) -> Tensor:
     """A copy that later changes in place do not reach, which remembers whether a gradient was wanted."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.testing.errors import exact
+from scratchnn.testing.nested import map_tensors, named_tensors
 from scratchnn.testing.recording import Call
-from scratchnn.testing.trees import map_tensors, tensors
 
 __all__ = ["Replay"]
 
@@ -42,11 +42,11 @@ class Replay:
         copies: bool = True,
         seed: int = 0,
     ) -> None:
-        def prepare(tensor: Tensor, path: str = "") -> Tensor:
+        def prepare(tensor: Tensor) -> Tensor:
             value = tensor.detach()
             return exact(value) if widen else value
 
-        def leaf(tensor: Tensor, path: str) -> Tensor:
+        def leaf(tensor: Tensor) -> Tensor:
             value = prepare(tensor)
             differentiable = value.is_floating_point() or value.is_complex()
             return value.requires_grad_() if differentiable and (every or tensor.requires_grad) else value
@@ -63,14 +63,12 @@ class Replay:
 
     def forward(self) -> Any:
         """Call the layer."""
-        args, kwargs = (
-            map_tensors(lambda tensor, path: tensor.clone(), self.arguments) if self.copies else self.arguments
-        )
+        args, kwargs = map_tensors(Tensor.clone, self.arguments) if self.copies else self.arguments
         return self.layer(*args, **kwargs)
 
     def forward_backward(self) -> tuple[Tensor | None, ...]:
         """The gradients of what :attr:`leaves` holds; None for each that there is none of."""
-        outputs = tensors(self.forward())
+        outputs = named_tensors(self.forward(), "")
         paths = [path for path in self.gradients if path in outputs and outputs[path].requires_grad]
         return torch.autograd.grad(
             [outputs[path] for path in paths],
@@ -90,7 +88,7 @@ class Replay:
         """What the layer gives, and what its buffers hold after it."""
         self.restore()
         with torch.no_grad():
-            results = {f"output{path}": tensor.clone() for path, tensor in tensors(self.forward()).items()}
+            results = map_tensors(Tensor.clone, named_tensors(self.forward(), "output"))
         after = {f"{name} after it": buffer.clone() for name, buffer in self.layer.named_buffers()}
         return results | after
 
@@ -115,7 +113,5 @@ def _drawn(call: Call, seed: int) -> dict[str, Tensor]:
 
 def _named(arguments: tuple[tuple, dict[str, Any]]) -> dict[str, Tensor]:
     """The tensors among the arguments: ``input`` if there is one, else with their path."""
-    args, kwargs = arguments
-    found = {f"input {path}": tensor for path, tensor in tensors(args).items()}
-    found |= {f"input {path}": tensor for path, tensor in tensors(kwargs).items()}
+    found = {name: tensor for part in arguments for name, tensor in named_tensors(part, "input ").items()}
     return {"input": next(iter(found.values()))} if len(found) == 1 else found

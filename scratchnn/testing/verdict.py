@@ -163,14 +163,8 @@ def merge(checks: Sequence[Check]) -> Check:
     for one in checks:
         if one.problem or one.comparison is None:
             return one
-    comparisons = [one.comparison for one in checks if one.comparison is not None]
-
-    def middle(side: str) -> Error:
-        errors = [getattr(comparison, side) for comparison in comparisons]
-        return Error(median(error.relative for error in errors), median(error.ulp for error in errors))
-
     return replace(
         checks[0],
-        comparison=Comparison(middle("ours"), middle("theirs"), comparisons[0].step),
+        comparison=Comparison.median([one.comparison for one in checks if one.comparison is not None]),
         apart=median(one.apart for one in checks),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scratchnn.testing.trees import map_tensors, tensors
+from scratchnn.testing.nested import map_tensors, named_tensors
 
 __all__ = ["widening"]
 
@@ -74,7 +74,7 @@ class _Widened(TorchDispatchMode):
         if kwargs.get("dtype") in _NARROW:
             kwargs["dtype"] = torch.float64
         result = function(*args, **kwargs)
-        made = isinstance(result, Tensor) and not tensors((args, kwargs))  # of nothing, in the default type
+        made = isinstance(result, Tensor) and not named_tensors((args, kwargs), "")  # of nothing, in the default type
         return result.double() if made and result.dtype in _NARROW else result
 
     def _draw(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor:
@@ -85,5 +85,5 @@ class _Widened(TorchDispatchMode):
         in_place = function.overloadpacket.__name__.endswith("_")
         return args[0].copy_(drawn) if in_place else drawn.double()
 
-    def _narrow(self, tensor: Tensor, path: str) -> Tensor:
+    def _narrow(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.dtype == torch.float64 else tensor

@@ -19,7 +19,7 @@ import scratchnn
 from scratchnn.environment import describe_hardware, describe_versions
 from scratchnn.errors import UserError, require
 from scratchnn.testing.models import call_arguments, compare_models
-from scratchnn.testing.trees import tensors
+from scratchnn.testing.nested import named_tensors
 from scratchnn.verify import zoo
 from scratchnn.verify.measure import Context, measure_costs
 from scratchnn.verify.report import (
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be 1 or more, got {value}")
     if not args.factor > 0:
         raise UserError(f"--factor must be above 0, got {args.factor:g}")
-    context = _context(args.mode)
+    context = nullcontext if args.mode == "convert" else scratchnn.override
     require("matplotlib", extra="train")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -126,16 +126,6 @@ def _size(text: str | None) -> tuple[int, ...] | None:
     if not numbers or min(numbers) < 1:
         raise UserError(f"--input-size must be whole numbers above 0, as 3,64,64, got {text!r}")
     return (3, *numbers * 2) if len(numbers) == 1 else numbers
-
-
-def _context(mode: str) -> Context:
-    """What to run ours in."""
-    if mode == "convert":
-        return nullcontext
-    override = getattr(scratchnn, "override", None)
-    if override is None:
-        raise UserError("this version of scratchnn has no override, use --mode convert")
-    return override
 
 
 def _files(folder: Path, name: str, *suffixes: str) -> list[Path]:
@@ -207,7 +197,9 @@ def _reroute(model: Module, inputs: Inputs, context: Context) -> tuple[dict[str,
 
 
 def _describe(target: Target) -> str:
-    shapes = Counter("x".join(map(str, tensor.shape)) for tensor in tensors(target.inputs.evaluation(0)).values())
+    shapes = Counter(
+        "x".join(map(str, tensor.shape)) for tensor in named_tensors(target.inputs.evaluation(0), "").values()
+    )
     return ", ".join(f"{count} of {shape}" if count > 1 else shape for shape, count in shapes.items())
 
 

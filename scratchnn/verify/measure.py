@@ -13,9 +13,9 @@ from torch.nn import Module
 
 from scratchnn.bench.timing import Spread, interleave, ratio
 from scratchnn.testing.models import Projection, call_arguments
+from scratchnn.testing.nested import named_tensors
 from scratchnn.testing.recording import Call, CallName, Recording, record
 from scratchnn.testing.replay import Replay
-from scratchnn.testing.trees import tensors
 from scratchnn.verify.zoo import Inputs
 
 __all__ = ["Cost", "measure_costs"]
@@ -61,7 +61,7 @@ def measure_costs(
         mine, other = (side.model.get_submodule(name.layer) for side in sides)
         if not call.leaf or (context is nullcontext and type(mine) is type(other)):
             continue
-        shapes = tuple(tuple(tensor.shape) for tensor in tensors(call.arguments).values())
+        shapes = tuple(tuple(tensor.shape) for tensor in named_tensors(call.arguments, "").values())
         key = (type(mine), repr(mine), shapes)
         if key not in known:
             known[key] = _cost([side.passes_of_call(name, call) for side in sides], seconds)

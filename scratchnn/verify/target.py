@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from scratchnn.errors import UserError
 from scratchnn.testing.models import call_arguments
-from scratchnn.testing.trees import map_tensors
+from scratchnn.testing.nested import map_tensors
 from scratchnn.verify import zoo
 from scratchnn.verify.prepare import prepare
 from scratchnn.verify.zoo import Inputs
@@ -97,7 +97,7 @@ def _try(model: Module, inputs: Inputs) -> None:
 
 
 def _cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    def cast(tensor: Tensor, path: str) -> Tensor:
+    def cast(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     def casting(draw: Any) -> Any:
