@@ -11,7 +11,6 @@ import warnings
 from contextlib import nullcontext
 
 import pytest
-import torch
 
 import scratchnn
 from scratchnn.testing import compare_models
@@ -21,25 +20,20 @@ from scratchnn.verify.target import load
 QUICK = ["mnasnet0_5", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
 SLOW = [name for name in GROUPS["torchvision:all"] if name not in QUICK]
 
-KINDS = tuple(getattr(torch.nn, name) for name in scratchnn.nn.implemented() if hasattr(torch.nn, name))
-OURS = tuple(scratchnn.nn.implemented().values())
-
-# Layers of our kinds that convert() has reason to leave: the first calls torch.nn.functional itself, which override()
-# sees; the second, in MultiheadAttention, is not called but holds weights.
-THEIR_OWN = {"LayerNorm2d", "NonDynamicallyQuantizableLinear"}
+MODES = ["convert", "override"]
 
 
 def check(name: str, mode: str, seeds: int) -> None:
     target = load(f"torchvision:{name}")
-    ours, context = copy.deepcopy(target.model), nullcontext
+    ours, routes = copy.deepcopy(target.model), []
+
+    def override() -> scratchnn.override:
+        routes.append(scratchnn.override())
+        return routes[-1]
+
     if mode == "convert":
-        scratchnn.convert(ours)
-        left = {
-            type(layer).__name__ for layer in ours.modules() if isinstance(layer, KINDS) and not isinstance(layer, OURS)
-        }
-        assert left <= THEIR_OWN
-    else:
-        context = scratchnn.override
+        conversion = scratchnn.convert(ours)
+        assert not conversion.missed, conversion
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's own
         report = compare_models(
@@ -49,8 +43,10 @@ def check(name: str, mode: str, seeds: int) -> None:
             training_inputs=target.inputs.training,
             loss=target.inputs.loss,
             seeds=seeds,
-            context=context,
+            context=nullcontext if mode == "convert" else override,
         )
+    for routed in routes:
+        assert not routed.left, routed
     assert report.passed, f"{report}\n" + "\n".join(report.failures[:10])
 
 

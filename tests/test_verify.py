@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +16,7 @@ import scratchnn
 from scratchnn import __main__ as command
 from scratchnn.__main__ import main
 from scratchnn.errors import UserError
+from scratchnn.override import REROUTED
 from scratchnn.testing.models import call_arguments
 from scratchnn.testing.nested import named_tensors
 from scratchnn.verify import zoo
@@ -49,6 +49,15 @@ def rows():
 
 def drawn():
     return nn.Linear(6, 4), lambda seed: torch.randn(seed + 2, 6)
+
+
+def writing():
+    class Writing(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.sigmoid(y, out=y)
+
+    return Writing(6, 4), torch.randn(3, 6)
 
 
 def stubborn():
@@ -198,34 +207,31 @@ def test_a_larger_factor_allows_more(capsys, monkeypatch: pytest.MonkeyPatch) ->
     assert verify("models.py:small", "--seeds", 1, "--no-speed", "--no-train", "--out", "b", "--factor", 1000) == 0
 
 
-def test_override(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model stays torch's and runs in what ``scratchnn.override`` gives."""
-
-    class Override:
-        calls, left = Counter(relu=2, conv2d=1), {("linear", "takes a Strange"): 3}
-
-        def __enter__(self) -> Override:
-            self.relu = nn.functional.relu
-            nn.functional.relu = lambda x, inplace=False: self.relu(x) * 1.001
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            nn.functional.relu = self.relu
-
-    monkeypatch.setattr(scratchnn, "override", Override)
-    assert verify("models.py:small", "--seeds", 1, "--mode", "override", "--input-size", 16) == 1
+def test_override(capsys) -> None:
+    """The model stays torch's, and its calls are counted."""
+    assert verify("models.py:small", "--seeds", 1, "--mode", "override", "--input-size", 16) == 0
     said = capsys.readouterr().out
     assert "run under scratchnn.override" in said
-    assert "first forward: 2: output in evaluation" in said
-    assert "3 calls rerouted in evaluation: 2 relu, 1 conv2d" in said
-    assert "3 left to torch: linear: takes a Strange" in said
+    assert "5 calls rerouted in evaluation: 1 conv2d, 1 batch_norm, 1 relu, 1 adaptive_avg_pool2d, 1 linear" in said
+    assert "left to torch" not in said
     rows = {line.split()[0]: line for line in said.splitlines() if line}
     assert rows["4"].count("x ") == 2  # every layer is timed
+    assert json.loads(written("json"))["mode"] == "override"
 
 
-def test_under_override_itself(capsys) -> None:
-    assert verify("models.py:rows", "--mode", "override", "--no-speed") == 0
-    assert "2 calls rerouted in evaluation: 1 linear, 1 relu" in capsys.readouterr().out
+def test_a_fault_under_override(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    route = REROUTED[nn.functional.relu]
+    broken = route._replace(function=lambda *args, **kwargs: route.function(*args, **kwargs) * 1.001)
+    monkeypatch.setitem(REROUTED, nn.functional.relu, broken)
+    assert verify("models.py:small", "--seeds", 1, "--mode", "override", "--input-size", 16, "--no-speed") == 1
+    assert "first forward: 2: output in evaluation" in capsys.readouterr().out
+
+
+def test_a_call_that_override_leaves(capsys) -> None:
+    assert verify("models.py:writing", "--seeds", 1, "--mode", "override", "--no-speed", "--no-train") == 0
+    said = capsys.readouterr().out
+    assert "1 calls rerouted in evaluation: 1 linear" in said
+    assert "1 left to torch: sigmoid: writes to out=" in said
 
 
 @pytest.mark.parametrize(
@@ -408,6 +414,8 @@ def test_many_models(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {"good": nn.ReLU, "bad": nn.Tanh}
 
     def build(name: str, **options: object) -> SimpleNamespace:
+        if name == "torchvision:worse":
+            raise UserError("it does not fit")
         torch.manual_seed(0)
         x = torch.randn(3, 6)
         model = nn.Sequential(nn.Linear(6, 4), layers[name.removeprefix("torchvision:")](), nn.Linear(4, 2))
@@ -422,13 +430,18 @@ def test_many_models(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[0].startswith("model")
     assert said[1].split()[:4] == ["good", "same", "3", "0"]
     assert said[2].split()[:2] == ["bad", "DIFFERS"]
-    assert said[3] == "2 models; not equivalent: torchvision:bad"
+    assert said[3] == "2 models; not equivalent: bad"
     content = json.loads(written("json"))
     assert [model["comparison"]["passed"] for model in content] == [True, False]
     assert "layers" not in content[0]["comparison"]
     assert "| bad | DIFFERS | 3 |" in written("md")
+    monkeypatch.setitem(GROUPS, "torchvision:all", ["worse", "good"])
+    assert verify("torchvision:all", "--seeds", 1, "--no-speed", "--out", "again") == 1
+    said = capsys.readouterr().out
+    assert "worse: it does not fit" in said
+    assert "2 models; not equivalent: worse" in said
     monkeypatch.setitem(GROUPS, "torchvision:all", ["good"])
-    assert verify("torchvision:all", "--seeds", 1, "--no-speed", "--out", "again") == 0
+    assert verify("torchvision:all", "--seeds", 1, "--no-speed", "--out", "third") == 0
 
 
 def test_a_missing_model_is_a_users_mistake() -> None:

@@ -8,6 +8,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/forward_grad.h>
@@ -114,6 +115,7 @@ struct FunctionNode : public Node {
   std::vector<bool> is_differentiable;  // of each result: the others have no gradient
   bool released = false;
   bool running = false;
+  int unpacking = 0;  // how many are reading `saved`: hooks that unpack may run another backward pass of this node
 
   ~FunctionNode() override {
     if (context == nullptr || !Py_IsInitialized()) return;
@@ -129,9 +131,10 @@ struct FunctionNode : public Node {
   }
 
   void release_variables() override {
+    if (!Py_IsInitialized()) return;
     pybind11::gil_scoped_acquire gil;
-    saved.clear();
     released = true;
+    if (unpacking == 0) saved.clear();
   }
 
   variable_list apply(variable_list&& gradients) override;
@@ -234,9 +237,14 @@ PyObject* context_saved_tensors(PyObject* self, void* /*closure*/) {
   FunctionNode* node = as_context(self)->node;
   TORCH_CHECK(node != nullptr, "saved tensors are there during the backward pass only");
   TORCH_CHECK(!node->released, torch::autograd::ERR_BACKWARD_TWICE);
+  const NodePtr alive = pointer_to(node);
+  ++node->unpacking;
+  const auto done = c10::make_scope_exit([node] {
+    if (--node->unpacking == 0 && node->released) node->saved.clear();
+  });
   THPObjectPtr tensors = owned(PyTuple_New(static_cast<Py_ssize_t>(node->saved.size())));
   for (size_t i = 0; i < node->saved.size(); ++i) {
-    const at::Tensor tensor = node->saved[i].unpack(pointer_to(node));
+    const at::Tensor tensor = node->saved[i].unpack(alive);
     PyTuple_SET_ITEM(tensors.get(), static_cast<Py_ssize_t>(i), owned(THPVariable_Wrap(tensor)).release());
   }
   return tensors.release();
@@ -371,7 +379,9 @@ void save_tensors(FunctionNode* node, Context* context) {
     }
     TORCH_CHECK_TYPE(THPVariable_Check(object), "save_for_backward takes tensors and None");
     const at::Tensor& tensor = THPVariable_Unpack(object);
-    node->saved.emplace_back(tensor, tensor.grad_fn().get() == node);
+    // A view that was changed in place has its base's history, which leads to this node: it must not own that.
+    const bool changed = contains(context->dirty, object);
+    node->saved.emplace_back(tensor, changed || tensor.grad_fn().get() == node, changed && tensor.is_view());
   }
   Py_CLEAR(context->to_save);
 }
@@ -421,9 +431,9 @@ PyObject* record(FunctionObject* function, PyObject* const* args, Py_ssize_t cou
   } else {
     attached = set_history(node.get(), output.get());
   }
+  save_tensors(node.get(), context);
   Py_CLEAR(context->non_differentiable);
   Py_CLEAR(context->dirty);
-  save_tensors(node.get(), context);
   announce(attached);
   return output.release();
 }

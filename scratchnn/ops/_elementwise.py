@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from scratchnn.ops._common import Function
 
@@ -311,10 +312,18 @@ def check_writable(input: Tensor) -> None:
     """What autograd forbids is refused before the input is overwritten, not after.
 
     Raises:
-        RuntimeError: for a leaf that requires a gradient, as every operation of torch in place.
+        RuntimeError: for a leaf that requires a gradient, a view of one, and a view that autograd cannot follow, such as
+            one of several that ``unbind`` gives: as every operation of torch in place.
     """
-    if input.requires_grad and torch.is_grad_enabled() and input.is_leaf:
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return
+    if input.is_leaf:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if input._is_view() and not is_compiling():
+        if input._base.is_leaf and input._base.requires_grad:
+            raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
+        if torch._C._autograd._get_creation_meta(input) != torch._C._autograd.CreationMeta.DEFAULT:
+            input.mul_(1)  # raises torch's own error, before anything is written
 
 
 def _register_fakes() -> None:

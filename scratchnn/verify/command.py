@@ -21,7 +21,7 @@ from scratchnn.errors import UserError, require
 from scratchnn.testing.models import call_arguments, compare_models
 from scratchnn.testing.nested import named_tensors
 from scratchnn.verify import zoo
-from scratchnn.verify.measure import Context, measure_costs
+from scratchnn.verify.measure import measure_costs
 from scratchnn.verify.report import (
     HEAD_OF_MODELS,
     Report,
@@ -43,6 +43,7 @@ NOT_EQUIVALENT = 1
 SEEDS, FACTOR, SECONDS = 3, 4.0, 0.05
 GROUPS = {f"torchvision:{task}": list(names) for task, names in zoo.REPRESENTATIVES.items()}
 GROUPS = {"torchvision:all": [name for names in GROUPS.values() for name in names], **GROUPS}
+CONTEXTS = {"convert": nullcontext, "override": scratchnn.override}  # what to run ours in
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode",
-        choices=("convert", "override"),
+        choices=CONTEXTS,
         default="convert",
         help="give the layers to scratchnn.convert, or run the model as it is under scratchnn.override",
     )
@@ -97,14 +98,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be 1 or more, got {value}")
     if not args.factor > 0:
         raise UserError(f"--factor must be above 0, got {args.factor:g}")
-    context = nullcontext if args.mode == "convert" else scratchnn.override
     require("matplotlib", extra="train")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.model in GROUPS:
-        return _verify_many(GROUPS[args.model], args, context)
+        return _verify_many(GROUPS[args.model], args)
     target = load(args.model, size=size, batch=args.batch, weights=args.weights, dtype=DTYPES[args.dtype])
-    report = _verify(target, args, context)
+    report = _verify(target, args)
     print("\n".join([*heading(report), "", *aligned(layer_table(report)), "", *summary(report)]))
     from scratchnn.verify.chart import draw
 
@@ -135,9 +135,9 @@ def _files(folder: Path, name: str, *suffixes: str) -> list[Path]:
     return [folder / f"{words}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.{suffix}" for suffix in suffixes]
 
 
-def _verify(target: Target, args: argparse.Namespace, context: Context) -> Report:
-    ours = copy.deepcopy(target.model)
-    taken, left = _turn_over(ours) if args.mode == "convert" else _reroute(copy.deepcopy(ours), target.inputs, context)
+def _verify(target: Target, args: argparse.Namespace) -> Report:
+    ours, context = copy.deepcopy(target.model), CONTEXTS[args.mode]
+    taken, left = _turn_over(ours) if args.mode == "convert" else _reroute(copy.deepcopy(ours), target.inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model's own, at each of its runs
         try:
@@ -177,22 +177,16 @@ def _verify(target: Target, args: argparse.Namespace, context: Context) -> Repor
 def _turn_over(model: Module) -> tuple[dict[str, int], dict[str, int]]:
     """Convert a model; gives how many layers of each class, and how many of our kinds were left for which reason."""
     conversion = scratchnn.convert(model)
-    kinds = tuple(getattr(torch.nn, name) for name in scratchnn.nn.implemented() if hasattr(torch.nn, name))
-    layers = dict(model.named_modules())
-    left = Counter(
-        f"{left.type}: {left.reason}"
-        for name, left in conversion.left.items()
-        if isinstance(layers[name], kinds) and left.reason != "already scratchnn's"
-    )
-    return dict(Counter(conversion.converted.values()).most_common()), dict(left)
+    left = Counter(f"{layer.type}: {layer.reason}" for layer in conversion.missed.values())
+    return dict(Counter(conversion.converted.values()).most_common()), dict(left.most_common())
 
 
-def _reroute(model: Module, inputs: Inputs, context: Context) -> tuple[dict[str, int], dict[str, int]]:
+def _reroute(model: Module, inputs: Inputs) -> tuple[dict[str, int], dict[str, int]]:
     """Call a model in evaluation; gives how many calls of each function went to ours, and how many did not and why."""
     args, kwargs = call_arguments(inputs.evaluation, 0)
-    with torch.no_grad(), context() as routed:
+    with torch.no_grad(), scratchnn.override() as routed:
         model.eval()(*args, **kwargs)
-    left = {f"{name}: {reason}": count for (name, reason), count in routed.left.items()}
+    left = {f"{name}: {reason}": count for (name, reason), count in routed.left.most_common()}
     return dict(routed.calls.most_common()), left
 
 
@@ -203,7 +197,7 @@ def _describe(target: Target) -> str:
     return ", ".join(f"{count} of {shape}" if count > 1 else shape for shape, count in shapes.items())
 
 
-def _verify_many(names: list[str], args: argparse.Namespace, context: Context) -> int:
+def _verify_many(names: list[str], args: argparse.Namespace) -> int:
     """Several models of torchvision's, one line each."""
     if args.input_size is not None or args.batch is not None or args.weights is not None:
         raise UserError(f"{args.model} chooses inputs itself: leave --input-size, --batch and --weights out")
@@ -215,13 +209,21 @@ def _verify_many(names: list[str], args: argparse.Namespace, context: Context) -
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
     show(HEAD_OF_MODELS)
+    failed = []
     for name in names:
-        report = _verify(load(f"torchvision:{name}", dtype=DTYPES[args.dtype]), args, context)
+        try:
+            report = _verify(load(f"torchvision:{name}", dtype=DTYPES[args.dtype]), args)
+        except UserError as error:  # the others may be verified all the same
+            print(f"{name}: {error}", flush=True)
+            failed.append(name)
+            continue
         show(row_of_model(report))
+        if not report.comparison.passed:
+            failed.append(name)
         reports.append(report)  # on file at once: the next model may take minutes
         data.write_text(json.dumps([report.to_dict(layers=False) for report in reports], indent=1) + "\n")
         page.write_text(markdown_of_many(reports))
-    failed = [report.model for report in reports if not report.comparison.passed]
-    print(f"{len(reports)} models; not equivalent: {', '.join(failed) or 'none'}")
-    print(f"files: {data}, {page}")
+    print(f"{len(names)} models; not equivalent: {', '.join(failed) or 'none'}")
+    if reports:
+        print(f"files: {data}, {page}")
     return NOT_EQUIVALENT if failed else 0
