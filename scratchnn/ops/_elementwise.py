@@ -312,8 +312,8 @@ def check_writable(input: Tensor) -> None:
     """What autograd forbids is refused before the input is overwritten, not after.
 
     Raises:
-        RuntimeError: for a leaf that requires a gradient, a view of one, and a view that autograd cannot follow, such as
-            one of several that ``unbind`` gives: as every operation of torch in place.
+        RuntimeError: for a leaf that requires a gradient, a view of one, and a view that autograd cannot follow, as one
+            of several that ``unbind`` gives: as every operation of torch in place.
     """
     if not (input.requires_grad and torch.is_grad_enabled()):
         return
