@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/simd.h"
 
@@ -44,11 +45,29 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const T* const (&a)
   }
 }
 
+// So many products are summed up in registers before the sum is added to those of others, in memory: sums of sums are
+// more exact than one long sum. For the tiles of matrix products, and for outer products.
+constexpr int64_t kProductsInTile = 32, kOuterProducts = 64;
+
+// Adds the sums to `others`, which hold nothing yet where they are `fresh`, and starts them again.
+template <int rows, class T>
+SCRATCHNN_INLINE void set_aside(Vec<T> (&sums)[rows][2], T (&others)[rows][kTileColumns<T>], bool fresh) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      T* other = others[r] + half * kLanes<T>;
+      store(other, fresh ? sums[r][half] : load(other) + sums[r][half]);
+      sums[r][half] = Vec<T>{};
+    }
+  }
+}
+
 // c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j]
 //
 //   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other
 //   b     packed: kTileColumns numbers for each q
-//   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum goes on from there
+//   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
 template <int rows, class T>
@@ -57,38 +76,46 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
                                              int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
-  if (!accumulate) {
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
-  } else if (columns == kTileColumns<T>) {
-#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
+  T others[rows][kTileColumns<T>];
+  bool fresh = !accumulate;
+  if (accumulate) {
     for (int r = 0; r < rows; ++r) {
-      sums[r][0] = load(c + c_offsets[r]);
-      sums[r][1] = load(c + c_offsets[r] + lanes);
-    }
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      T row[kTileColumns<T>] = {};
-      std::memcpy(row, c + c_offsets[r], static_cast<size_t>(columns) * sizeof(T));
-      sums[r][0] = load(row);
-      sums[r][1] = load(row + lanes);
+      if (columns < kTileColumns<T>) std::memset(others[r], 0, sizeof(others[r]));
+      std::memcpy(others[r], c + c_offsets[r], static_cast<size_t>(columns) * sizeof(T));
     }
   }
 
+  int64_t left = kProductsInTile;
   for (int64_t s = 0; s < segment_count; ++s) {
     const T* row[rows];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments[s].offset;
     const int64_t length = segments[s].length;
-    int64_t i = 0;
+    for (int64_t i = 0; i < length;) {
+      if (left == 0) {
+        set_aside<rows, T>(sums, others, fresh);
+        fresh = false;
+        left = kProductsInTile;
+      }
+      const int64_t last = length - i < left ? length : i + left;
+      left -= last - i;
 #pragma GCC unroll 1
-    for (; i + 2 <= length; i += 2, b += 2 * kTileColumns<T>) {  // four at a time spill registers
-      multiply_step<rows, T>(sums, row, i, b);
-      multiply_step<rows, T>(sums, row, i + 1, b + kTileColumns<T>);
+      for (; i + 2 <= last; i += 2, b += 2 * kTileColumns<T>) {  // four at a time spill registers
+        multiply_step<rows, T>(sums, row, i, b);
+        multiply_step<rows, T>(sums, row, i + 1, b + kTileColumns<T>);
+      }
+#pragma GCC unroll 1
+      for (; i < last; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
     }
-#pragma GCC unroll 1
-    for (; i < length; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
+  }
+  if (!fresh) {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      sums[r][0] += load(others[r]);
+      sums[r][1] += load(others[r] + lanes);
+    }
   }
   if (bias != nullptr) {
 #pragma GCC unroll 16
@@ -115,9 +142,6 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
   }
 }
 
-// Outer products summed up in registers before they are added to memory: sums of sums are more exact than one long sum.
-constexpr int64_t kProductsTogether = 64;
-
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //
 //   a  `rows` numbers for each p, a_stride apart
@@ -129,7 +153,7 @@ __attribute__((noinline)) void accumulate_outer_products(const T* a, int64_t a_s
                                                          int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
   for (int64_t p = 0; p < count;) {
-    const int64_t last = p + kProductsTogether < count ? p + kProductsTogether : count;
+    const int64_t last = p + kOuterProducts < count ? p + kOuterProducts : count;
     Vec<T> sums[rows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
