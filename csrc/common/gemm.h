@@ -45,77 +45,41 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const T* const (&a)
   }
 }
 
-// So many products are summed up in registers before the sum is added to those of others, in memory: sums of sums are
-// more exact than one long sum. For the tiles of matrix products, and for outer products.
-constexpr int64_t kProductsInTile = 32, kOuterProducts = 64;
+// Sums of sums are more exact than one long sum: so many products are summed up in registers before their sum is added
+// to those of others, in memory. Winograd's convolution magnifies the rounding of its products' sums, hence the short
+// runs; its cost is a twentieth of the time.
+constexpr int64_t kProductsInTile = 128, kPointsInTile = 32, kOuterProducts = 64;
 
-// Adds the sums to `others`, which hold nothing yet where they are `fresh`, and starts them again.
-template <int rows, class T>
-SCRATCHNN_INLINE void set_aside(Vec<T> (&sums)[rows][2], T (&others)[rows][kTileColumns<T>], bool fresh) {
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      T* other = others[r] + half * kLanes<T>;
-      store(other, fresh ? sums[r][half] : load(other) + sums[r][half]);
-      sums[r][half] = Vec<T>{};
-    }
-  }
-}
-
-// c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j]
+// c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j], for `products` numbers q
 //
-//   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other
+//   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other, `skip` numbers left out
 //   b     packed: kTileColumns numbers for each q
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
 template <int rows, class T>
-__attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments,
-                                             int64_t segment_count, const T* b, T* c, const int64_t* c_offsets,
-                                             int64_t columns, bool accumulate, const T* bias) {
+__attribute__((noinline)) void multiply_run(const T* a, const int64_t* a_offsets, const Segment* segments, int64_t skip,
+                                            int64_t products, const T* b, T* c, const int64_t* c_offsets,
+                                            int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
   Vec<T> sums[rows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
-  T others[rows][kTileColumns<T>];
-  bool fresh = !accumulate;
-  if (accumulate) {
-    for (int r = 0; r < rows; ++r) {
-      if (columns < kTileColumns<T>) std::memset(others[r], 0, sizeof(others[r]));
-      std::memcpy(others[r], c + c_offsets[r], static_cast<size_t>(columns) * sizeof(T));
-    }
-  }
 
-  int64_t left = kProductsInTile;
-  for (int64_t s = 0; s < segment_count; ++s) {
+  for (; products > 0; ++segments, skip = 0) {
     const T* row[rows];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments[s].offset;
-    const int64_t length = segments[s].length;
-    for (int64_t i = 0; i < length;) {
-      if (left == 0) {
-        set_aside<rows, T>(sums, others, fresh);
-        fresh = false;
-        left = kProductsInTile;
-      }
-      const int64_t last = length - i < left ? length : i + left;
-      left -= last - i;
+    for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
+    const int64_t length = segments->length - skip < products ? segments->length - skip : products;
+    products -= length;
+    int64_t i = 0;
 #pragma GCC unroll 1
-      for (; i + 2 <= last; i += 2, b += 2 * kTileColumns<T>) {  // four at a time spill registers
-        multiply_step<rows, T>(sums, row, i, b);
-        multiply_step<rows, T>(sums, row, i + 1, b + kTileColumns<T>);
-      }
+    for (; i + 2 <= length; i += 2, b += 2 * kTileColumns<T>) {  // four at a time spill registers
+      multiply_step<rows, T>(sums, row, i, b);
+      multiply_step<rows, T>(sums, row, i + 1, b + kTileColumns<T>);
+    }
 #pragma GCC unroll 1
-      for (; i < last; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
-    }
-  }
-  if (!fresh) {
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      sums[r][0] += load(others[r]);
-      sums[r][1] += load(others[r] + lanes);
-    }
+    for (; i < length; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
   }
   if (bias != nullptr) {
 #pragma GCC unroll 16
@@ -126,6 +90,13 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
   }
 
   if (columns == kTileColumns<T>) {
+    if (accumulate) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        sums[r][0] += load(c + c_offsets[r]);
+        sums[r][1] += load(c + c_offsets[r] + lanes);
+      }
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       store(c + c_offsets[r], sums[r][0]);
@@ -137,8 +108,28 @@ __attribute__((noinline)) void multiply_tile(const T* a, const int64_t* a_offset
       T row[kTileColumns<T>];
       store(row, sums[r][0]);
       store(row + lanes, sums[r][1]);
-      std::memcpy(c + c_offsets[r], row, static_cast<size_t>(columns) * sizeof(T));
+      T* to = c + c_offsets[r];
+      for (int64_t j = 0; j < columns; ++j) to[j] = accumulate ? to[j] + row[j] : row[j];
     }
+  }
+}
+
+// The same over all of the segments, in runs of so many products.
+template <int rows, int64_t longest_run, class T>
+SCRATCHNN_INLINE void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments,
+                                    int64_t segment_count, const T* b, T* c, const int64_t* c_offsets, int64_t columns,
+                                    bool accumulate, const T* bias) {
+  int64_t products = 0;
+  for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
+  for (int64_t skip = 0; true;) {
+    const int64_t run = products < longest_run ? products : longest_run;
+    products -= run;
+    multiply_run<rows, T>(a, a_offsets, segments, skip, run, b, c, c_offsets, columns, accumulate,
+                          products == 0 ? bias : nullptr);
+    if (products == 0) return;
+    b += run * kTileColumns<T>;
+    accumulate = true;
+    for (skip += run; skip >= segments->length; ++segments) skip -= segments->length;
   }
 }
 
