@@ -14,10 +14,10 @@ class _Conv:
     def allow_winograd(self) -> bool:
         """Whether 3x3 convolutions of stride 1 in float32 may be computed by Winograd's F(4x4, 3x3); default on.
 
-        It takes a quarter of the multiplications (Lavin & Gray 2015). Its relative error grows with the number of
-        channels: about 3 times torch's with 32 of them, 6 with 128, 9 with 512. An infinity or NaN in the input spoils
-        all outputs of the 4x4 tiles that read it, and very large inputs overflow earlier. Switched off, such
-        convolutions are summed directly.
+        It takes a quarter of the multiplications (Lavin & Gray 2015). Its relative error is about
+        3 times torch's, whatever the number of channels, and up to 4 times on images as small as 4x4. An infinity or
+        NaN in the input spoils all outputs of the 4x4 tiles that read it, and very large inputs overflow earlier.
+        Switched off, such convolutions are summed directly.
         The setting holds for the whole process.
         """
         return torch.ops.scratchnn.allow_winograd()

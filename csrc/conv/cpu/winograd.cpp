@@ -1,9 +1,9 @@
 // 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3): the forward pass and the input gradient.
 //
-// A quarter of the multiplications of the direct sum (see winograd_transforms.h), at a larger rounding error, which
-// grows with the number of channels. Block by block of tiles, small enough for the second-level cache: inputs to
-// points, one matrix product for each of the 36 points, points to outputs. The input gradient is the same computation
-// with the filters turned by 180 degrees and the roles of the channels exchanged.
+// A quarter of the multiplications of the direct sum (see winograd_transforms.h), at about three times its
+// rounding error. Block by block of tiles, small enough for the second-level cache: inputs to points, one matrix
+// product for each of the 36 points, points to outputs. The input gradient is the same computation with the filters
+// turned by 180 degrees and the roles of the channels exchanged.
 #include <algorithm>
 
 #include "conv/cpu/packed_weight.h"
