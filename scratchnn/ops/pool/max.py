@@ -320,7 +320,8 @@ def pool_max(
     function = _NAMES[rank]
     windows = _sliding_windows(rank, kernel_size, stride, padding, dilation, ceil_mode)
     x = batch(input, function, rank)
-    windows = windows.fit(x)
+    if x is not input:
+        windows = windows.fit(x)
     if return_indices:
         return pool_with_indices(x, input, rank, None, windows)
     if rank == 1 and not x.is_floating_point():
@@ -331,7 +332,7 @@ def pool_max(
         output, _ = MaxPool.call(x, None, windows)
     else:
         output = _max_pool_alone(x, *windows)
-    return unbatch(output, input, rank)
+    return output if x is input else unbatch(output, input, rank)
 
 
 @remembered
