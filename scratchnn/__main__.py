@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,6 +33,7 @@ SUMMARIES = {
 
 USER_ERROR = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +46,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (that of the process unless given) and return the exit status.
 
-    0 for success, 2 for a mistake of the user (told in one sentence on stderr), 130 after an interruption.
+    0 for success, 2 for a mistake of the user (told in one sentence on stderr), 130 after an interruption, 141
+    where nobody reads on.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -52,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _say(str(error))
         return USER_ERROR
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `scratchnn ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
+        return BROKEN_PIPE
     except OSError as error:
         if error.filename is None:
             raise

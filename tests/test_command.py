@@ -136,6 +136,15 @@ def test_no_command(capsys) -> None:
     assert "required: COMMAND" in refused(capsys, main([]))
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scratchnn", "bench", "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()  # long before the command has imported what it needs
+    assert process.wait() == 141
+    assert process.stderr.read() == b""
+
+
 def test_a_run_is_not_overwritten(capsys, tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
     assert train("--data", pictures, "--out", out) == 0

@@ -29,10 +29,13 @@ class Kernel<void(Args...)> {
 
   void add(InstructionSet set, Function function) { functions_[static_cast<int>(set)] = function; }
 
-  void operator()(Args... args) const {
-    int set = static_cast<int>(active_instruction_set());
+  void operator()(Args... args) const { at(active_instruction_set())(args...); }
+
+  // The function for a set the processor supports: where wider vectors do not pay, a lower one than the active.
+  Function at(InstructionSet most) const {
+    int set = static_cast<int>(most);
     while (functions_[set] == nullptr && set > 0) --set;  // a set this build left out: take the next lower
-    functions_[set](args...);
+    return functions_[set];
   }
 
  private:

@@ -32,19 +32,19 @@ Filters<T> filters_of(const at::Tensor& weight) {
   return {data, taps * channels, taps, 1};
 }
 
-// The kernel of the chosen algorithm; Winograd's exist for float32 alone.
+// The function of the chosen algorithm and instruction set; Winograd's exist for float32 alone.
 template <class T, class Kernel, class Winograd>
-const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise,
-                     const Winograd& winograd) {
+auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Winograd& winograd) {
   constexpr bool is_float32 = std::is_same_v<T, float>;
+  const InstructionSet set = choose_instruction_set(g, is_float32);
   switch (choose_algorithm(g, is_float32)) {
     case ConvAlgorithm::kDepthwise:
-      return depthwise;
+      return depthwise.at(set);
     case ConvAlgorithm::kWinograd:
-      if constexpr (is_float32) return winograd;
+      if constexpr (is_float32) return winograd.at(set);
       [[fallthrough]];
     default:
-      return implicit_gemm;
+      return implicit_gemm.at(set);
   }
 }
 
@@ -94,7 +94,7 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
   const at::Tensor x = dense(input), w = dense(weight);
   with_fast_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const auto& kernel = choose<T>(g, implicit_gemm_forward<T>, depthwise_forward<T>, winograd_forward<float>);
+    const auto kernel = choose<T>(g, implicit_gemm_forward<T>, depthwise_forward<T>, winograd_forward<float>);
     kernel(g, images_of<const T>(x), filters_of<const T>(w), data_or_null<T>(b), images_of<T>(output));
   });
   return output;
@@ -128,7 +128,7 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor dy = dense(input), w = dense(weight);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    const auto& kernel = choose<T>(g, implicit_gemm_input_grad<T>, depthwise_input_grad<T>, winograd_input_grad<float>);
+    const auto kernel = choose<T>(g, implicit_gemm_input_grad<T>, depthwise_input_grad<T>, winograd_input_grad<float>);
     kernel(g, images_of<const T>(dy), filters_of<const T>(w), data_or_null<T>(b), images_of<T>(output));
     add_border_grad<T>(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(output));
   });
@@ -167,7 +167,7 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_fast_type(dy, [&](auto zero) {
     using T = decltype(zero);
-    const auto& kernel =
+    const auto kernel =
         choose<T>(g, implicit_gemm_weight_grad<T>, depthwise_weight_grad<T>, winograd_weight_grad<float>);
     kernel(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
   });

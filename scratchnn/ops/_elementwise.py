@@ -319,7 +319,7 @@ def check_writable(input: Tensor) -> None:
         return
     if input.is_leaf:
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    if input._is_view() and not is_compiling():
+    if not is_compiling() and input._is_view():
         if input._base.is_leaf and input._base.requires_grad:
             raise RuntimeError("a view of a leaf Variable that requires grad is being used in an in-place operation.")
         if torch._C._autograd._get_creation_meta(input) != torch._C._autograd.CreationMeta.DEFAULT:
