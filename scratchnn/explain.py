@@ -1,0 +1,271 @@
+"""Which algorithm computes a layer, forward and backward, and why.
+
+The layer is run on the meta device, and every operator that it calls is asked for. What a convolution is computed by is
+decided in C++ (``csrc/conv/choice.cpp``) and told from there; most other operators have one algorithm.
+
+The function hides the module of the same name: it is ``scratchnn.explain(layer, shape)``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import Module
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scratchnn.convert import convert
+from scratchnn.ops import _elementwise
+
+__all__ = ["Explanation", "Step", "explain"]
+
+_ops = torch.ops.scratchnn
+
+# The algorithm of each operator that has one, and why it is right for it.
+_SINGLE = {
+    "channel_sum": ("sum in one pass", "it reads every number once, at memory speed"),
+    "linear": ("dot products", "the rows of input and weight lie in memory as they are read"),
+    "linear_input_grad": ("matrix product", "sums of outer products fill the registers"),
+    "linear_weight_grad": ("matrix product", "sums of outer products fill the registers"),
+    "bilinear": ("matrix product", "for each output, one input times the weight, then dot products with the other"),
+    "bilinear_weight_grad": ("matrix product", "one input, scaled by the gradient, times the other"),
+    "local_response_norm": ("running window", "two additions a number, however long the window"),
+    "local_response_norm_backward": ("running window", "two additions a number, however long the window"),
+    "softmax": ("row by row", "the numbers that are divided by one sum are read together"),
+    "prelu": ("one pass", "each number is read once and written once"),
+    "glu": ("one pass", "each number is read once and written once"),
+    "maxout": ("one pass", "each number is read once, each maximum written once"),
+    "rrelu_train": ("one pass", "each number is read once and written once"),
+    "batch_norm_train": ("statistics, then outputs", "a channel, or a row of channels, is read again from the cache"),
+    "batch_norm_eval": ("one pass", "with fixed statistics it is one multiply-add a number"),
+    "batch_norm_backward": ("sums, then gradients", "both sums of a channel are gathered in one pass"),
+    "normalize": ("statistics, then outputs", "what shares statistics is read again from the cache"),
+    "normalize_backward": ("sums, then gradients", "both sums of a set are gathered in one pass"),
+    "max_pool": ("windows over vectors of channels", "many maxima are found at once"),
+    "max_pool_backward": ("gathering windows", "each pixel asks its windows, so nothing is cleared and nothing collides"),
+    "avg_pool": ("windows over vectors of channels", "many sums are taken at once, row by row of the window"),
+    "avg_pool_backward": ("gathering windows", "each pixel asks its windows, so nothing is cleared and nothing collides"),
+    "max_unpool": ("scattering", "each number knows its place"),
+    "max_unpool_backward": ("gathering", "each number knows its place"),
+}  # fmt: skip
+_ONE_PASS = ("one pass", "each number is read once and written once")
+
+# The gradients that an operator gives in the backward pass; all of them at once, if nothing is said here.
+_GRADIENTS = {
+    "conv_weight_grad": "weight gradient",
+    "linear_weight_grad": "weight gradient",
+    "bilinear_weight_grad": "weight gradient",
+    "channel_sum": "bias gradient",
+    "conv": "input gradient",
+    "conv_transpose": "input gradient",
+    "linear": "input gradient",
+    "linear_input_grad": "input gradient",
+    "bilinear": "input gradient",
+}
+
+
+class Step(NamedTuple):
+    """What one operator of a layer does.
+
+    Attributes:
+        what: ``"forward"``, ``"input gradient"``, ``"weight gradient"``, ``"bias gradient"`` or ``"gradients"``.
+        operator: that computes it, of ``torch.ops.scratchnn``.
+        algorithm: its name.
+        reason: why this one.
+    """
+
+    what: str
+    operator: str
+    algorithm: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.algorithm}, because {self.reason}"
+
+
+@dataclass
+class Explanation:
+    """What :func:`explain` found out. Printed, it is a sentence for each step.
+
+    Attributes:
+        layer: as it prints itself.
+        shapes: of its inputs.
+        dtype: of its inputs.
+        steps: the operators that it calls, in order.
+        torchs: why torch computes it, where no operator of ours does.
+    """
+
+    layer: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    steps: list[Step] = field(default_factory=list)
+    torchs: str = ""
+
+    @property
+    def algorithm(self) -> str:
+        """That of the forward pass; ``"torch"`` for what torch computes."""
+        names = [step.algorithm for step in self.steps if step.what == "forward"]
+        return " + ".join(dict.fromkeys(names)) or "torch"
+
+    def __str__(self) -> str:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
+        said = [str(step) for step in self.steps] or [self.torchs]
+        return "\n".join([f"{self.layer} for {shapes} in {self.dtype}", *(f"  {sentence}" for sentence in said)])
+
+    def dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return {
+            "layer": self.layer,
+            "shapes": [list(shape) for shape in self.shapes],
+            "dtype": self.dtype,
+            "algorithm": self.algorithm,
+            "steps": [step._asdict() for step in self.steps],
+            "torch": self.torchs,
+        }
+
+
+def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = None) -> Explanation:
+    """Say which algorithm computes a layer on this processor, forward and backward, and why.
+
+    Nothing is computed, and the layer stays as it is. The algorithm follows from the layer, the shape without its
+    batch, the type and the processor's instruction set; from ``scratchnn.backends.conv.allow_winograd`` and
+    :func:`scratchnn.kernels`, as they are when this is called; never from the number of threads or from a race.
+
+    Args:
+        layer: of ``scratchnn.nn``, or of ``torch.nn``: then what scratchnn would do after :func:`scratchnn.convert`.
+        shapes: of its inputs, batch included; one for most layers.
+        dtype: of the inputs; the layer's own unless given.
+
+    Returns:
+        the explanation; print it.
+
+    Raises:
+        TypeError: where ``layer`` is not a module.
+        ValueError: without a shape, and for lazy layers that have seen no input.
+        RuntimeError, ValueError: where the layer does not take inputs of these shapes: its own errors.
+    """
+    if not isinstance(layer, Module):
+        raise TypeError(f"explain(): argument 'layer' must be a torch.nn.Module, not {type(layer).__name__}")
+    if not shapes:
+        raise ValueError("explain(): give the shape of the layer's input")
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]
+    if any(is_lazy(tensor) for _, tensor in tensors):
+        raise ValueError("explain(): the layer is lazy and has no shape yet, call it once before")
+    floating = [tensor.dtype for _, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    dtype = dtype or next(iter(floating), torch.get_default_dtype())
+    explanation = Explanation(str(layer), tuple(map(tuple, shapes)), str(dtype).removeprefix("torch."))
+
+    twin = _twin(layer)
+    left = convert(twin).left
+    given = {
+        name: torch.empty_like(tensor.detach(), device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in tensors
+    }
+    recording = _Recording()
+    with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
+        inputs = [torch.empty(shape, dtype=dtype) for shape in shapes]
+        inputs = [x.requires_grad_() if x.is_floating_point() or x.is_complex() else x for x in inputs]
+        with recording:
+            # What is written in place must not be a leaf.
+            output = functional_call(twin, given, tuple(x.clone() if x.requires_grad else x for x in inputs))
+            recording.forward = False
+            outputs = [x for x in (output if isinstance(output, tuple) else (output,)) if x.requires_grad]
+            if outputs:
+                torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+    explanation.steps = list(dict.fromkeys(recording.steps))
+    if not explanation.steps:
+        reasons = dict.fromkeys(each.reason for each in left.values()) or ["scratchnn has no such layer"]
+        explanation.torchs = f"torch computes it: {', '.join(reasons)}"
+    return explanation
+
+
+def _twin(layer: Module) -> Module:
+    """A copy that shares the tensors, but neither the classes of its parts nor what is registered with them.
+
+    It has no hooks: those are for calls that compute something.
+    """
+    twin = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if name.endswith("_hooks") and isinstance(value, dict):
+            vars(twin)[name] = OrderedDict()
+    for name in ("_parameters", "_buffers"):
+        vars(twin)[name] = dict(vars(layer)[name])
+    vars(twin)["_modules"] = {name: part if part is None else _twin(part) for name, part in layer._modules.items()}
+    return twin
+
+
+class _Recording(TorchDispatchMode):
+    """The operators of ours that run, explained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.forward = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func.namespace == "scratchnn":
+            step = self._explained(func._schema.name.partition("::")[2], args)
+            if step is not None:
+                self.steps.append(step)
+        return func(*args, **(kwargs or {}))
+
+    def _explained(self, name: str, args: tuple) -> Step | None:
+        what = "forward" if self.forward else _GRADIENTS.get(name, "gradients")
+        if name.startswith("conv"):
+            return Step(what, name, *_explain_convolution(name, args))
+        algorithm = _single(name)
+        if algorithm is None:  # bookkeeping, as of running statistics
+            return None
+        return Step(what, name, *_on_type(*algorithm, args[0].dtype, name))
+
+
+def _explain_convolution(name: str, args: tuple) -> tuple[str, str]:
+    """The choice of ``csrc/conv/choice.cpp``, for the convolution that an operator is, or is a derivative of."""
+    if name == "conv":
+        input, weight, _, *window = args
+        sizes = input.shape, weight.shape
+    elif name == "conv_transpose":
+        input, weight, _, output_size, *window = args
+        sizes = (input.shape[0], weight.shape[1] * window[3], *output_size), weight.shape
+    else:  # conv_weight_grad
+        grad, input, kernel_size, *window = args
+        window = window[:5]
+        sizes = input.shape, (grad.shape[1], input.shape[1] // window[3], *kernel_size)
+    return _ops.explain_conv(*map(list, sizes), *window, args[0].dtype)
+
+
+def _single(name: str) -> tuple[str, str] | None:
+    """The algorithm of any other operator."""
+    name = name.removesuffix("_")
+    for ending in ("", "_backward", "_with_offsets"):
+        stem = name.removesuffix(ending)
+        if stem in _SINGLE:
+            return _SINGLE[stem]
+    if name.startswith(("adaptive_", "fractional_")):
+        return _single(name.partition("_")[2])
+    if "softm" in name:
+        return _SINGLE["softmax"]
+    if name.removesuffix("_backward").removesuffix("_output") in {row.name for row in _elementwise.ROWS}:
+        return _ONE_PASS
+    return None
+
+
+def _on_type(algorithm: str, reason: str, dtype: torch.dtype, name: str) -> tuple[str, str]:
+    """How the numbers of a type come to an algorithm."""
+    if _ops.kernels_for(torch.float32) == "naive":
+        return "naive loops", 'scratchnn.kernels("naive") asks for them'
+    if dtype.is_complex and name.startswith(("linear", "channel_sum")):
+        return f"{algorithm} on real and imaginary parts", reason
+    kernels = _ops.kernels_for(dtype)
+    if kernels == "naive":
+        return "naive loops", f"the fast kernels do not serve {str(dtype).removeprefix('torch.')}"
+    if kernels == "widened" and (algorithm, reason) != _ONE_PASS:  # activations widen in registers
+        return f"{algorithm} on float32 copies", reason
+    return algorithm, reason
