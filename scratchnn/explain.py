@@ -8,14 +8,12 @@ The function hides the module of the same name: it is ``scratchnn.explain(layer,
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
@@ -49,12 +47,18 @@ _SINGLE = {
     "normalize": ("statistics, then outputs", "what shares statistics is read again from the cache"),
     "normalize_backward": ("sums, then gradients", "both sums of a set are gathered in one pass"),
     "max_pool": ("windows over vectors of channels", "many maxima are found at once"),
-    "max_pool_backward": ("gathering windows", "each pixel asks its windows, so nothing is cleared and nothing collides"),
+    "max_pool_backward": (
+        "gathering windows",
+        "each pixel asks its windows: no memory to clear, no two threads at one pixel",
+    ),
     "avg_pool": ("windows over vectors of channels", "many sums are taken at once, row by row of the window"),
-    "avg_pool_backward": ("gathering windows", "each pixel asks its windows, so nothing is cleared and nothing collides"),
+    "avg_pool_backward": (
+        "gathering windows",
+        "each pixel asks its windows: no memory to clear, no two threads at one pixel",
+    ),
     "max_unpool": ("scattering", "each number knows its place"),
     "max_unpool_backward": ("gathering", "each number knows its place"),
-}  # fmt: skip
+}
 _ONE_PASS = ("one pass", "each number is read once and written once")
 
 # The gradients that an operator gives in the backward pass; all of them at once, if nothing is said here.
@@ -164,12 +168,9 @@ def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = N
 
     twin = _twin(layer)
     left = convert(twin).left
-    given = {
-        name: torch.empty_like(tensor.detach(), device="meta").requires_grad_(tensor.requires_grad)
-        for name, tensor in tensors
-    }
     recording = _Recording()
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
+        given = {name: torch.empty_like(x, device="meta").requires_grad_(x.requires_grad) for name, x in tensors}
         inputs = [torch.empty(shape, dtype=dtype) for shape in shapes]
         inputs = [x.requires_grad_() if x.is_floating_point() or x.is_complex() else x for x in inputs]
         with recording:
@@ -191,7 +192,8 @@ def _twin(layer: Module) -> Module:
 
     It has no hooks: those are for calls that compute something.
     """
-    twin = copy.copy(layer)
+    twin = object.__new__(type(layer))
+    vars(twin).update(vars(layer))
     for name, value in vars(layer).items():
         if name.endswith("_hooks") and isinstance(value, dict):
             vars(twin)[name] = OrderedDict()

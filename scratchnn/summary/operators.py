@@ -155,7 +155,9 @@ def _copy(call: Call) -> Field:
     return _aligned(call.field(source), source.shape, call.outputs[0].shape)
 
 
-@_rule("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm_eval", "running_mean")
+@_rule(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm_eval", "running_mean"
+)
 def _batch_norm(call: Call) -> list[Field]:
     field = call.field(call.input)
     if call.arguments.get("running_mean") is None:  # statistics of the input at inference as well
@@ -180,7 +182,9 @@ def _convolution(call: Call) -> Field:
     kernel = call.arguments["weight"].shape[2:]
     numbers = [_each(call.arguments[name], rank) for name in ("stride", "padding", "dilation")]
     windows = transposed if call.arguments["transposed"] else convolved
-    return _swept(call.field(call.input).mixed_along([1]), call, [windows(*of) for of in zip(kernel, *numbers)])
+    return _swept(
+        call.field(call.input).mixed_along([1]), call, [windows(*of) for of in zip(kernel, *numbers, strict=True)]
+    )
 
 
 @_rule("conv conv_transpose")
@@ -214,20 +218,22 @@ def _pool(call: Call) -> Field:
 def _adaptive(call: Call) -> Field:
     before, after = call.sizes
     rank = len(call.arguments["output_size"])
-    return _swept(call.field(call.input), call, [adaptive(*sizes) for sizes in zip(before[-rank:], after[-rank:])])
+    dims = range(len(before) - rank, len(before))
+    field = call.field(call.input).mixed_along(dim for dim in dims if after[dim] == 1)
+    return _swept(field, call, [adaptive(before[dim], after[dim]) for dim in dims])
 
 
 @_rule("upsample_nearest1d upsample_nearest2d upsample_nearest3d")
 def _nearest(call: Call) -> Field:
     before, after = call.sizes
-    return _swept(call.field(call.input), call, [nearest(*sizes) for sizes in zip(before[2:], after[2:])])
+    return _swept(call.field(call.input), call, [nearest(*sizes) for sizes in zip(before[2:], after[2:], strict=True)])
 
 
 @_rule("upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d")
 def _interpolated(call: Call) -> Field:
     before, after = call.sizes
     corners, around = call.arguments["align_corners"], int("cubic" in call.name)
-    windows = [interpolated(*sizes, corners, around) for sizes in zip(before[2:], after[2:])]
+    windows = [interpolated(*sizes, corners, around) for sizes in zip(before[2:], after[2:], strict=True)]
     return _swept(call.field(call.input), call, windows)
 
 
@@ -244,7 +250,7 @@ def _padded(call: Call) -> Field:
 def _pixel_shuffle(call: Call) -> Field:
     before, after = call.sizes
     field = call.field(call.input).mixed_along([len(before) - 3])
-    return _swept(field, call, [nearest(*sizes) for sizes in zip(before[-2:], after[-2:])])
+    return _swept(field, call, [nearest(*sizes) for sizes in zip(before[-2:], after[-2:], strict=True)])
 
 
 @_rule("pixel_unshuffle")
@@ -387,7 +393,7 @@ def _slice(call: Call) -> Field:
     dim = of["dim"] % len(before)
     if before == after:
         return call.field(call.input)
-    start, stop, step = slice(of["start"], of["end"], of["step"]).indices(before[dim])
+    start, _, step = slice(of["start"], of["end"], of["step"]).indices(before[dim])
     windows = {"first": lambda o: start + o * step, "last": lambda o: start + o * step, "step": step}
     return call.field(call.input).through(dim, (before[dim], after[dim]), windows)
 

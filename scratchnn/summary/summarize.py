@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from scratchnn.classes import kind_of
 from scratchnn.explain import Explanation, explain
+from scratchnn.nn import implemented
 from scratchnn.summary.layer import Layer
 from scratchnn.summary.report import Summary
 
@@ -35,7 +37,7 @@ def summary(
     - *Multiply-adds* are those of convolutions and products of matrices, half of what ``torch.utils.flop_counter``
       counts, forward and backward. A layer that is called twice costs twice.
     - *Saved* are the bytes that autograd keeps for the backward pass. A tensor that several layers keep counts with the
-      first of them; parameters do not count.
+      first of them; parameters and buffers do not count.
     - The *receptive field* is what one output sees of the input, from the first to the last pixel, through all
       branches; see :class:`scratchnn.summary.Extent`. Batch normalization counts as looking at one number at a time,
       as it does in evaluation; other normalizations see what they average over.
@@ -153,11 +155,12 @@ def _count_parameters(model: Module, root: Layer) -> None:
 def _name_algorithms(root: Layer, innermost: dict[int, tuple[Module, list[Tensor]]]) -> None:
     known: dict[Any, Explanation] = {}
     for layer in root.walk():
-        if id(layer) not in innermost:
+        if id(layer) not in innermost:  # a block
             continue
         module, tensors = innermost[id(layer)]
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        if not shapes:
+        if not shapes or not (isinstance(module, tuple(implemented().values())) or kind_of(type(module))):
+            layer.algorithm = "torch"
             continue
         # Layers of one class with the same settings and shapes are explained once.
         key = (type(module), repr(module), module.training, tuple(shapes), tensors[0].dtype)

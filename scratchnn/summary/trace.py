@@ -45,29 +45,39 @@ def trace(model: Module, arguments: Arguments, compute: bool) -> tuple[Layer, di
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
     def stand_in(tensor: Tensor) -> Tensor:
-        if compute:
-            return tensor.detach().clone()
-        return torch.empty_like(tensor.detach(), device="meta")
+        return tensor.detach().clone() if compute else torch.empty_like(tensor.detach(), device="meta")
 
-    given = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ValueError(f"summary(): the lazy layer of {name!r} has no shape yet, call the model once before")
-        given[name] = stand_in(tensor).requires_grad_(tensor.requires_grad)
-    parameters = {tensor.untyped_storage()._cdata for tensor in given.values()}
-    arguments = map_tensors(stand_in, arguments)
-    counter = FlopCounterMode(display=False)
-    watch = _Watch(model, arguments, counter, parameters)
     device = contextlib.nullcontext() if compute else torch.device("meta")
     with _as_it_was(model), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), device:
+        given = {
+            f"model.{name}": stand_in(tensor).requires_grad_(tensor.requires_grad)
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        }
+        args, kwargs = map_tensors(stand_in, arguments)
+        counter = FlopCounterMode(display=False)
+        watch = _Watch(model, (args, kwargs), counter, {tensor.untyped_storage()._cdata for tensor in given.values()})
         with watch.hooks(), counter, watch:
-            with torch.autograd.graph.saved_tensors_hooks(watch.save, lambda tensor: tensor):
-                output = functional_call(model, given, *arguments)
-            watch.forward_ends()
-            ends = [tensor for tensor in named_tensors(output, "").values() if tensor.requires_grad]
-            if ends:
-                torch.autograd.backward(ends, [torch.ones_like(tensor) for tensor in ends])
+            functional_call(_Step(model, watch), given, args, kwargs)
     return watch.root, watch.innermost
+
+
+class _Step(Module):
+    """Forward and backward as one call, so that layers that are called again for their gradient are the same ones."""
+
+    def __init__(self, model: Module, watch: _Watch) -> None:
+        super().__init__()
+        self.model, self.watch = model, watch
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        with torch.autograd.graph.saved_tensors_hooks(self.watch.save, lambda tensor: tensor):
+            output = self.model(*args, **kwargs)
+        self.watch.forward_ends()
+        ends = [tensor for tensor in named_tensors(output, "").values() if tensor.requires_grad]
+        if ends:
+            torch.autograd.backward(ends, [torch.ones_like(tensor) for tensor in ends])
 
 
 @contextlib.contextmanager
