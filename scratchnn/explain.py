@@ -151,12 +151,14 @@ def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = N
         the explanation; print it.
 
     Raises:
-        TypeError: where ``layer`` is not a module.
+        TypeError: where ``layer`` is not a module, or compiled by TorchScript.
         ValueError: without a shape, and for lazy layers that have seen no input.
         RuntimeError, ValueError: where the layer does not take inputs of these shapes: its own errors.
     """
     if not isinstance(layer, Module):
         raise TypeError(f"explain(): argument 'layer' must be a torch.nn.Module, not {type(layer).__name__}")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in layer.modules()):
+        raise TypeError("explain(): the layer is compiled by TorchScript, give the one that it was made of")
     if not shapes:
         raise ValueError("explain(): give the shape of the layer's input")
     tensors = [*layer.named_parameters(), *layer.named_buffers()]

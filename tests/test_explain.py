@@ -21,8 +21,8 @@ CASES = [
     (WINOGRAD, "a quarter of the multiplications", torch.nn.ConvTranspose2d(32, 32, 3), (2, 32, 12, 12)),
     (GEMM, "serves every kernel", torch.nn.Conv2d(32, 32, 5), (2, 32, 12, 12)),
     (GEMM, "serves every kernel", torch.nn.Conv1d(32, 32, 3), (2, 32, 12)),
-    (GEMM, "serves every step", torch.nn.Conv2d(32, 32, 3, stride=2), (2, 32, 12, 12)),
-    (GEMM, "serves every step", torch.nn.Conv2d(32, 32, 3, dilation=2), (2, 32, 12, 12)),
+    (GEMM, "serves every stride", torch.nn.Conv2d(32, 32, 3, stride=2), (2, 32, 12, 12)),
+    (GEMM, "serves every stride", torch.nn.Conv2d(32, 32, 3, dilation=2), (2, 32, 12, 12)),
     (GEMM, "serves groups", torch.nn.Conv2d(64, 64, 3, groups=2), (2, 64, 12, 12)),
     (GEMM, "takes multiples of", torch.nn.Conv2d(3, 32, 3), (2, 3, 12, 12)),
     (GEMM, "too small", torch.nn.Conv2d(32, 32, 3), (2, 32, 4, 4)),
@@ -169,6 +169,8 @@ def test_the_layer_stays_as_it_is() -> None:
 def test_errors() -> None:
     with pytest.raises(TypeError, match=r"argument 'layer' must be a torch\.nn\.Module, not str"):
         scratchnn.explain("relu", (1, 2))
+    with pytest.raises(TypeError, match="compiled by TorchScript"):
+        scratchnn.explain(torch.jit.script(torch.nn.ReLU()), (1, 2))
     with pytest.raises(ValueError, match="give the shape of the layer's input"):
         scratchnn.explain(torch.nn.ReLU())
     with pytest.raises(ValueError, match="lazy"):

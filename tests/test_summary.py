@@ -9,6 +9,8 @@ import re
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -33,13 +35,23 @@ QUICK = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"
 # Parameters and multiply-adds.
 
 
-def on_meta(name: str) -> tuple[Module, tuple[int, ...]]:
+def on_meta(name: str, size: int = 224) -> tuple[Module, tuple[int, ...]]:
+    """A classifier without numbers, and the shape of two images for it."""
     builder = torchvision.models.get_model_builder(name)
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"), warnings.catch_warnings():
+    if name.startswith("vit"):
+        options["image_size"] = size
+    parameters = torchvision.models.regnet.BlockParams.from_init_params
+
+    def with_numbers(*args: Any, **kwargs: Any) -> Any:  # the widths of a RegNet are computed by tensors
+        with torch.device("cpu"):
+            return parameters(*args, **kwargs)
+
+    patch = mock.patch.object(torchvision.models.regnet.BlockParams, "from_init_params", with_numbers)
+    with torch.device("meta"), patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size = 299 if name == "inception_v3" else 224
-        return builder(**options), (2, 3, size, size)
+        model = builder(**options)
+    return model, (2, 3, *[299 if name == "inception_v3" else size] * 2)
 
 
 def counted(model: Module, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -73,6 +85,27 @@ def check_counts(name: str) -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_a_model_counts_as_torch_counts(name: str) -> None:
     check_counts(name)
+
+
+def check_published(name: str) -> None:
+    """What torchvision tells of its weights: billions of multiply-adds for one image."""
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    (size,) = weights.transforms().crop_size
+    model, _ = on_meta(name, size)
+    assert round(scratchnn.summary(model.eval(), (1, 3, size, size)).forward / 1e9, 3) == weights.meta["_ops"]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_multiply_adds_are_those_published(name: str) -> None:
+    check_published(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in QUICK])
+def test_every_classifiers_multiply_adds_are_those_published(name: str) -> None:
+    if len(torchvision.models.get_model_weights(name)) == 0:
+        pytest.skip("no weights are published")
+    check_published(name)
 
 
 @pytest.mark.slow
@@ -553,6 +586,8 @@ def test_errors() -> None:
     model = nn.Conv2d(3, 4, 3)
     with pytest.raises(TypeError, match=r"argument 'model' must be a torch\.nn\.Module, not str"):
         scratchnn.summary("resnet", (1, 3, 8, 8))
+    with pytest.raises(TypeError, match="compiled by TorchScript"):
+        scratchnn.summary(nn.Sequential(torch.jit.script(model)), (1, 3, 8, 8))
     for options in ({}, {"input_size": (1, 3, 8, 8), "inputs": torch.ones(1, 3, 8, 8)}):
         with pytest.raises(ValueError, match="give either 'input_size' or 'inputs'"):
             scratchnn.summary(model, **options)

@@ -33,7 +33,7 @@ const char* winograd_refuses(const ConvGeometry& g, bool is_float32) {
   const Extent ones{1, 1, 1};
   const int64_t unit = winograd_channels();
   if (g.kernel != Extent{1, 3, 3} || g.input[0] != 1) return "it serves every kernel; Winograd's serves 3x3";
-  if (g.stride != ones || g.dilation != ones) return "it serves every step; Winograd's has stride 1 and dilation 1";
+  if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
   if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
   if (!is_float32) return "Winograd's kernels are for float32";
   if (g.in_channels < 16 || g.out_channels < 16 || g.in_channels % unit != 0 || g.out_channels % unit != 0) {
@@ -53,7 +53,7 @@ ConvChoice choose_algorithm(const ConvGeometry& geometry, bool is_float32) {
   }
   const char* refused = winograd_refuses(geometry, is_float32);
   if (refused != nullptr) return {ConvAlgorithm::kImplicitGemm, refused};
-  return {ConvAlgorithm::kWinograd, "3x3 of stride 1 in float32: a quarter of the multiplications"};
+  return {ConvAlgorithm::kWinograd, "a 3x3 kernel of stride 1 in float32 takes a quarter of the multiplications so"};
 }
 
 bool allow_winograd(std::optional<bool> allow) {

@@ -54,7 +54,7 @@ def summary(
         the summary; print it, or take ``.markdown()`` or ``.dict()``.
 
     Raises:
-        TypeError: where ``model`` is no module, or a size is not made of whole numbers.
+        TypeError: where ``model`` is no module or compiled by TorchScript, or a size is not made of whole numbers.
         ValueError: for both or none of ``input_size`` and ``inputs``, negative sizes, and layers that are still lazy.
         RuntimeError: where the model's shapes depend on numbers and ``compute`` is not set; and whatever else the model
             raises.
@@ -63,6 +63,8 @@ def summary(
 
     if not isinstance(model, Module):
         raise TypeError(f"summary(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError("summary(): the model is compiled by TorchScript, give the one that it was made of")
     if (input_size is None) == (inputs is None):
         raise ValueError("summary(): give either 'input_size' or 'inputs'")
     dtype = _dtype_of(model)
