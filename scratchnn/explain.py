@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scratchnn.convert import convert
 from scratchnn.ops import _elementwise
 
-__all__ = ["Explanation", "Step", "explain"]
+__all__ = ["Explanation", "Step", "explain", "explain_call"]
 
 _ops = torch.ops.scratchnn
 
@@ -161,20 +162,30 @@ def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = N
         raise TypeError("explain(): the layer is compiled by TorchScript, give the one that it was made of")
     if not shapes:
         raise ValueError("explain(): give the shape of the layer's input")
-    tensors = [*layer.named_parameters(), *layer.named_buffers()]
-    if any(is_lazy(tensor) for _, tensor in tensors):
+    tensors = [*layer.parameters(), *layer.buffers()]
+    if any(map(is_lazy, tensors)):
         raise ValueError("explain(): the layer is lazy and has no shape yet, call it once before")
-    floating = [tensor.dtype for _, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    floating = [tensor.dtype for tensor in tensors if _has_gradient(tensor)]
     dtype = dtype or next(iter(floating), torch.get_default_dtype())
-    explanation = Explanation(str(layer), tuple(map(tuple, shapes)), str(dtype).removeprefix("torch."))
+    return explain_call(layer, [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes])
 
+
+def explain_call(layer: Module, inputs: Sequence[Tensor]) -> Explanation:
+    """The same for a call with inputs like these, whose numbers are not read; the layer is as :func:`explain` needs it.
+
+    Args:
+        layer: the layer.
+        inputs: tensors of any device.
+    """
+    dtype = str(inputs[0].dtype).removeprefix("torch.")
+    explanation = Explanation(str(layer), tuple(tuple(x.shape) for x in inputs), dtype)
     twin = _twin(layer)
     left = convert(twin).left
     recording = _Recording()
     with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
+        tensors = [*layer.named_parameters(), *layer.named_buffers()]
         given = {name: torch.empty_like(x, device="meta").requires_grad_(x.requires_grad) for name, x in tensors}
-        inputs = [torch.empty(shape, dtype=dtype) for shape in shapes]
-        inputs = [x.requires_grad_() if x.is_floating_point() or x.is_complex() else x for x in inputs]
+        inputs = [torch.empty_like(x, device="meta").requires_grad_(_has_gradient(x)) for x in inputs]
         with recording:
             # What is written in place must not be a leaf.
             output = functional_call(twin, given, tuple(x.clone() if x.requires_grad else x for x in inputs))
@@ -187,6 +198,10 @@ def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = N
         reasons = dict.fromkeys(each.reason for each in left.values()) or ["scratchnn has no such layer"]
         explanation.torchs = f"torch computes it: {', '.join(reasons)}"
     return explanation
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _twin(layer: Module) -> Module:

@@ -570,6 +570,20 @@ def test_other_inputs() -> None:
     assert (embedding.model.shapes, embedding.parameters) == ([(1, 3, 4)], 40)
 
 
+def test_layers_that_take_indices_are_explained() -> None:
+    class Unpooled(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.unpool(*self.pool(x), output_size=x.shape)
+
+    found = scratchnn.summary(Unpooled(), (1, 2, 8, 8))
+    assert [part.shapes for part in found.model.parts] == [[(1, 2, 4, 4)] * 2, [(1, 2, 8, 8)]]
+    assert found["unpool"].algorithm == "scattering"
+
+
 def test_models_that_look_at_numbers() -> None:
     class Chooses(Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -194,8 +194,8 @@ std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::Int
   if (is_split(probe)) {
     at::DimVector channels(input), filters(weight);
     for (int64_t* size : {&channels[1], &filters[0], &filters[1]}) *size *= 2;
-    auto [name, reason] = explain_conv(channels, filters, stride, padding, dilation, groups, padding_mode,
-                                       c10::toRealValueType(type));
+    auto [name, reason] =
+        explain_conv(channels, filters, stride, padding, dilation, groups, padding_mode, c10::toRealValueType(type));
     return {name + " on real and imaginary parts", reason};
   }
   if (is_widened(probe)) {

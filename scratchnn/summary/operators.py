@@ -8,6 +8,7 @@ counts as at inference, where it looks at one number at a time; and parameters a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -202,9 +203,10 @@ def _our_convolution(call: Call) -> Field:
 def _pool(call: Call) -> Field:
     of = call.arguments
     kernel = of["kernel"] if "kernel" in of else of["kernel_size"]
-    rank = len(kernel) if call.name[-2:] not in ("1d", "2d", "3d") else int(call.name[-2])
-    if "indices" in call.name:
-        rank = int(call.name[len("max_pool")])
+    named = re.search(
+        r"pool(\d)d", call.name
+    )  # torch's operators tell their rank, ours have a number for each dimension
+    rank = int(named[1]) if named else len(kernel)
     kernel = _each(kernel, rank)
     stride = _each(of["stride"], rank) if of["stride"] else kernel
     numbers = kernel, stride, _each(of["padding"], rank), _each(of.get("dilation", 1), rank)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.classes import kind_of
-from scratchnn.explain import Explanation, explain
+from scratchnn.explain import Explanation, explain_call
 from scratchnn.nn import implemented
 from scratchnn.summary.layer import Layer
 from scratchnn.summary.report import Summary
@@ -126,7 +126,8 @@ def _arguments(inputs: Any) -> tuple[tuple, dict[str, Any]]:
 
 def _needs_numbers(error: Exception) -> bool:
     """Whether torch says that a tensor without numbers will not do, or meets one that has them."""
-    return any(words in str(error).lower() for words in ("meta", "data-dependent"))
+    words = ("meta tensor", "meta device", "device meta", "register_meta", "data-dependent")
+    return any(each in str(error).lower() for each in words)
 
 
 def _count_parameters(model: Module, root: Layer) -> None:
@@ -160,12 +161,12 @@ def _name_algorithms(root: Layer, innermost: dict[int, tuple[Module, list[Tensor
         if id(layer) not in innermost:  # a block
             continue
         module, tensors = innermost[id(layer)]
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        if not shapes or not (isinstance(module, tuple(implemented().values())) or kind_of(type(module))):
+        if not tensors or not (isinstance(module, tuple(implemented().values())) or kind_of(type(module))):
             layer.algorithm = "torch"
             continue
-        # Layers of one class with the same settings and shapes are explained once.
-        key = (type(module), repr(module), module.training, tuple(shapes), tensors[0].dtype)
+        # Layers of one class with the same settings, called with the same shapes, are explained once.
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+        key = (type(module), repr(module), module.training, shapes)
         if key not in known:
-            known[key] = explain(module, *shapes, dtype=tensors[0].dtype)
+            known[key] = explain_call(module, tensors)
         layer.algorithm = known[key].algorithm
