@@ -21,46 +21,57 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scratchnn.convert import convert
-from scratchnn.ops import _elementwise
+from scratchnn.ops._elementwise import ROWS
 
 __all__ = ["Explanation", "Step", "explain", "explain_call"]
 
 _ops = torch.ops.scratchnn
 
-# The algorithm of each operator that has one, and why it is right for it.
-_SINGLE = {
-    "channel_sum": ("sum in one pass", "it reads every number once, at memory speed"),
-    "linear": ("dot products", "the rows of input and weight lie in memory as they are read"),
-    "linear_input_grad": ("matrix product", "sums of outer products fill the registers"),
-    "linear_weight_grad": ("matrix product", "sums of outer products fill the registers"),
-    "bilinear": ("matrix product", "for each output, one input times the weight, then dot products with the other"),
-    "bilinear_weight_grad": ("matrix product", "one input, scaled by the gradient, times the other"),
-    "local_response_norm": ("running window", "two additions a number, however long the window"),
-    "local_response_norm_backward": ("running window", "two additions a number, however long the window"),
-    "softmax": ("row by row", "the numbers that are divided by one sum are read together"),
-    "prelu": ("one pass", "each number is read once and written once"),
-    "glu": ("one pass", "each number is read once and written once"),
-    "maxout": ("one pass", "each number is read once, each maximum written once"),
-    "rrelu_train": ("one pass", "each number is read once and written once"),
-    "batch_norm_train": ("statistics, then outputs", "a channel, or a row of channels, is read again from the cache"),
-    "batch_norm_eval": ("one pass", "with fixed statistics it is one multiply-add a number"),
-    "batch_norm_backward": ("sums, then gradients", "both sums of a channel are gathered in one pass"),
-    "normalize": ("statistics, then outputs", "what shares statistics is read again from the cache"),
-    "normalize_backward": ("sums, then gradients", "both sums of a set are gathered in one pass"),
-    "max_pool": ("windows over vectors of channels", "many maxima are found at once"),
-    "max_pool_backward": (
-        "gathering windows",
-        "each pixel asks its windows: no memory to clear, no two threads at one pixel",
-    ),
-    "avg_pool": ("windows over vectors of channels", "many sums are taken at once, row by row of the window"),
-    "avg_pool_backward": (
-        "gathering windows",
-        "each pixel asks its windows: no memory to clear, no two threads at one pixel",
-    ),
-    "max_unpool": ("scattering", "each number knows its place"),
-    "max_unpool_backward": ("gathering", "each number knows its place"),
+
+class _Algorithm(NamedTuple):
+    """The only algorithm of an operator: its name, why it is right, and how it serves half precision."""
+
+    name: str
+    reason: str
+    half: str = "float32 copies"  # or "registers", where numbers are widened one by one, or "loops"
+
+
+_ONE_PASS = _Algorithm("one pass", "each number is read once and written once", "registers")
+_WINDOW = _Algorithm("running window", "two additions a number, however long the window")
+_TILES = _Algorithm("matrix product", "sums of outer products fill the registers")
+_ASKING = _Algorithm(
+    "gathering windows", "each pixel asks its windows: no memory to clear, no two threads at one pixel"
+)
+_ALGORITHMS = {
+    "channel_sum": _Algorithm("sum in one pass", "it reads every number once, at memory speed", "loops"),
+    "linear": _Algorithm("dot products", "the rows of input and weight lie in memory as they are read"),
+    "linear_input_grad": _TILES,
+    "linear_weight_grad": _TILES,
+    "bilinear": _Algorithm("matrix product", "one input times the weight, then dot products with the other"),
+    "bilinear_weight_grad": _Algorithm("matrix product", "one input, scaled by the gradient, times the other"),
+    "local_response_norm": _WINDOW,
+    "local_response_norm_backward": _WINDOW,
+    "batch_norm_train": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
+    "batch_norm_eval": _Algorithm("one pass", "with fixed statistics it is one multiply-add a number"),
+    "batch_norm_backward": _Algorithm("sums, then gradients", "both sums of a channel are gathered in one pass"),
+    "normalize": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
+    "normalize_backward": _Algorithm("sums, then gradients", "both sums of a set are gathered in one pass"),
+    "max_pool": _Algorithm("windows over vectors of channels", "many maxima are found at once"),
+    "max_pool_backward": _ASKING,
+    "avg_pool": _Algorithm("windows over vectors of channels", "many sums are taken at once, row by row of the window"),
+    "avg_pool_backward": _ASKING,
+    "fractional_max_pool": _Algorithm("plane by plane", "each plane has windows of its own", "registers"),
+    "fractional_max_pool_backward": _Algorithm("scattering", "each plane has windows of its own"),
+    "max_unpool": _Algorithm("scattering", "each number knows its place", "registers"),
+    "max_unpool_backward": _Algorithm("gathering", "each number knows its place", "registers"),
+    "softmax": _Algorithm("row by row", "the numbers that are divided by one sum are read together", "registers"),
 }
-_ONE_PASS = ("one pass", "each number is read once and written once")
+_ALGORITHMS |= {
+    f"{name}{ending}": _ALGORITHMS["softmax"]
+    for name in ("softmax", "softmin", "log_softmax")
+    for ending in ("", "_backward")
+}
+_ALGORITHMS |= {name: _ONE_PASS for name in ("prelu", "glu", "maxout", "rrelu_train", *(row.name for row in ROWS))}
 
 # The gradients that an operator gives in the backward pass; all of them at once, if nothing is said here.
 _GRADIENTS = {
@@ -239,10 +250,10 @@ class _Recording(TorchDispatchMode):
         what = "forward" if self.forward else _GRADIENTS.get(name, "gradients")
         if name.startswith("conv"):
             return Step(what, name, *_explain_convolution(name, args))
-        algorithm = _single(name)
+        algorithm = _algorithm_of(name)
         if algorithm is None:  # bookkeeping, as of running statistics
             return None
-        return Step(what, name, *_on_type(*algorithm, args[0].dtype, name))
+        return Step(what, name, *_on_type(algorithm, args[0].dtype, name))
 
 
 def _explain_convolution(name: str, args: tuple) -> tuple[str, str]:
@@ -260,31 +271,22 @@ def _explain_convolution(name: str, args: tuple) -> tuple[str, str]:
     return _ops.explain_conv(*map(list, sizes), *window, args[0].dtype)
 
 
-def _single(name: str) -> tuple[str, str] | None:
-    """The algorithm of any other operator."""
-    name = name.removesuffix("_")
-    for ending in ("", "_backward", "_with_offsets"):
-        stem = name.removesuffix(ending)
-        if stem in _SINGLE:
-            return _SINGLE[stem]
-    if name.startswith(("adaptive_", "fractional_")):
-        return _single(name.partition("_")[2])
-    if "softm" in name:
-        return _SINGLE["softmax"]
-    if name.removesuffix("_backward").removesuffix("_output") in {row.name for row in _elementwise.ROWS}:
-        return _ONE_PASS
-    return None
+def _algorithm_of(name: str) -> _Algorithm | None:
+    """The algorithm of any other operator; variants of one share it."""
+    name = name.removesuffix("_").removeprefix("adaptive_").replace("_with_offsets", "")
+    stem = name.removesuffix("_backward").removesuffix("_output")
+    return _ALGORITHMS.get(name) or (_ONE_PASS if _ALGORITHMS.get(stem) is _ONE_PASS else None)
 
 
-def _on_type(algorithm: str, reason: str, dtype: torch.dtype, name: str) -> tuple[str, str]:
+def _on_type(algorithm: _Algorithm, dtype: torch.dtype, name: str) -> tuple[str, str]:
     """How the numbers of a type come to an algorithm."""
+    kernels = _ops.kernels_for(dtype)
     if _ops.kernels_for(torch.float32) == "naive":
         return "naive loops", 'scratchnn.kernels("naive") asks for them'
     if dtype.is_complex and name.startswith(("linear", "channel_sum")):
-        return f"{algorithm} on real and imaginary parts", reason
-    kernels = _ops.kernels_for(dtype)
-    if kernels == "naive":
+        return f"{algorithm.name} on real and imaginary parts", algorithm.reason
+    if kernels == "naive" or (kernels == "widened" and algorithm.half == "loops"):
         return "naive loops", f"the fast kernels do not serve {str(dtype).removeprefix('torch.')}"
-    if kernels == "widened" and (algorithm, reason) != _ONE_PASS:  # activations widen in registers
-        return f"{algorithm} on float32 copies", reason
-    return algorithm, reason
+    if kernels == "widened" and algorithm.half == "float32 copies":
+        return f"{algorithm.name} on float32 copies", algorithm.reason
+    return algorithm.name, algorithm.reason

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 from test_layers import made, of, quiet
+from test_operators import registered
 from torch import Tensor
 from torch.nn import Module
 
 import scratchnn
 from scratchnn.accuracy.layers import LAYERS, Layer
-from scratchnn.explain import explain_call
+from scratchnn.explain import _algorithm_of, explain_call
 
 WINOGRAD, GEMM, DEPTHWISE = "Winograd F(4x4, 3x3)", "implicit GEMM", "depthwise"
 # Enough channels for every instruction set.
@@ -117,6 +118,22 @@ def test_types() -> None:
     assert scratchnn.explain(torch.nn.ReLU(), (4,), dtype=torch.bfloat16).algorithm == "one pass"
     assert scratchnn.explain(torch.nn.ReLU(), (4,), dtype=torch.int64).algorithm == "naive loops"
     assert scratchnn.explain(torch.nn.MaxPool2d(2), (1, 1, 4, 4), dtype=torch.bfloat16).dtype == "bfloat16"
+
+
+def test_every_operator_is_explained() -> None:
+    """But for those of bookkeeping and of second derivatives."""
+    unexplained = {name for name in registered() if not name.startswith("conv") and _algorithm_of(name) is None}
+    assert unexplained == {
+        "adaptive_max_pool_gather",
+        "adaptive_max_pool_indices",
+        "batch_norm_statistics",
+        "batch_norm_update_",
+        "fractional_max_pool_gather",
+        "fractional_max_pool_indices",
+        "max_pool_gather",
+        "max_pool_indices",
+        "maxout_gather",
+    }
 
 
 def test_the_readable_kernels() -> None:

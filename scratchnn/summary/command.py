@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="C,H,W",
         help="size of one input, or one number for square images (default: that of torchvision's weights, or small)",
     )
-    parser.add_argument("--batch", type=int, help="inputs in a batch (default 1)")
+    parser.add_argument("--batch", type=int, help="inputs in a batch (default 1, or what a factory brings)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of model and inputs (default float32)")
     parser.add_argument("--train", action="store_true", help="as in training (default: as in evaluation)")
     parser.add_argument("--convert", action="store_true", help="of the model on scratchnn's layers")
@@ -49,12 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if args.batch is not None and args.batch < 1:
         raise UserError(f"--batch must be 1 or more, got {args.batch}")
     source, _, name = args.model.rpartition(":")
-    if source in ("torchvision", "timm"):
-        size = size or (published_size(name) if source == "torchvision" else None)
-        args.batch = args.batch or 1
-    elif size is not None:
-        args.batch = args.batch or 1
-    target = build(args.model, size=size, batch=args.batch, dtype=DTYPES[args.dtype])
+    if source == "torchvision":
+        size = size or published_size(name)
+    # A factory may bring its inputs, and then takes neither size nor batch.
+    batch = args.batch or (1 if source in ("torchvision", "timm") or size is not None else None)
+    target = build(args.model, size=size, batch=batch, dtype=DTYPES[args.dtype])
     if args.convert:
         convert(target.model)
     drawn = target.inputs.training if args.train else target.inputs.evaluation

@@ -58,6 +58,8 @@ def summary(
         ValueError: for both or none of ``input_size`` and ``inputs``, negative sizes, and layers that are still lazy.
         RuntimeError: where the model's shapes depend on numbers and ``compute`` is not set; and whatever else the model
             raises.
+
+    Source: Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, 2019.
     """
     from scratchnn.summary.trace import trace  # what it needs is slow to import
 
