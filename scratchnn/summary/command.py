@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="C,H,W",
         help="size of one input, or one number for square images (default: that of torchvision's weights, or small)",
     )
-    parser.add_argument("--batch", type=int, help="inputs in a batch (default 1, or what a factory brings)")
+    parser.add_argument(
+        "--batch", type=int, help="inputs in a batch (default 1; 4 for a factory that brings no inputs)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of model and inputs (default float32)")
     parser.add_argument("--train", action="store_true", help="as in training (default: as in evaluation)")
     parser.add_argument("--convert", action="store_true", help="of the model on scratchnn's layers")
