@@ -53,7 +53,7 @@ ConvChoice choose_algorithm(const ConvGeometry& geometry, bool is_float32) {
   }
   const char* refused = winograd_refuses(geometry, is_float32);
   if (refused != nullptr) return {ConvAlgorithm::kImplicitGemm, refused};
-  return {ConvAlgorithm::kWinograd, "a 3x3 kernel of stride 1 in float32 takes a quarter of the multiplications so"};
+  return {ConvAlgorithm::kWinograd, "it takes a quarter of the multiplications of a 3x3 kernel of stride 1"};
 }
 
 bool allow_winograd(std::optional<bool> allow) {
