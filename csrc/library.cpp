@@ -9,6 +9,7 @@
 #include "activation/table.h"
 #include "common/dispatch.h"
 #include "common/runtime.h"
+#include "common/tensors.h"
 #include "conv/choice.h"
 #include "python/module.h"
 
@@ -162,6 +163,11 @@ TORCH_LIBRARY(scratchnn, library) {
   }
   library.def("instruction_set() -> str", instruction_set);
   library.def("allow_winograd(bool? allow=None) -> bool", scratchnn::allow_winograd);
+  library.def(
+      "explain_conv(int[] input, int[] weight, int[] stride, int[] padding, int[] dilation, int groups, "
+      "str padding_mode, ScalarType dtype) -> (str, str)",
+      scratchnn::explain_conv);
+  library.def("kernels_for(ScalarType dtype) -> str", scratchnn::kernels_for);
   library.def("request_naive_kernels(bool naive) -> bool", scratchnn::request_naive_kernels);
 }
 

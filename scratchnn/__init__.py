@@ -8,24 +8,28 @@ from scratchnn import backends, functional, nn, tracing
 from scratchnn._version import __version__
 from scratchnn.convert import convert
 from scratchnn.decompositions import decompositions
+from scratchnn.explain import explain
 from scratchnn.memory import keep_memory
 from scratchnn.ops import _flops as _flops
 from scratchnn.ops import _functionalize as _functionalize
 from scratchnn.ops._common import kernels
 from scratchnn.override import override
 from scratchnn.restore import restore
+from scratchnn.summary import summary
 
 __all__ = [
     "__version__",
     "backends",
     "convert",
     "decompositions",
+    "explain",
     "functional",
     "keep_memory",
     "kernels",
     "nn",
     "override",
     "restore",
+    "summary",
 ]
 
 tracing.install()

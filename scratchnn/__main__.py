@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "scratchnn.bench.command",
     "accuracy": "scratchnn.accuracy.command",
     "verify": "scratchnn.verify.command",
+    "summary": "scratchnn.summary.command",
 }
 
 # Told here as well, so that `scratchnn --help` imports none of them.
@@ -29,6 +30,7 @@ SUMMARIES = {
     "bench": "time the layers of scratchnn and torch side by side",
     "accuracy": "measure the rounding errors of scratchnn's layers and torch's against float64",
     "verify": "prove that a model computes on scratchnn's layers what it computes on torch's",
+    "summary": "show a model as a tree of layers, with what each of them is, costs and sees",
 }
 
 USER_ERROR = 2

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 FAMILIES = ("conv", "pool", "norm", "linear", "activation")
-SETTINGS = {"allow_winograd", "instruction_set", "request_naive_kernels"}  # operate on no tensor
+# Those that operate on no tensor.
+SETTINGS = {"allow_winograd", "explain_conv", "instruction_set", "kernels_for", "request_naive_kernels"}
 
 
 def registered() -> set[str]:

@@ -17,14 +17,14 @@ from scratchnn import __main__ as command
 from scratchnn.__main__ import main
 from scratchnn.errors import UserError
 from scratchnn.override import REROUTED
+from scratchnn.targets import zoo
+from scratchnn.targets.zoo import REPRESENTATIVES, Inputs
 from scratchnn.testing.models import call_arguments
 from scratchnn.testing.nested import named_tensors
-from scratchnn.verify import zoo
 from scratchnn.verify.command import GROUPS, HELP
 from scratchnn.verify.measure import measure_costs
 from scratchnn.verify.prepare import prepare
 from scratchnn.verify.target import load
-from scratchnn.verify.zoo import REPRESENTATIVES, Inputs
 
 MODELS = """
 import torch

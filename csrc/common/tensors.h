@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <optional>
+#include <string>
 #include <type_traits>
 
 #include "common/geometry.h"
@@ -34,6 +35,13 @@ inline bool use_fast_kernels(const at::Tensor& tensor) {
 // True where a fast operator runs on float32 copies and rounds its result once: half precision, summed as torch does.
 inline bool is_widened(const at::Tensor& tensor) {
   return (tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16) && !naive_kernels_requested();
+}
+
+// What serves a type, for people: "fast", "widened" (fast, on float32 copies) or "naive".
+inline std::string kernels_for(at::ScalarType type) {
+  if (naive_kernels_requested()) return "naive";
+  if (has_fast_kernels(type)) return "fast";
+  return type == at::kHalf || type == at::kBFloat16 ? "widened" : "naive";
 }
 
 inline std::optional<at::Tensor> widened(const std::optional<at::Tensor>& tensor) {

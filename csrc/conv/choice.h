@@ -2,7 +2,13 @@
 // or a timing race.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
+
 #include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
 
 #include "common/dispatch.h"
 #include "conv/geometry.h"
@@ -11,7 +17,18 @@ namespace scratchnn {
 
 enum class ConvAlgorithm { kImplicitGemm, kDepthwise, kWinograd };
 
-ConvAlgorithm choose_algorithm(const ConvGeometry& geometry, bool is_float32);
+struct ConvChoice {
+  ConvAlgorithm algorithm;
+  const char* reason;  // the end of a sentence, for people: scratchnn.explain
+};
+
+ConvChoice choose_algorithm(const ConvGeometry& geometry, bool is_float32);
+
+// The name of the algorithm that the operators take for a convolution with an input and a weight of these sizes, and
+// why. It is the same for the forward pass and both gradients. (In conv.cpp, beside the operators.)
+std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
+                                                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                                  std::string_view padding_mode, at::ScalarType type);
 
 // The instruction set to compute it with: register tiles of AVX-512 are too wide for layers of few channels.
 InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool is_float32);

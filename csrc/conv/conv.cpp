@@ -37,7 +37,7 @@ template <class T, class Kernel, class Winograd>
 auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Winograd& winograd) {
   constexpr bool is_float32 = std::is_same_v<T, float>;
   const InstructionSet set = choose_instruction_set(g, is_float32);
-  switch (choose_algorithm(g, is_float32)) {
+  switch (choose_algorithm(g, is_float32).algorithm) {
     case ConvAlgorithm::kDepthwise:
       return depthwise.at(set);
     case ConvAlgorithm::kWinograd:
@@ -45,6 +45,17 @@ auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& de
       [[fallthrough]];
     default:
       return implicit_gemm.at(set);
+  }
+}
+
+const char* name_of(ConvAlgorithm algorithm) {
+  switch (algorithm) {
+    case ConvAlgorithm::kDepthwise:
+      return "depthwise";
+    case ConvAlgorithm::kWinograd:
+      return "Winograd F(4x4, 3x3)";
+    default:
+      return "implicit GEMM";
   }
 }
 
@@ -175,6 +186,28 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
 }
 
 }  // namespace
+
+std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::IntArrayRef weight, at::IntArrayRef stride,
+                                                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                                  std::string_view padding_mode, at::ScalarType type) {
+  const at::Tensor probe = at::empty({0}, at::TensorOptions(type));
+  if (is_split(probe)) {
+    at::DimVector channels(input), filters(weight);
+    for (int64_t* size : {&channels[1], &filters[0], &filters[1]}) *size *= 2;
+    auto [name, reason] =
+        explain_conv(channels, filters, stride, padding, dilation, groups, padding_mode, c10::toRealValueType(type));
+    return {name + " on real and imaginary parts", reason};
+  }
+  if (is_widened(probe)) {
+    auto [name, reason] = explain_conv(input, weight, stride, padding, dilation, groups, padding_mode, at::kFloat);
+    return {name + " on float32 copies", reason};
+  }
+  if (naive_kernels_requested()) return {"naive loops", "scratchnn.kernels(\"naive\") asks for them"};
+  if (!use_fast_kernels(probe)) return {"naive loops", "the fast kernels are for floating-point numbers"};
+  const ConvGeometry g = conv_geometry(input, weight, {stride, padding, dilation, groups, padding_mode});
+  const ConvChoice choice = choose_algorithm(g, type == at::kFloat);
+  return {name_of(choice.algorithm), choice.reason};
+}
 
 TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
   library.impl("conv", conv);

@@ -18,9 +18,11 @@ from torch.nn import Module
 import scratchnn
 from scratchnn.environment import describe_hardware, describe_versions
 from scratchnn.errors import UserError, require
+from scratchnn.targets import zoo
+from scratchnn.targets.target import MODEL_HELP, Target, parse_size
+from scratchnn.targets.zoo import Inputs
 from scratchnn.testing.models import call_arguments, compare_models
 from scratchnn.testing.nested import named_tensors
-from scratchnn.verify import zoo
 from scratchnn.verify.measure import measure_costs
 from scratchnn.verify.report import (
     HEAD_OF_MODELS,
@@ -33,8 +35,7 @@ from scratchnn.verify.report import (
     row_of_model,
     summary,
 )
-from scratchnn.verify.target import Target, load
-from scratchnn.verify.zoo import Inputs
+from scratchnn.verify.target import load
 
 HELP = "prove that a model computes on scratchnn's layers what it computes on torch's"
 
@@ -52,8 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, path/to/file.py:factory or module:factory; "
-        f"{', '.join(GROUPS)} for one of each family of torchvision's",
+        help=f"{MODEL_HELP}; {', '.join(GROUPS)} for one of each family of torchvision's",
     )
     parser.add_argument(
         "--mode",
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0 where it is equivalent; 1 where it is not.
     """
-    size = _size(args.input_size)
+    size = parse_size(args.input_size)
     for name in ("batch", "seeds", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -114,18 +114,6 @@ def run(args: argparse.Namespace) -> int:
     draw(report, picture)
     print(f"files: {data}, {page}, {picture}")
     return report.comparison.exit_code
-
-
-def _size(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(int(number) for number in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise UserError(f"--input-size must be whole numbers above 0, as 3,64,64, got {text!r}")
-    return (3, *numbers * 2) if len(numbers) == 1 else numbers
 
 
 def _files(folder: Path, name: str, *suffixes: str) -> list[Path]:

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from scratchnn.bench.timing import Spread, interleave, ratio
+from scratchnn.targets.zoo import Inputs
 from scratchnn.testing.models import Projection, call_arguments
 from scratchnn.testing.nested import named_tensors
 from scratchnn.testing.recording import Call, CallName, Recording, record
 from scratchnn.testing.replay import Replay
-from scratchnn.verify.zoo import Inputs
 
 __all__ = ["Cost", "measure_costs"]
 

@@ -19,7 +19,7 @@ from torchvision import models
 
 from scratchnn.errors import UserError
 
-__all__ = ["REPRESENTATIVES", "Inputs", "load"]
+__all__ = ["REPRESENTATIVES", "Inputs", "load", "published_size"]
 
 # One of each family at least, the smallest of its kind, by task.
 REPRESENTATIVES = {
@@ -133,6 +133,15 @@ def load(
     if len(size) != len(family.size):
         raise UserError(f"{name} takes inputs of {len(family.size)} sizes, as {_text(family.size)}, not {_text(size)}")
     return _build(name, family.options(size), weights), _inputs(module, size, batch)
+
+
+def published_size(name: str) -> tuple[int, ...] | None:
+    """The size of the images that a model's published weights were trained for; None where that is not one size."""
+    if name not in models.list_models():
+        return None
+    weights = models.get_model_weights(name)
+    crop = getattr(weights.DEFAULT.transforms(), "crop_size", None) if len(weights) else None
+    return (3, *crop * 2) if isinstance(crop, (list, tuple)) and len(crop) == 1 else None
 
 
 def _build(name: str, options: dict[str, Any], weights: str | None) -> Module:
