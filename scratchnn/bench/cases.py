@@ -18,6 +18,8 @@ from scratchnn.classes import kind_of
 # What is timed of a layer, and of a model. "forward" runs without gradients, and a model in evaluation mode.
 FORWARD, FORWARD_BACKWARD, TRAINING_STEP = "forward", "forward+backward", "training step"
 
+MODEL = "model"  # the family of whole models; all others are families of layers
+
 CHANNELS_LAST, CONTIGUOUS = "channels_last", "contiguous"
 
 
@@ -35,7 +37,6 @@ class Case:
         dtype: of input and parameters.
         training: whether the layer is in training mode.
         input_gradient: whether the input needs a gradient; that of a network's first layer does not.
-        model: whether this is a whole model, timed as one step of training instead of a backward pass.
         format_matters: whether torch is given the choice between both memory formats.
     """
 
@@ -48,7 +49,6 @@ class Case:
     dtype: torch.dtype = torch.float32
     training: bool = True
     input_gradient: bool = True
-    model: bool = False
     format_matters: bool = True
 
     @property
@@ -61,6 +61,11 @@ class Case:
         if self.dtype != torch.float32:
             words.append(str(self.dtype).removeprefix("torch."))
         return " ".join(words)
+
+    @property
+    def model(self) -> bool:
+        """Whether this is a whole model, timed as one step of training instead of a backward pass."""
+        return self.family == MODEL
 
     @property
     def has_formats(self) -> bool:

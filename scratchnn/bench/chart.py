@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -20,6 +21,7 @@ _COLOURS = {
     "even": ("#cfcfcf", "#a3a3a3"),
     "slower": ("#efb199", "#d1603d"),
 }
+_COMPILED = "#222222"
 _GREY = "#8a8a8a"
 _BAR = 0.38
 _TICKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1 / 1.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -29,7 +31,7 @@ def draw(report: Report, path: Path) -> None:
     """Draw the report's ratios to a PNG file, a row for each case, grouped by family."""
     rows = _rows(report.results)
     # No pyplot: it would keep state in the process and look for a screen.
-    figure = Figure(figsize=(9.5, 1.6 + 0.27 * len(rows)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9.5, 1.6 + 0.22 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for y, (label, results) in enumerate(rows):
@@ -45,7 +47,7 @@ def _rows(results: list[Result]) -> list[tuple[str, list[Result] | None]]:
     """From top to bottom: a line with the name of each family, then its cases with the results of each."""
     families: dict[str, dict[str, list[Result]]] = {}
     for result in results:
-        families.setdefault(result.family, {}).setdefault(result.case, []).append(result)
+        families.setdefault(result.family, {}).setdefault(result.name, []).append(result)
     rows: list[tuple[str, list[Result] | None]] = []
     for family, cases in families.items():
         rows += [(family, None), *cases.items()]
@@ -60,6 +62,8 @@ def _bars(axes: Axes, y: int, results: list[Result]) -> None:
         colour = _COLOURS[result.verdict][0 if forward else 1]
         axes.barh(position, ratio.median - 1, _BAR, left=1, color=colour)
         axes.plot([ratio.lower, ratio.upper], [position] * 2, color="#333333", linewidth=0.7, solid_capstyle="butt")
+        if result.compiled_ratio is not None:
+            axes.plot(result.compiled_ratio.median, position, "D", color=_COMPILED, markersize=3)
         right = ratio.median >= 1
         axes.annotate(
             f"{ratio.median:.2f}",
@@ -74,7 +78,8 @@ def _bars(axes: Axes, y: int, results: list[Result]) -> None:
 
 
 def _dress(axes: Axes, rows: list[tuple[str, list[Result] | None]], report: Report) -> None:
-    ends = [end for result in report.results for end in (result.ratio.lower, result.ratio.upper, result.ratio.median)]
+    spreads = [spread for result in report.results for spread in (result.ratio, result.compiled_ratio) if spread]
+    ends = [end for spread in spreads for end in (spread.lower, spread.upper, spread.median)]
     low, high = min(0.8, min(ends) / 1.15), max(1.5, max(ends) * 1.15)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
@@ -101,10 +106,11 @@ def _dress(axes: Axes, rows: list[tuple[str, list[Result] | None]], report: Repo
             Patch(color=_COLOURS["faster"][1], label="with backward"),
             Patch(color=_COLOURS["slower"][1], label="slower than torch.nn"),
             Patch(color=_COLOURS["even"][1], label="even"),
+            Line2D([], [], color=_COMPILED, marker="D", markersize=3, linestyle="", label="against torch.compile"),
         ],
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=4,
+        ncols=5,
         frameon=False,
         fontsize=8,
     )

@@ -14,7 +14,7 @@ from torch.nn import Module
 
 import scratchnn
 from scratchnn import models
-from scratchnn.bench.cases import Case
+from scratchnn.bench.cases import MODEL, Case
 
 __all__ = ["NETWORKS"]
 
@@ -23,12 +23,11 @@ def _own(name: str, net: str, batch: int) -> Case:
     """A model of ours for images of CIFAR-10's size."""
     return Case(
         label=name,
-        family="model",
+        family=MODEL,
         build=lambda nn: models.build(name, nn=nn),
         shape=(batch, 3, 32, 32),
         net=net,
         input_gradient=False,
-        model=True,
     )
 
 
@@ -43,12 +42,11 @@ def _torchvision(name: str, net: str, batch: int, size: int = 224) -> Case:
 
     return Case(
         label=name,
-        family="model",
+        family=MODEL,
         build=build,
         shape=(batch, 3, size, size),
         net=net,
         input_gradient=False,
-        model=True,
     )
 
 
