@@ -7,8 +7,8 @@ as they exist anyway; the layer's input and its output are counted apart, as oth
 *Peak of a step* is the most that is allocated at any moment of forward, loss, backward and update, above what lived
 before it (the parameters, the optimizer's state, the batch). torch's allocator reports every allocation to the
 profiler, so it is exact, and the same from run to run. The kernels' scratch of each thread, which ours and torch's
-libraries take from the system themselves, is not seen there; the resident memory of the process, measured beside it, has
-all of it, but in whole pages and with what the system's allocator leaves between them.
+libraries take from the system themselves, is not seen there; the growth of the process's resident memory, measured
+beside it, has whatever they take anew. Scratch that is kept from step to step is in neither.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from torch.profiler import ProfilerActivity, profile
 from scratchnn.bench.cases import Case
 from scratchnn.bench.measure import Side, build_sides, compiled_side
 
-__all__ = ["Kept", "KeptResult", "Peak", "PeakResult", "kept_for_backward", "measure_kept", "measure_peaks", "peak_of"]
+__all__ = [
+    "Kept",
+    "KeptResult",
+    "Peak",
+    "PeakResult",
+    "kept_for_backward",
+    "measure_kept",
+    "measure_peaks",
+    "peak_of",
+    "return_freed_memory",
+]
 
 
 @dataclass(frozen=True)
@@ -212,19 +222,22 @@ def _peak_allocated(run: Callable[[], object]) -> int:
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _M_MMAP_THRESHOLD = -3  # from <malloc.h>
-_DIRECT = 128 << 10
+_LARGE = 128 << 10
+
+
+def return_freed_memory() -> None:
+    """Let glibc take every large block from the system and return it when it is freed, from now on.
+
+    Left to itself it raises the size from which it does so, and keeps smaller blocks: the process then holds memory
+    that nobody uses. Called before the first large tensor is made, the resident memory follows what is allocated.
+    """
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def _peak_resident(run: Callable[[], object]) -> int | None:
-    if not sys.platform.startswith("linux"):
-        return None
     gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        # Blocks of this size and more go back to the system when they are freed, as long as memory is not kept:
-        # otherwise holes that earlier runs left would be filled without the process growing.
-        libc.mallopt(_M_MMAP_THRESHOLD, _DIRECT)
-        libc.malloc_trim(0)
     try:
         _RESET.write_text(_RESET_PEAK)
     except OSError:

@@ -88,7 +88,7 @@ class Standing:
     def _number(self, value: float | None) -> str:
         if value is None:
             return ""
-        return f"{value:.2f}{self.unit}" if self.unit else f"{value:g}"
+        return f"{value:.2f}{self.unit}" if self.unit else f"{value:.3g}"
 
 
 HEADER = ("goal", "to reach", "reached", "same format", "cases", "verdict")
@@ -141,13 +141,17 @@ def _against_compile(what: str, goal: float, results: Sequence[Result]) -> Stand
 
 
 def text(standings: Sequence[Standing]) -> list[str]:
-    """The table for the terminal."""
-    rows = [HEADER, *(standing.cells() for standing in standings)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    return [
-        "  ".join(cell.ljust(width) if column in (0, 5) else cell.rjust(width) for column, (cell, width) in cells).rstrip()
-        for cells in (list(enumerate(zip(row, widths, strict=True))) for row in rows)
-    ]
+    """The goals that something was measured for, as a table for the terminal."""
+    measured = [standing for standing in standings if standing.reached is not None]
+    rows = [HEADER, *(standing.cells() for standing in measured)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for what, *numbers, verdict in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=False)]
+        lines.append("  ".join([what.ljust(widths[0]), *cells, verdict]))
+    if len(measured) < len(standings):
+        lines.append(f"{len(standings) - len(measured)} further goals are about cases that were not measured")
+    return lines
 
 
 def markdown(standings: Sequence[Standing]) -> list[str]:

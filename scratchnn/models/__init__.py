@@ -16,8 +16,8 @@ from scratchnn.models.resnet import BasicBlock, PadShortcut, ResNet
 from scratchnn.models.vgg import VGG, vgg8
 
 __all__ = [
-    "BasicBlock",
     "VGG",
+    "BasicBlock",
     "PadShortcut",
     "ResNet",
     "build",
