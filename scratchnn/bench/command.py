@@ -19,7 +19,7 @@ from scratchnn.bench import memory, memory_report, overhead, scaling, targets
 from scratchnn.bench.cases import Case
 from scratchnn.bench.layers import LAYERS
 from scratchnn.bench.limits import measure_limits
-from scratchnn.bench.measure import Disagreement, measure, require_ours
+from scratchnn.bench.measure import Disagreement, measure, names_of, require_ours
 from scratchnn.bench.memory_report import MemoryReport
 from scratchnn.bench.networks import NETWORKS
 from scratchnn.bench.report import Report, Table, heading, markdown, summarize
@@ -140,8 +140,8 @@ def _run_times(args: argparse.Namespace, cases: list[Case]) -> int:
             print(summary)
         print("\n".join(targets.text(targets.of_times(report.results))))
         files = _files(args, "bench", now)
-        _write(files, report.to_json(), markdown(report))
         draw(report, files.with_suffix(".png"))
+        _write(files, report.to_json(), markdown(report))
     for disagreement in report.disagreements:
         print(f"not timed, wrong results: {disagreement}")
     return interruption.status or (WRONG_RESULTS if report.disagreements else 0)
@@ -151,7 +151,7 @@ def _time(cases: list[Case], report: Report) -> None:
     """Time the cases, printing each result when it is there."""
     print("\n".join(heading(report)))
     settings = report.settings
-    table = Table([case.name for case in cases], report.limits, settings["compile"])
+    table = Table([name for case in cases for name in names_of(case)], report.limits, settings["compile"])
     print(table.header())
     best = settings["torch_format"] == "best"
     for case in cases:
@@ -168,7 +168,7 @@ def _run_memory(args: argparse.Namespace, cases: list[Case]) -> int:
     memory.return_freed_memory()  # whatever --no-keep-memory says: kept memory would hide what is freed
     now = datetime.now(timezone.utc)
     report = MemoryReport(**_about(now))
-    width = max(len(case.name) for case in cases)
+    width = max(len(name) for case in cases for name in names_of(case))
     layers, models = ([case for case in cases if case.model is model] for model in (False, True))
     with _interruptible() as interruption:
         if layers:
@@ -216,8 +216,8 @@ def _run_scaling(args: argparse.Namespace) -> int:
         print("  no parallel efficiency: there is one thread")
     print("\n".join(targets.text(report.standings())))
     files = _files(args, "scaling", now)
-    _write(files, report.to_json(), report.markdown())
     draw(report, files.with_suffix(".png"))
+    _write(files, report.to_json(), report.markdown())
     return interruption.status
 
 
@@ -314,4 +314,4 @@ def _files(args: argparse.Namespace, name: str, now: datetime) -> Path:
 def _write(files: Path, data: str, page: str) -> None:
     files.with_suffix(".json").write_text(data)
     files.with_suffix(".md").write_text(page)
-    print(f"files: {files}.*")
+    print(f"files: {', '.join(str(file) for file in sorted(files.parent.glob(f'{files.name}.*')))}")

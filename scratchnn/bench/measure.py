@@ -86,7 +86,7 @@ class Result:
     @property
     def name(self) -> str:
         """The name of the case and, unless ours are plain layers, of our side."""
-        return self.case if self.side == LAYERS else f"{self.case}, {self.side}"
+        return name_of(self.case, self.side)
 
     @property
     def verdict(self) -> str:
@@ -94,6 +94,21 @@ class Result:
         if self.ratio.lower > 1:
             return "faster"
         return "slower" if self.ratio.upper < 1 else "even"
+
+
+def name_of(case: str, side: str) -> str:
+    """The name of a case and, unless ours are plain layers, of our side."""
+    return case if side == LAYERS else f"{case}, {side}"
+
+
+def names_of(case: Case) -> list[str]:
+    """The names that the results of a case have."""
+    return [name_of(case.name, side) for side in _our_sides(case)]
+
+
+def _our_sides(case: Case) -> list[str]:
+    """A layer by itself runs in one way only."""
+    return list(OUR_SIDES) if case.model else [LAYERS]
 
 
 class Disagreement(Exception):
@@ -268,9 +283,9 @@ def build_sides(case: Case, torch_formats: Sequence[str]) -> tuple[dict[str, Sid
     torch.manual_seed(0)
     first = case.build(torch.nn)
     ours = {}
-    for name in OUR_SIDES if case.model else (LAYERS,):
+    for name in _our_sides(case):
         layer = case.build(scratchnn.nn)
-        missing = borrowed(layer, lacking=not case.model)
+        missing = borrowed(layer, lacking=False) if case.model else []  # layers: require_ours
         if missing:
             raise UserError(f"{case.name}: {', '.join(missing)} would be torch's on both sides")
         layer.load_state_dict(first.state_dict())

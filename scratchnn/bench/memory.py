@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,12 +38,17 @@ __all__ = [
     "KeptResult",
     "Peak",
     "PeakResult",
+    "allocations",
     "kept_for_backward",
     "measure_kept",
     "measure_peaks",
     "peak_of",
     "return_freed_memory",
+    "saved",
 ]
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,19 @@ def kept_for_backward(run: Callable[[], Tensor], inputs: Iterable[Tensor], param
         inputs: the tensors that were there before and are counted as such.
         parameters: those that are not counted at all.
     """
+    output, sizes = saved(run, parameters)
+    of_input = sum(sizes.pop(address, 0) for address in {_address(tensor) for tensor in inputs})
+    of_output = sizes.pop(_address(output), 0)
+    return Kept(of_input, of_output, sum(sizes.values()))
+
+
+def saved(run: Callable[[], Result], without: Iterable[Tensor]) -> tuple[Result, dict[int, int]]:
+    """Run something, and tell which storages autograd saved meanwhile: their sizes in bytes by address.
+
+    Args:
+        run: a forward pass that records gradients.
+        without: tensors whose storages are left out.
+    """
     storages: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
@@ -144,11 +164,9 @@ def kept_for_backward(run: Callable[[], Tensor], inputs: Iterable[Tensor], param
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = run()
     sizes = {address: storage.nbytes() for address, storage in storages.items()}
-    for tensor in parameters:
+    for tensor in without:
         sizes.pop(_address(tensor), None)
-    of_input = sum(sizes.pop(address, 0) for address in {_address(tensor) for tensor in inputs})
-    of_output = sizes.pop(_address(output), 0)
-    return Kept(of_input, of_output, sum(sizes.values()))
+    return output, sizes
 
 
 def _address(tensor: Tensor) -> int:
@@ -197,12 +215,13 @@ def peak_of(run: Callable[[], object], prepare: Callable[[], object] = lambda: N
         prepare: is called before each time.
     """
     prepare()
-    allocated = _peak_allocated(run)
+    allocated = max(itertools.accumulate(allocations(run), initial=0))
     prepare()
     return Peak(allocated, _peak_resident(run))
 
 
-def _peak_allocated(run: Callable[[], object]) -> int:
+def allocations(run: Callable[[], object]) -> list[int]:
+    """What torch's allocator gave out (above 0) and took back (below) while ``run`` ran, in order, in bytes."""
     # Without a GPU the profiler would tell of it on each use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -211,12 +230,7 @@ def _peak_allocated(run: Callable[[], object]) -> int:
         profiler.export_chrome_trace(file.name)
         events = json.loads(Path(file.name).read_text())["traceEvents"]
     changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
-    changes.sort(key=lambda event: event["ts"])
-    now = peak = 0
-    for change in changes:
-        now += change["args"]["Bytes"]
-        peak = max(peak, now)
-    return peak
+    return [change["args"]["Bytes"] for change in sorted(changes, key=lambda event: event["ts"])]
 
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

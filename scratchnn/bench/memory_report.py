@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scratchnn.bench import targets
-from scratchnn.bench.measure import LAYERS
+from scratchnn.bench.measure import LAYERS, name_of
 from scratchnn.bench.memory import KeptResult, PeakResult
 from scratchnn.bench.targets import FUSED, Standing
 
@@ -140,9 +140,8 @@ def _excess(result: KeptResult) -> str:
 def _peak_cells(result: PeakResult) -> list[str]:
     theirs = result.torch[result.torch_format]
     sizes = [result.ours.allocated, result.ours.resident, theirs.allocated, theirs.resident]
-    name = result.case if result.side == LAYERS else f"{result.case}, {result.side}"
     compiled = None if result.compiled is None else result.compiled.allocated
-    return [name, *map(_megabytes, sizes), f"{result.ratio:.2f}x", _megabytes(compiled)]
+    return [name_of(result.case, result.side), *map(_megabytes, sizes), f"{result.ratio:.2f}x", _megabytes(compiled)]
 
 
 def _megabytes(size: int | None) -> str:
