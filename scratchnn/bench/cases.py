@@ -33,7 +33,7 @@ class Case:
         build: makes the layer from the namespace it is given.
         shape: the shape of the input: images and volumes are ``[N, C, H, W]`` and ``[N, C, D, H, W]``.
         net: where such a layer is found.
-        memory_format: "channels_last" or "contiguous"; they differ for images and volumes alone.
+        memory_format: "channels_last" or "contiguous", which is all there is of anything but images and volumes.
         dtype: of input and parameters.
         training: whether the layer is in training mode.
         input_gradient: whether the input needs a gradient; that of a network's first layer does not.
@@ -50,6 +50,10 @@ class Case:
     training: bool = True
     input_gradient: bool = True
     format_matters: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.has_formats:
+            object.__setattr__(self, "memory_format", CONTIGUOUS)
 
     @property
     def name(self) -> str:
@@ -85,7 +89,7 @@ class Case:
 
     def layout(self, memory_format: str) -> torch.memory_format:
         """torch's name for a memory format, which depends on the rank of the input."""
-        if memory_format == CONTIGUOUS or not self.has_formats:
+        if memory_format == CONTIGUOUS:
             return torch.contiguous_format
         return torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
 

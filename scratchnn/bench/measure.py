@@ -245,9 +245,9 @@ def measure(
         our_samples = {name: next(samples) for name in ours}
         their_samples = {name: next(samples) for name in theirs}
         compiled = next(samples, None)
+        work = case.work(which)
         for name, mine in our_samples.items():
             ratios = {name: ratio(mine, other) for name, other in their_samples.items()}
-            work = case.work(which)
             yield Result(
                 case=case.name,
                 family=case.family,
