@@ -1,6 +1,4 @@
-"""What a case is: a layer or a model, its input, and how it is run. :mod:`~scratchnn.bench.layers` and
-:mod:`~scratchnn.bench.networks` hold the tables.
-"""
+"""What a case is: a layer or a model, its input, and how it is run; the tables are in ``layers.py`` and ``networks.py``."""
 
 from __future__ import annotations
 

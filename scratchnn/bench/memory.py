@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def kept_for_backward(run: Callable[[], Tensor], inputs: Iterable[Tensor], param
     return Kept(of_input, of_output, sum(sizes.values()))
 
 
-def saved(run: Callable[[], Result], without: Iterable[Tensor]) -> tuple[Result, dict[int, int]]:
+def saved(run: Callable[[], Output], without: Iterable[Tensor]) -> tuple[Output, dict[int, int]]:
     """Run something, and tell which storages autograd saved meanwhile: their sizes in bytes by address.
 
     Args:
