@@ -1,4 +1,4 @@
-"""What a case is: a layer or a model, its input, and how it is run; the tables are in ``layers.py`` and ``networks.py``."""
+"""What a case is: a layer or a model, its input, and how it is run. ``layers.py`` and ``networks.py`` list them."""
 
 from __future__ import annotations
 
