@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,6 +26,8 @@ _COMPILED = "#222222"
 _GREY = "#8a8a8a"
 _BAR = 0.38
 _TICKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1 / 1.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_BETWEEN = (1 / 1.5, 1.5, 3, 6, 12, 24, 48, 96)  # ticks that a wide range goes without
+_CROWDED = 30
 
 
 def draw(report: Report, path: Path) -> None:
@@ -83,7 +86,9 @@ def _dress(axes: Axes, rows: list[tuple[str, list[Result] | None]], report: Repo
     low, high = min(0.8, min(ends) / 1.15), max(1.5, max(ends) * 1.15)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if low <= tick <= high]))
+    crowded = high / low > _CROWDED
+    ticks = [tick for tick in _TICKS if low <= tick <= high and not (crowded and tick in _BETWEEN)]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}x"))
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -100,14 +105,17 @@ def _dress(axes: Axes, rows: list[tuple[str, list[Result] | None]], report: Repo
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", colors=_GREY, labelcolor="black", labelsize=8)
     axes.set_xlabel("torch.nn's time / scratchnn's (lines: quartiles over the rounds)", fontsize=8.5)
+    handles: list[Artist] = [
+        Patch(color=_COLOURS["faster"][0], label="forward"),
+        Patch(color=_COLOURS["faster"][1], label="with backward"),
+        Patch(color=_COLOURS["slower"][1], label="slower than torch.nn"),
+        Patch(color=_COLOURS["even"][1], label="even"),
+    ]
+    if any(result.compiled_ratio is not None for result in report.results):
+        label = "against torch.compile"
+        handles.append(Line2D([], [], color=_COMPILED, marker="D", markersize=3, linestyle="", label=label))
     axes.legend(
-        handles=[
-            Patch(color=_COLOURS["faster"][0], label="forward"),
-            Patch(color=_COLOURS["faster"][1], label="with backward"),
-            Patch(color=_COLOURS["slower"][1], label="slower than torch.nn"),
-            Patch(color=_COLOURS["even"][1], label="even"),
-            Line2D([], [], color=_COMPILED, marker="D", markersize=3, linestyle="", label="against torch.compile"),
-        ],
+        handles=handles,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
         ncols=5,
