@@ -458,6 +458,16 @@ class TestMeasure:
         assert inference.compiled is None
         assert 0 < inference.flops < step.flops
 
+    @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+    def test_every_layer_runs_in_every_format(self, case: Case) -> None:
+        """On smaller inputs: the results agree, and there are times of both sides."""
+        batch, *rest = case.shape
+        spatial = 256 if len(rest) == 2 else 16
+        small = (min(batch, 2), *rest[:1], *(min(size, spatial) for size in rest[1:]))
+        results = list(measure(dataclasses.replace(case, shape=small), seconds=0, min_rounds=2))
+        assert [entry.which for entry in results] == list(case.passes)
+        assert all(set(entry.torch) == set(case.torch_formats()) for entry in results)
+
     def test_each_way_in_which_ours_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def eager(model: torch.nn.Module) -> torch.nn.Module:
             return torch.nn.Sequential(model)
