@@ -88,7 +88,7 @@ class Standing:
     def _number(self, value: float | None) -> str:
         if value is None:
             return ""
-        return f"{value:.2f}{self.unit}" if self.unit else f"{value:.3g}"
+        return f"{value:.2f}{self.unit}" if self.unit else f"{value:.4g}"
 
 
 HEADER = ("goal", "to reach", "reached", "same format", "cases", "verdict")
