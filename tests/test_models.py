@@ -22,6 +22,7 @@ PARAMETERS = {
     "resnet56": 853_018,
     "resnet110": 1_727_962,
     "resnet18": 11_173_962,
+    "vgg8": 1_997_386,
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
 

@@ -54,25 +54,37 @@ def layer_cost(layer: torch.nn.Module, input: Tensor, output: Tensor) -> Cost:
     def work(flops: int, numbers: int, further_bytes: int = 0) -> Work:
         return Work(flops, numbers * input.element_size() + further_bytes)
 
-    if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-        # y = w x: each output is a sum over the taps of its group's channels (or over the input features).
+    if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED, torch.nn.Linear)):
+        # y = w x: each output is a sum over the taps of its group's channels (or over the input features); turned
+        # round, each input goes to as many outputs.
         taps = layer.weight[0].numel()
-        forward = work(2 * y * taps, x + parameters + y)
+        forward = work(2 * (x if isinstance(layer, _TRANSPOSED) else y) * taps, x + parameters + y)
         # dw = dy x and dx = w dy, each as many multiply-adds as the forward pass.
         gradients = 1 + input_gradients
         backward = work(gradients * forward.flops, y + x + 2 * parameters + input_gradients * x)
-    elif isinstance(layer, torch.nn.BatchNorm2d):
-        # Training: one multiply-add an element for the variance, one for y = a x + b; evaluation: the latter.
-        # Backward: one for the gradient of the weight, and for dx = a dy + b x + c two (evaluation: a dy).
-        forward = work((4 if layer.training else 2) * x, x + parameters + y)
-        backward = work((6 if layer.training else 2) * x, y + 2 * x + 2 * parameters)
-    elif isinstance(layer, torch.nn.ReLU):
-        forward, backward = work(0, x + y), work(0, y + y + x)  # dx from dy and the sign of y
-    elif isinstance(layer, (torch.nn.AvgPool2d, torch.nn.AdaptiveAvgPool2d)):
+    elif isinstance(layer, _NORMS):
+        # Own statistics: one multiply-add an element for the variance, one for y = a x + b; given ones: the latter.
+        # Backward: one for the gradient of the weight, and for dx = a dy + b x + c two (given statistics: a dy).
+        given = getattr(layer, "track_running_stats", False) and not layer.training
+        forward = work((2 if given else 4) * x, x + parameters + y)
+        backward = work((2 if given else 6) * x, y + 2 * x + 2 * parameters)
+    elif isinstance(layer, torch.nn.LocalResponseNorm):
+        # A sum of squares over the window; backward another one, of dy y / s.
+        forward, backward = work(2 * layer.size * x, x + y), work(2 * layer.size * x, y + y + x + x)
+    elif any(kind.__module__ == torch.nn.modules.activation.__name__ for kind in type(layer).__mro__):
+        forward, backward = work(0, x + parameters + y), work(0, y + y + x + 2 * parameters)  # dx from dy and x or y
+    elif isinstance(layer, _AVERAGES):
         forward, backward = work(0, x + y), work(0, y + x)
-    elif isinstance(layer, torch.nn.MaxPool2d):
+    elif isinstance(layer, _MAXIMA):
         # Where in its window each maximum was fits in a byte.
         forward, backward = work(0, x + y), work(0, y + x, further_bytes=y)
+    elif isinstance(layer, _POWERS):
+        forward, backward = work(0, x + y), work(0, y + y + x + x)  # dx from dy, y and x
+    elif isinstance(layer, torch.nn.Dropout):
+        # Which numbers stay fits in a byte; out of training it is the identity.
+        if not layer.training or layer.p == 0:
+            return Cost()
+        forward, backward = work(0, x + y, further_bytes=y), work(0, y + x, further_bytes=y)
     elif isinstance(layer, (torch.nn.Identity, torch.nn.Flatten)):
         return Cost()
     else:
@@ -83,8 +95,8 @@ def layer_cost(layer: torch.nn.Module, input: Tensor, output: Tensor) -> Cost:
 def model_cost(model: torch.nn.Module, input: Tensor) -> Cost:
     """The cost of a layer or of a whole model: the sum over its layers, found by running it forward once.
 
-    On meta tensors that computes nothing. What a model does between its layers (adding a shortcut) and the
-    optimizer's update are left out.
+    On meta tensors that computes nothing. What a model does between its layers (adding a shortcut, functions called
+    without a layer, modules that are not torch's) and the optimizer's update are left out.
     """
     total = Cost()
 
@@ -92,11 +104,27 @@ def model_cost(model: torch.nn.Module, input: Tensor) -> Cost:
         nonlocal total
         total += layer_cost(layer, inputs[0], output)
 
-    counted = [layer for layer in model.modules() if type(layer).__module__.startswith("torch.nn.modules")]
-    hooks = [layer.register_forward_hook(add) for layer in counted if not list(layer.children())]
+    leaves = [layer for layer in model.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(add) for layer in leaves if _is_torchs(layer)]
     try:
         model(input)
     finally:
         for hook in hooks:
             hook.remove()
     return total
+
+
+def _is_torchs(layer: torch.nn.Module) -> bool:
+    """A layer of torch.nn, or of a class derived from one."""
+    kinds = type(layer).__mro__
+    return any(kind.__module__.startswith("torch.nn.modules") for kind in kinds[: kinds.index(torch.nn.Module)])
+
+
+def _ranks(*names: str) -> tuple[type[torch.nn.Module], ...]:
+    return tuple(getattr(torch.nn, f"{name}{rank}d") for name in names for rank in (1, 2, 3))
+
+
+_CONVOLUTIONS, _TRANSPOSED = _ranks("Conv"), _ranks("ConvTranspose")
+_NORMS = (*_ranks("BatchNorm", "InstanceNorm"), torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
+_AVERAGES, _MAXIMA = _ranks("AvgPool", "AdaptiveAvgPool"), _ranks("MaxPool", "AdaptiveMaxPool")
+_POWERS = _ranks("LPPool")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 COPY_BYTES = 256 << 20  # larger than any cache
-MATMUL_SIZE = 2048
+MATMUL_SIZE = 1024
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 import scratchnn.nn
-from scratchnn.bench.cases import MEMORY_FORMATS, Case, borrowed
+from scratchnn.bench.cases import Case, borrowed
+from scratchnn.bench.groups import groups_of
 from scratchnn.bench.timing import Spread, interleave, ratio
 from scratchnn.errors import UserError
 
 # The largest relative L2 difference between both sides' results that passes for rounding.
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-11, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-MODEL_TOLERANCE = 1e-2  # rounding differences grow on their way through many layers
+# Of a model: its output before a step, the gradients taken together, its output after the step. Rounding differences
+# grow on their way back through many fresh layers: in ResNet-50 torch's own memory formats part by 4e-2. What proves a
+# model right is `scratchnn verify`; this is to notice when times would compare different things.
+MODEL_TOLERANCES = (1e-2, 1e-1, 1e-2)
 
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
+
+LAYERS = "layers"  # our side as it is: torch's layers replaced by ours, one by one
+
+
+# What is done to a model of ours before it runs: each way is timed, beside the same runs of torch's.
+OUR_SIDES: dict[str, Callable[[Module], Module]] = {LAYERS: lambda model: model}
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,10 @@ class Result:
     Attributes:
         case: name of the case.
         family: its family.
+        groups: those of :mod:`scratchnn.bench.groups` that it belongs to.
+        net: where such a layer is found.
         which: the pass: forward, forward+backward or training step.
+        side: which of :data:`OUR_SIDES` ours is.
         layer: the layer, as torch prints it.
         shape: of the input.
         dtype: of input and parameters.
@@ -35,15 +50,20 @@ class Result:
         flops: operations of the pass by formula (:mod:`scratchnn.bench.cost`).
         bytes: bytes it has to move.
         rounds: how often each side was timed.
-        ours: time of scratchnn.nn.
+        ours: time of scratchnn's.
         torch: time of torch.nn in each memory format it was timed in.
-        torch_format: the faster of them, which the ratio is about.
-        ratio: torch's time over ours; above 1 is a win.
+        ratios: torch's time over ours for each of those; above 1 is a win.
+        torch_format: the faster of them.
+        compiled: time of torch.nn under torch.compile, in the layout of ours, where that was timed.
+        compiled_ratio: that time over ours.
     """
 
     case: str
     family: str
+    groups: tuple[str, ...]
+    net: str
     which: str
+    side: str
     layer: str
     shape: tuple[int, ...]
     dtype: str
@@ -53,8 +73,20 @@ class Result:
     rounds: int
     ours: Spread
     torch: dict[str, Spread]
+    ratios: dict[str, Spread]
     torch_format: str
-    ratio: Spread
+    compiled: Spread | None = None
+    compiled_ratio: Spread | None = None
+
+    @property
+    def ratio(self) -> Spread:
+        """The ratio to torch in its faster format."""
+        return self.ratios[self.torch_format]
+
+    @property
+    def name(self) -> str:
+        """The name of the case and, unless ours are plain layers, of our side."""
+        return name_of(self.case, self.side)
 
     @property
     def verdict(self) -> str:
@@ -64,16 +96,31 @@ class Result:
         return "slower" if self.ratio.upper < 1 else "even"
 
 
+def name_of(case: str, side: str) -> str:
+    """The name of a case and, unless ours are plain layers, of our side."""
+    return case if side == LAYERS else f"{case}, {side}"
+
+
+def names_of(case: Case) -> list[str]:
+    """The names that the results of a case have."""
+    return [name_of(case.name, side) for side in _our_sides(case)]
+
+
+def _our_sides(case: Case) -> list[str]:
+    """A layer by itself runs in one way only."""
+    return list(OUR_SIDES) if case.model else [LAYERS]
+
+
 class Disagreement(Exception):
     """Ours and torch's results differ by more than rounding: times would compare different things."""
 
 
-class _Side:
+class Side:
     """A layer with its input, ready to run: ours, or torch's in one memory format."""
 
-    def __init__(self, case: Case, layer: torch.nn.Module, input: Tensor, memory_format: str) -> None:
-        layout = MEMORY_FORMATS[memory_format] if case.is_image else torch.contiguous_format
-        self.layer = layer.to(case.dtype).to(memory_format=layout).train(case.training)
+    def __init__(self, case: Case, layer: Module, input: Tensor, memory_format: str) -> None:
+        layout = case.layout(memory_format)
+        self.layer = _laid_out(layer.to(case.dtype), layout).train(case.training)
         self.input = input.clone(memory_format=layout).requires_grad_(case.input_gradient)
         self.parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
 
@@ -90,10 +137,10 @@ class _Side:
         raise NotImplementedError
 
 
-class _LayerSide(_Side):
+class _LayerSide(Side):
     """A layer by itself: a forward pass, and one followed by the gradients of everything."""
 
-    def __init__(self, case: Case, layer: torch.nn.Module, input: Tensor, memory_format: str) -> None:
+    def __init__(self, case: Case, layer: Module, input: Tensor, memory_format: str) -> None:
         super().__init__(case, layer, input, memory_format)
         generator = torch.Generator().manual_seed(1)
         output = self.forward()
@@ -111,10 +158,10 @@ class _LayerSide(_Side):
         return self.forward, self.forward_backward
 
 
-class _ModelSide(_Side):
+class _ModelSide(Side):
     """A whole model: inference, and a training step (forward, loss, backward, SGD with momentum)."""
 
-    def __init__(self, case: Case, layer: torch.nn.Module, input: Tensor, memory_format: str) -> None:
+    def __init__(self, case: Case, layer: Module, input: Tensor, memory_format: str) -> None:
         super().__init__(case, layer, input, memory_format)
         self.labels = torch.arange(case.shape[0]) % 10
         self.optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE, momentum=MOMENTUM)
@@ -131,15 +178,27 @@ class _ModelSide(_Side):
 
     def results(self) -> list[Tensor]:
         before = self.inference()
+        torch.manual_seed(0)  # dropout and the like draw the same on both sides
         self.training_step()
-        return [before, *(parameter.grad for parameter in self.parameters), self.inference()]
+        gradients = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        return [before, gradients, self.inference()]
 
     def passes(self) -> tuple[Callable[[], object], ...]:
         return self.inference, self.training_step
 
 
+def _laid_out(layer: Module, layout: torch.memory_format) -> Module:
+    """The layer with those of its parameters in the layout that have the rank for it."""
+    if layout == torch.channels_last_3d:
+        for parameter in layer.parameters():
+            if parameter.dim() == 5:
+                parameter.data = parameter.data.to(memory_format=layout)
+        return layer
+    return layer.to(memory_format=layout)
+
+
 def require_ours(cases: list[Case]) -> None:
-    """Refuse cases that would time torch against itself.
+    """Refuse layers that would time torch against itself; models are looked at when they are built.
 
     Raises:
         UserError: naming the layers that ``scratchnn.nn`` took from torch, and the families they are in.
@@ -148,7 +207,7 @@ def require_ours(cases: list[Case]) -> None:
     families: dict[str, None] = {}
     with torch.device("meta"):
         for case in cases:
-            missing = borrowed(case.build(scratchnn.nn))
+            missing = [] if case.model else borrowed(case.build(scratchnn.nn))
             if missing:
                 layers |= dict.fromkeys(missing)
                 families[case.family] = None
@@ -159,7 +218,9 @@ def require_ours(cases: list[Case]) -> None:
         )
 
 
-def measure(case: Case, seconds: float, min_rounds: int = 5, every_format: bool = True) -> Iterator[Result]:
+def measure(
+    case: Case, seconds: float, min_rounds: int = 5, every_format: bool = True, compile: bool = False
+) -> Iterator[Result]:
     """Time each pass of a case, ours and torch's taking turns.
 
     Args:
@@ -167,63 +228,100 @@ def measure(case: Case, seconds: float, min_rounds: int = 5, every_format: bool 
         seconds: for the whole case.
         min_rounds: at least so often, however long that takes.
         every_format: give torch the choice of memory formats, not only that of the case.
+        compile: time models of torch.nn under ``torch.compile`` as well. Compiling is not timed.
 
     Raises:
         Disagreement: before anything is timed, when the results differ.
     """
     formats = case.torch_formats() if every_format else (case.memory_format,)
-    sides = _sides(case, formats)
-    _check(case, sides)
+    ours, theirs = build_sides(case, formats)
+    _check(case, ours, theirs[case.memory_format])
+    candidates = [*ours.values(), *theirs.values()]
+    if compile and case.model:
+        candidates.append(compiled_side(case, theirs[case.memory_format]))
     for position, which in enumerate(case.passes):
-        candidates = [side.passes()[position] for side in sides]
-        ours, *theirs = interleave(candidates, seconds / len(case.passes), min_rounds)
-        ratios = {name: ratio(ours, samples) for name, samples in zip(formats, theirs, strict=True)}
-        best = min(ratios, key=lambda name: ratios[name].median)
+        runs = [side.passes()[position] for side in candidates]
+        samples = iter(interleave(runs, seconds / len(case.passes), min_rounds))
+        our_samples = {name: next(samples) for name in ours}
+        their_samples = {name: next(samples) for name in theirs}
+        compiled = next(samples, None)
         work = case.work(which)
-        yield Result(
-            case=case.name,
-            family=case.family,
-            which=which,
-            layer=case.label if case.model else str(sides[0].layer),
-            shape=case.shape,
-            dtype=str(case.dtype).removeprefix("torch."),
-            memory_format=case.memory_format,
-            flops=work.flops,
-            bytes=work.bytes,
-            rounds=len(ours),
-            ours=Spread.of(ours),
-            torch={name: Spread.of(samples) for name, samples in zip(formats, theirs, strict=True)},
-            torch_format=best,
-            ratio=ratios[best],
-        )
+        for name, mine in our_samples.items():
+            ratios = {name: ratio(mine, other) for name, other in their_samples.items()}
+            yield Result(
+                case=case.name,
+                family=case.family,
+                groups=groups_of(case),
+                net=case.net,
+                which=which,
+                side=name,
+                layer=case.label if case.model else str(ours[name].layer),
+                shape=case.shape,
+                dtype=str(case.dtype).removeprefix("torch."),
+                memory_format=case.memory_format,
+                flops=work.flops,
+                bytes=work.bytes,
+                rounds=len(mine),
+                ours=Spread.of(mine),
+                torch={name: Spread.of(other) for name, other in their_samples.items()},
+                ratios=ratios,
+                torch_format=min(ratios, key=lambda name: ratios[name].median),
+                compiled=None if compiled is None else Spread.of(compiled),
+                compiled_ratio=None if compiled is None else ratio(mine, compiled),
+            )
 
 
-def _sides(case: Case, torch_formats: tuple[str, ...]) -> list[_Side]:
-    """Ours first, then torch in each format: the same weights, the same input."""
+def build_sides(case: Case, torch_formats: Sequence[str]) -> tuple[dict[str, Side], dict[str, Side]]:
+    """Ours by :data:`OUR_SIDES` (of a layer only the first) and torch's by format: the same weights, the same input.
+
+    Raises:
+        UserError: when a model of ours has layers of torch's that scratchnn has its own for.
+    """
     kind = _ModelSide if case.model else _LayerSide
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(case.shape, dtype=case.dtype, generator=generator)
     torch.manual_seed(0)
-    layer = case.build(scratchnn.nn)
-    sides = [kind(case, layer, input, case.memory_format)]
+    first = case.build(torch.nn)
+    ours = {}
+    for name in _our_sides(case):
+        layer = case.build(scratchnn.nn)
+        missing = borrowed(layer, lacking=False) if case.model else []  # layers: require_ours
+        if missing:
+            raise UserError(f"{case.name}: {', '.join(missing)} would be torch's on both sides")
+        layer.load_state_dict(first.state_dict())
+        ours[name] = kind(case, OUR_SIDES[name](layer), input, case.memory_format)
+    theirs = {}
     for memory_format in torch_formats:
         other = case.build(torch.nn)
-        other.load_state_dict(layer.state_dict())
-        sides.append(kind(case, other, input, memory_format))
-    return sides
+        other.load_state_dict(first.state_dict())
+        theirs[memory_format] = kind(case, other, input, memory_format)
+    return ours, theirs
 
 
-def _check(case: Case, sides: list[_Side]) -> None:
-    tolerance = MODEL_TOLERANCE if case.model else TOLERANCES[case.dtype]
-    ours, *others = [side.results() for side in sides]
-    for mine, theirs in zip(ours, others[0], strict=True):
-        if mine.shape != theirs.shape:
-            raise Disagreement(f"{case.name}: shape {tuple(mine.shape)}, torch's is {tuple(theirs.shape)}")
-        difference = _relative_difference(mine, theirs)
-        if not difference <= tolerance:
-            raise Disagreement(
-                f"{case.name}: results differ from torch's by {difference:.1e} (relative L2), allowed {tolerance:.0e}"
-            )
+def compiled_side(case: Case, eager: Side) -> Side:
+    """torch's model compiled, in the layout of the case.
+
+    One layout is enough: on the CPU the compiler lays out what a convolution touches itself, as channels_last.
+    """
+    torch.compiler.reset()  # what earlier models left would count towards the limit of recompilations
+    side = _ModelSide(case, copy.deepcopy(eager.layer), eager.input.detach(), case.memory_format)
+    side.layer = torch.compile(side.layer)
+    return side
+
+
+def _check(case: Case, ours: dict[str, Side], theirs: Side) -> None:
+    expected = theirs.results()
+    tolerances = MODEL_TOLERANCES if case.model else (TOLERANCES[case.dtype],) * len(expected)
+    for side in ours.values():
+        for mine, other, tolerance in zip(side.results(), expected, tolerances, strict=True):
+            if mine.shape != other.shape:
+                raise Disagreement(f"{case.name}: shape {tuple(mine.shape)}, torch's is {tuple(other.shape)}")
+            difference = _relative_difference(mine, other)
+            if not difference <= tolerance:
+                raise Disagreement(
+                    f"{case.name}: results differ from torch's by {difference:.1e} (relative L2), "
+                    f"allowed {tolerance:.0e}"
+                )
 
 
 def _relative_difference(mine: Tensor, theirs: Tensor) -> float:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scratchnn.bench.cases import FORWARD, FORWARD_BACKWARD, TRAINING_STEP
+from scratchnn.bench import targets
+from scratchnn.bench.cases import FORWARD, FORWARD_BACKWARD, MODEL, TRAINING_STEP
 from scratchnn.bench.limits import Limits
 from scratchnn.bench.measure import Result
 from scratchnn.bench.timing import Spread, geometric_mean
 
-SCHEMA = 1
+SCHEMA = 2
 
 BUSY = 0.5  # processes that ran beside the benchmark on average: from here on they cost it time
 
@@ -65,9 +66,11 @@ def _result(entry: dict[str, Any]) -> Result:
         **{
             **entry,
             "shape": tuple(entry["shape"]),
+            "groups": tuple(entry["groups"]),
             "ours": Spread(**entry["ours"]),
             "torch": {name: Spread(**spread) for name, spread in entry["torch"].items()},
-            "ratio": Spread(**entry["ratio"]),
+            "ratios": {name: Spread(**spread) for name, spread in entry["ratios"].items()},
+            **{key: Spread(**entry[key]) if entry[key] else None for key in ("compiled", "compiled_ratio")},
         }
     )
 
@@ -85,6 +88,8 @@ def heading(report: Report) -> list[str]:
         f"limits: copy {report.limits.copy / 1e9:.1f} GB/s; matmul peak {matmul}",
         f"torch runs in {torch_format}; ratio = torch's time / ours, [quartiles over the rounds]; rates are ours",
     ]
+    if settings["compile"]:
+        lines.append("models of torch.nn also under torch.compile, in our memory format; compiling is not timed")
     if settings["load_before"] > BUSY:
         lines.append(
             f"WARNING: the machine was busy (load average {settings['load_before']}), do not rely on these times"
@@ -98,18 +103,22 @@ class Table:
     Args:
         names: of all cases to come, for the width of the first column.
         limits: that the rates are compared with.
+        compiled: whether there are columns for torch.compile.
     """
 
-    def __init__(self, names: Sequence[str], limits: Limits) -> None:
+    def __init__(self, names: Sequence[str], limits: Limits, compiled: bool = False) -> None:
         self._width = max(len(name) for name in names)
         self._limits = limits
+        self._compiled = compiled
         self._family = ""
         self._case = ""
 
     def header(self) -> str:
         return (
             f"  {'case':<{self._width}}  {'pass':<7}  {'ours':>17}  {'torch':>17}"
-            f"  {'ratio':>6}  {'quartiles':<14} {'GFLOP/s':>8} {'peak':>5}  {'GB/s':>6} {'copy':>5}  rounds"
+            f"  {'ratio':>6}  {'quartiles':<14}"
+            + (f" {'torch.compile':>17}  {'ratio':>6} " if self._compiled else "")
+            + f" {'GFLOP/s':>8} {'peak':>5}  {'GB/s':>6} {'copy':>5}  rounds"
         )
 
     def rows(self, result: Result) -> Iterator[str]:
@@ -117,8 +126,8 @@ class Table:
         if result.family != self._family:
             self._family = result.family
             yield f"{result.family}"
-        name = "" if result.case == self._case else result.case
-        self._case = result.case
+        name = "" if result.name == self._case else result.name
+        self._case = result.name
         theirs = result.torch[result.torch_format]
         ratio = result.ratio
         quartiles = f"[{ratio.lower:.2f}, {ratio.upper:.2f}]"
@@ -127,6 +136,9 @@ class Table:
         if result.flops:
             rate = result.flops / seconds
             arithmetic = f"{rate / 1e9:8.1f} {_share(rate / self._limits.matmul[result.dtype]):>5}"
+        compiled = " " * 28 if self._compiled else ""
+        if result.compiled is not None and result.compiled_ratio is not None:
+            compiled = f" {duration(result.compiled):>17}  {result.compiled_ratio.median:>5.2f}x  "
         bandwidth = result.bytes / seconds
         remarks = [] if result.verdict == "faster" else [result.verdict.upper()]
         if result.torch_format != result.memory_format:
@@ -134,7 +146,7 @@ class Table:
         yield (
             f"  {name:<{self._width}}  {_SHORT[result.which]:<7}"
             f"  {duration(result.ours):>17}  {duration(theirs):>17}"
-            f"  {ratio.median:>5.2f}x  {quartiles:<14} {arithmetic}"
+            f"  {ratio.median:>5.2f}x  {quartiles:<14}{compiled} {arithmetic}"
             f"  {bandwidth / 1e9:6.1f} {_share(bandwidth / self._limits.copy):>5}  {result.rounds:>6}"
             f"  {', '.join(remarks)}"
         ).rstrip()
@@ -189,27 +201,40 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
 
 
 def markdown(report: Report) -> str:
-    """The summaries and the whole table as Markdown, to be pasted into a document."""
+    """The goals, the summaries and all results as Markdown, to be pasted into a document."""
     lines = [f"{line}  " for line in heading(report)]
+    lines += [f"Measured {report.date[:10]}, {report.settings['seconds']:g} seconds a case.", ""]
+    lines += [*targets.markdown(targets.of_times(report.results)), ""]
     lines += [
-        f"Measured {report.date[:10]}, {report.settings['seconds']:g} seconds a case.",
-        "",
         "| family | pass | geometric mean | faster | even | slower |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for summary in summarize(report.results):
         counts = " | ".join(str(count) for count in summary.verdicts.values())
         lines.append(f"| {summary.family} | {summary.which} | {summary.mean:.2f}x | {counts} |")
-    lines += [
-        "",
-        "| family | case | pass | scratchnn | torch.nn | ratio | quartiles | rounds |",
-        "|---|---|---|---:|---:|---:|---|---:|",
-    ]
-    for result in report.results:
-        ratio, theirs = result.ratio, result.torch[result.torch_format]
-        lines.append(
-            f"| {result.family} | {result.case} | {result.which}"
-            f" | {duration(result.ours)} | {duration(theirs)}"
-            f" | {ratio.median:.2f}x | {ratio.lower:.2f} to {ratio.upper:.2f} | {result.rounds} |"
-        )
+    models = [result for result in report.results if result.family == MODEL]
+    layers = [result for result in report.results if result.family != MODEL]
+    for results in (models, layers):
+        lines += ["", *_markdown_table(results)] if results else []
     return "\n".join(lines) + "\n"
+
+
+def _markdown_table(results: Sequence[Result]) -> list[str]:
+    compiled = any(result.compiled is not None for result in results)
+    extra = ("torch.compile | ratio | ", "---:|---:|") if compiled else ("", "")
+    lines = [
+        f"| family | case | as in | pass | scratchnn | torch.nn | ratio | quartiles | {extra[0]}rounds |",
+        f"|---|---|---|---|---:|---:|---:|---|{extra[1]}---:|",
+    ]
+    for result in results:
+        ratio, theirs = result.ratio, result.torch[result.torch_format]
+        cells = [
+            *(result.family, result.name, result.net, result.which),
+            *(duration(result.ours), duration(theirs), f"{ratio.median:.2f}x"),
+            f"{ratio.lower:.2f} to {ratio.upper:.2f}",
+        ]
+        if compiled:
+            known = result.compiled is not None and result.compiled_ratio is not None
+            cells += [duration(result.compiled), f"{result.compiled_ratio.median:.2f}x"] if known else ["", ""]
+        lines.append(f"| {' | '.join(cells)} | {result.rounds} |")
+    return lines

@@ -13,8 +13,10 @@ from scratchnn.models.cifar import (
 )
 from scratchnn.models.registry import build, names
 from scratchnn.models.resnet import BasicBlock, PadShortcut, ResNet
+from scratchnn.models.vgg import VGG, vgg8
 
 __all__ = [
+    "VGG",
     "BasicBlock",
     "PadShortcut",
     "ResNet",
@@ -29,4 +31,5 @@ __all__ = [
     "resnet44",
     "resnet56",
     "resnet110",
+    "vgg8",
 ]

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from scratchnn.models import cifar
+from scratchnn.models import cifar, vgg
 
 _MODELS: dict[str, Callable[..., torch.nn.Module]] = {
     function.__name__: function
@@ -19,6 +19,7 @@ _MODELS: dict[str, Callable[..., torch.nn.Module]] = {
         cifar.resnet56,
         cifar.resnet110,
         cifar.resnet18,
+        vgg.vgg8,
     )
 }
 

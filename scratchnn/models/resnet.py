@@ -121,13 +121,13 @@ class ResNet(torch.nn.Module):
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
-        _initialise(self, nn)
+        initialise(self, nn)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)))
 
 
-def _initialise(model: torch.nn.Module, nn: ModuleType) -> None:
+def initialise(model: torch.nn.Module, nn: ModuleType) -> None:
     """Draw the weights as the paper does (https://arxiv.org/abs/1502.01852): ``N(0, gain^2 / fan)``.
 
     The gain of sqrt(2) of a convolution makes up for the half that ReLU drops; no ReLU follows the linear

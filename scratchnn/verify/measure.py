@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from scratchnn.bench.memory import saved
 from scratchnn.bench.timing import Spread, interleave, ratio
 from scratchnn.targets.zoo import Inputs
 from scratchnn.testing.models import Projection, call_arguments
@@ -137,19 +138,8 @@ def _faster(candidates: list[Callable[[], object]], seconds: float) -> Spread:
 
 def _saved_bytes(passes: _Passes) -> int:
     """The memory that autograd keeps of a forward pass: the size of each storage, once, without the parameters'."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = passes.tracked()
-    del output
-    for tensor in passes.parameters:
-        storages.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
+    _, sizes = saved(passes.tracked, passes.parameters)
+    return sum(sizes.values())
 
 
 def _record(model: Module, inputs: Inputs) -> Recording:
