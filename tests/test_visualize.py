@@ -230,6 +230,29 @@ def test_padding_usage_draws_the_counts() -> None:
     assert visualize.pixel_use((5, 5), 3, padding=2).unique().tolist() == [9]
 
 
+@pytest.mark.parametrize("numbers", [(7, 3, 1, 0, 1), (8, 3, 2, 1, 1), (9, 2, 1, 0, 3), (5, 5, 2, 2, 1)])
+def test_windows_are_those_of_the_layer(numbers: tuple[int, int, int, int, int]) -> None:
+    """Each row's squares are the pixels whose change changes that output."""
+    size, kernel, stride, padding, dilation = numbers
+    figure = visualize.windows(size, kernel, stride, padding, dilation)
+    figure.savefig(io.BytesIO(), format="png", dpi=30)
+    layer = nn.Conv1d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation, bias=False)
+    torch.nn.init.ones_(layer.weight)
+    read = layer(torch.eye(size)[:, None])[:, 0].T  # [o, i]
+    drawn = torch.zeros_like(read)
+    for patch in figure.axes[0].patches:
+        o, i = int(patch.get_y()) - 1, round(patch.get_x() - 0.06)
+        if o >= 0 and 0 <= i < size:
+            drawn[o, i] += 1
+    assert torch.equal(drawn, read)
+    assert figure.axes[0].get_title().endswith(f"= {len(read)} outputs")
+
+
+def test_windows_must_fit() -> None:
+    with pytest.raises(ValueError, match=r"window of 5 pixels does not fit into 2 \+ 2 \* 1 pixels"):
+        visualize.windows(2, 5, padding=1)
+
+
 def extent(field: torch.Tensor) -> tuple[int, int, int, int]:
     """Top, left, height, width of what is not 0."""
     rows, columns = field.nonzero(as_tuple=True)

@@ -6,6 +6,7 @@
 :func:`feature_maps`          a layer's output, channel by channel, as a list of images
 :func:`feature_vectors`       the same output, position by position, as a vector of channels
 :func:`padding_usage`         how often each input pixel is read
+:func:`windows`               the windows of a convolution or a pooling, and the output-size rule
 :func:`receptive_field`       the part of the image that an output pixel depends on
 :func:`activation_statistics` mean, deviation and zeros of every layer's output
 :func:`normalizations`        which numbers share a mean: the four norms on the N x C x HW cube
@@ -27,7 +28,7 @@ except ModuleNotFoundError as error:
         "pip install 'scratchnn[notebooks]'"
     ) from error
 
-from scratchnn.visualize.geometry import influence, padding_usage, pixel_use, receptive_field
+from scratchnn.visualize.geometry import influence, padding_usage, pixel_use, receptive_field, windows
 from scratchnn.visualize.layers import LayerStatistics, activation_statistics, layer_outputs, layer_statistics
 from scratchnn.visualize.lines import activation_functions, curves
 from scratchnn.visualize.normalization import index_sets, normalizations
@@ -50,4 +51,5 @@ __all__ = [
     "padding_usage",
     "pixel_use",
     "receptive_field",
+    "windows",
 ]

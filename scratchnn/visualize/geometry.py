@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.modules import conv, pooling
 
 from scratchnn import functional
-from scratchnn.visualize._figure import ORANGE, UNSIGNED, bare, grid
+from scratchnn.ops._common import output_size
+from scratchnn.visualize._figure import GREY, ORANGE, SERIES, UNSIGNED, bare, grid, new_figure
 from scratchnn.visualize.layers import named_layers
 
-__all__ = ["influence", "padding_usage", "pixel_use", "receptive_field"]
+__all__ = ["influence", "padding_usage", "pixel_use", "receptive_field", "windows"]
 
 _WINDOWS = (
     conv._ConvNd,
@@ -68,6 +69,46 @@ def padding_usage(
                     colour = "white" if use[h, w] < 0.6 * largest else "black"
                     ax.text(w, h, str(int(use[h, w])), ha="center", va="center", color=colour, fontsize=8)
         ax.set_title(f"K = {kernel_size}, S = {stride}, P = {padding}", fontsize=9)
+    return figure
+
+
+def windows(size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Figure:
+    """The windows of a convolution or a pooling along one dimension, a row for each output pixel.
+
+    Input pixels are grey squares in the top row, padding is white and dashed. The title has the output-size rule with
+    these numbers.
+
+    Args:
+        size: of the input.
+        kernel_size, stride, padding, dilation: as for ``Conv1d``.
+
+    Raises:
+        ValueError: when the window is larger than the padded input.
+    """
+    outputs = output_size(size, kernel_size, 2 * padding, stride, dilation)
+    if outputs < 1:
+        raise ValueError(
+            f"a window of {dilation * (kernel_size - 1) + 1} pixels does not fit into {size} + 2 * {padding} pixels"
+        )
+    width = size + 2 * padding
+    figure = new_figure(max(0.34 * width, 4.2), 0.3 * (outputs + 1) + 0.9)
+    axes = figure.subplots()
+    for i in range(-padding, size + padding):
+        inside = 0 <= i < size
+        look = {"facecolor": "#dddddd"} if inside else {"facecolor": "white", "linestyle": (0, (2, 2))}
+        axes.add_patch(Rectangle((i + 0.06, 0.06), 0.88, 0.88, edgecolor=GREY, linewidth=0.8, **look))
+        axes.text(i + 0.5, 0.52, str(i) if inside else "0", ha="center", va="center", fontsize=7, color=GREY)
+    for o in range(outputs):
+        for t in range(kernel_size):
+            left = o * stride - padding + t * dilation
+            axes.add_patch(Rectangle((left + 0.06, o + 1.12), 0.88, 0.76, color=SERIES[o % 2]))
+        axes.text(-padding - 0.4, o + 1.5, f"o = {o}", ha="right", va="center", fontsize=7)
+    axes.set_xlim(-padding - 2, size + padding)
+    axes.set_ylim(outputs + 1.1, -0.1)
+    axes.set_aspect("equal")
+    bare(axes)
+    kernel = f"{dilation} ({kernel_size} - 1) - 1" if dilation > 1 else f"{kernel_size}"
+    axes.set_title(f"floor(({size} + 2 · {padding} - {kernel}) / {stride}) + 1 = {outputs} outputs", fontsize=9)
     return figure
 
 

@@ -107,7 +107,7 @@ def _mosaic_figure(tiles: Tensor, inches: float, colours: str | None) -> Figure:
     """Tiles ``[rows, columns, h, w(, 3)]`` as one picture, each about ``inches`` wide; with a scale, if not RGB."""
     rows, columns, h, w = tiles.shape[:4]
     width = max(inches * columns, 1.5)
-    figure = new_figure(width + (0.9 if colours else 0), max(inches * rows * h / w, 0.5) + 0.3)
+    figure = new_figure(width + (1.1 if colours else 0), max(inches * rows * h / w, 0.5) + 0.3)
     axes = figure.subplots()
     if colours is None:
         axes.imshow(mosaic(tiles), interpolation="nearest")
