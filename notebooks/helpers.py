@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scratchnn import data
 
-__all__ = ["accuracy", "compare", "fit", "images", "show_cpp", "show_python", "small_data"]
+__all__ = ["accuracy", "compare", "examples", "fit", "images", "show_cpp", "show_python", "small_data"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +59,13 @@ def small_data(dataset: data.Dataset, train: int, test: int, seed: int = 0) -> t
         chosen = torch.randperm(len(split), generator=generator)[:count]
         parts += [data.normalise(split.images[chosen], mean, std), split.labels[chosen]]
     return tuple(parts)
+
+
+def examples(dataset: data.Dataset, count: int = 8) -> tuple[Tensor, list[str]]:
+    """Test images of different classes as they are, ``uint8 [count, 3, H, W]``, and the names of their classes."""
+    labels = dataset.test.labels
+    places = [int((labels == k).nonzero()[5]) for k in range(min(count, len(dataset.classes)))]
+    return dataset.test.images[places], [dataset.classes[int(labels[place])] for place in places]
 
 
 # Source code
