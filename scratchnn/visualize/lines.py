@@ -59,6 +59,7 @@ def curves(
             axes.plot(steps.numpy(), numbers.numpy(), color=colour, linewidth=0.6, alpha=0.3)
         axes.plot(steps.numpy(), _trailing_mean(numbers, smooth).numpy(), color=colour, linewidth=1.8, label=name)
     dress(axes, xlabel, ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return figure
 
