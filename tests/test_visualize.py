@@ -327,11 +327,11 @@ def test_cubes_show_one_set_each() -> None:
         "instance norm",
         "group norm, 2 groups",
     ]
-    grey, blue = (0.93, 0.93, 0.93), to_rgb("#3b6ea8")
+    pale, blue = (tuple(np.round(to_rgb(colour), 4)) for colour in ("#ededed", "#3b6ea8"))
     seen = {
         tuple(np.round(face[:3], 4)) for ax in figure.axes for faces in ax.collections for face in faces._facecolor3d
     }
-    assert seen == {grey, tuple(np.round(blue, 4))}
+    assert seen == {pale, blue}
 
 
 def test_unknown_sets_are_refused() -> None:

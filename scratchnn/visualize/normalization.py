@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -10,6 +11,7 @@ from scratchnn.visualize._figure import BLUE, new_figure
 
 __all__ = ["index_sets", "normalizations"]
 
+PALE = "#ededed"
 KINDS = ("batch", "layer", "instance", "group")
 
 
@@ -59,10 +61,8 @@ def normalizations(shape: tuple[int, int, int] = (4, 6, 5), groups: int = 2) -> 
         chosen = sets == sets[0, 0, 0]
         # The nearest edge of the cube is sample 0, channel 0: x is C, y is N, z is HW.
         cube = chosen.permute(1, 0, 2).numpy()
-        colours = torch.full((*cube.shape, 4), 0.0).numpy()
-        colours[...] = (0.93, 0.93, 0.93, 1.0)
-        colours[cube] = (*(int(BLUE[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
-        axes.voxels(cube | True, facecolors=colours, edgecolor="#555555", linewidth=0.4, shade=False)
+        colours = np.where(cube, BLUE, PALE)
+        axes.voxels(np.ones_like(cube), facecolors=colours, edgecolor="#555555", linewidth=0.4, shade=False)
         axes.view_init(elev=24, azim=-128)
         axes.set_box_aspect(cube.shape)
         axes.set_xlabel("C", labelpad=-14)
