@@ -23,15 +23,18 @@ BUILD_REQUIREMENTS := 'setuptools>=77' wheel ninja numpy '$(TORCH)' torchvision
 say  = @echo "scratchnn: $(1)"
 fail = { echo "scratchnn: $(1)" >&2; exit 1; }
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo notebooks test test-slow test-notebooks lint format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       train a network and draw its curves: DATA=auto|digits|cifar10|FOLDER|ARCHIVE"
 	@echo "                MODEL=resnet20 EPOCHS=$(EPOCHS) OUT=FOLDER (default: a new one under runs/)"
+	@echo "make notebooks  open the notebooks in Jupyter: DATA as above, ARGS goes to jupyter lab"
 	@echo "make test       every test, then the layers again on the kernels for any processor; ARGS='-k conv': some"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-notebooks"
+	@echo "                run every notebook from top to bottom"
 	@echo "make lint       check formatting and style of Python and C++"
 	@echo "make format     repair what can be repaired of that"
 	@echo "make bench      time every layer beside torch's own; ARGS='--family conv --threads 1'"
@@ -41,6 +44,10 @@ demo: .venv/.built
 	$(call say,training $(MODEL) on $(DATA) for $(EPOCHS) epochs)
 	@$(BIN)/python -m scratchnn train --data "$(DATA)" --model "$(MODEL)" --epochs "$(EPOCHS)" --out "$(OUT)" $(ARGS)
 	$(call say,the curves are in $(OUT)/curves.png)
+
+notebooks: .venv/.notebooks
+	$(call say,opening the notebooks; Ctrl-C twice ends Jupyter)
+	@DATA="$(DATA)" $(BIN)/python -m jupyterlab notebooks $(ARGS)
 
 test: .venv/.built
 	$(call say,testing $(if $(ARGS),with $(ARGS),everything))
@@ -53,6 +60,10 @@ endif
 test-slow: .venv/.built
 	$(call say,running the slow tests)
 	@$(BIN)/python -m pytest -q --durations=10 -m slow $(ARGS)
+
+test-notebooks: .venv/.notebooks
+	$(call say,running the notebooks)
+	@$(BIN)/python -m pytest -q --durations=10 -m "slow or not slow" tests/test_notebooks.py $(ARGS)
 
 lint: .venv/.lint
 	$(call say,checking formatting and style)
@@ -90,6 +101,11 @@ clean:
 .venv/.lint: pyproject.toml | .venv/.python
 	$(call say,installing ruff and clang-format)
 	@$(BIN)/python -m pip install -qq $$(sed -n 's/^lint = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
+
+.venv/.notebooks: pyproject.toml .venv/.built
+	$(call say,installing Jupyter)
+	@$(BIN)/python -m pip install -qq $$(sed -n 's/^notebooks = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
 	@touch $@
 
 .venv/.torch: | .venv/.python
