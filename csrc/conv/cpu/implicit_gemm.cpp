@@ -92,8 +92,9 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
           const int64_t width = stage ? columns : std::min(columns, operand.out - panel * columns);
           for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
             with_rows(rows, [&](auto count) {
-              multiply_tile<count, kProductsInTile, T>(view.data, in_offsets + p, slice.data(), static_cast<int64_t>(slice.size()), b,
-                                      result + panel * columns, out_offsets + p, width, s > 0, bias_at_end);
+              multiply_tile<count, kProductsInTile, T>(view.data, in_offsets + p, slice.data(),
+                                                       static_cast<int64_t>(slice.size()), b, result + panel * columns,
+                                                       out_offsets + p, width, s > 0, bias_at_end);
             });
           });
         }

@@ -174,7 +174,8 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
             for_each_tile(last - first, [&](int64_t t, int64_t rows) {
               with_rows(rows, [&](auto n) {
                 multiply_tile<n, kPointsInTile, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
-                                    products + p * out_plane + c, out_offsets + t, columns, false, nullptr);
+                                                   products + p * out_plane + c, out_offsets + t, columns, false,
+                                                   nullptr);
               });
             });
           }
