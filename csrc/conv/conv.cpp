@@ -23,26 +23,24 @@ template <class T>
 Filters<T> filters_of(const at::Tensor& weight) {
   T* data;
   if constexpr (std::is_const_v<T>) {
-    data = weight.const_data_ptr<std::remove_const_t<T>>();
+    data = read_pointer<std::remove_const_t<T>>(weight);
   } else {
-    data = weight.mutable_data_ptr<T>();
+    data = write_pointer<T>(weight);
   }
   const int64_t channels = weight.size(1), taps = weight[0].numel() / std::max<int64_t>(channels, 1);
   if (is_channels_last(memory_format(weight))) return {data, taps * channels, 1, channels};
   return {data, taps * channels, taps, 1};
 }
 
-// The kernel of the chosen algorithm; Winograd's exist for float32 alone.
-template <class T, class Kernel, class Winograd>
+// The kernel of the chosen algorithm.
+template <class S, class Kernel>
 const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise,
-                     const Winograd& winograd) {
-  constexpr bool is_float32 = std::is_same_v<T, float>;
-  switch (choose_algorithm(g, is_float32)) {
+                     const Kernel& winograd) {
+  switch (choose_algorithm(g, !std::is_same_v<S, double>)) {
     case ConvAlgorithm::kDepthwise:
       return depthwise;
     case ConvAlgorithm::kWinograd:
-      if constexpr (is_float32) return winograd;
-      [[fallthrough]];
+      return winograd;
     default:
       return implicit_gemm;
   }
@@ -61,9 +59,9 @@ std::optional<at::Tensor> split_bias(const std::optional<at::Tensor>& bias) {
   return bias ? std::optional<at::Tensor>(real_bias(*bias)) : std::nullopt;
 }
 
-template <class T>
-const T* data_or_null(const at::Tensor& bias) {
-  return bias.defined() ? bias.const_data_ptr<T>() : nullptr;
+template <class S>
+const S* data_or_null(const at::Tensor& bias) {
+  return bias.defined() ? read_pointer<S>(bias) : nullptr;
 }
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -79,23 +77,18 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
                                   dilation, groups, padding_mode);
     return complex_channels(parts, format);
   }
-  if (is_widened(input)) {
-    return conv(input.to(at::kFloat), weight.to(at::kFloat), widened(bias), stride, padding, dilation, groups,
-                padding_mode)
-        .to(input.scalar_type());
-  }
   const at::Tensor output =
       at::empty(sizes_of(g.batch, g.out_channels, g.output, weight.dim() - 2), input.options().memory_format(format));
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
-  if (!use_fast_kernels(input)) {
+  if (!use_vector_kernels(input)) {
     naive::conv(g, input, weight, b, output);
     return output;
   }
   const at::Tensor x = dense(input), w = dense(weight);
-  with_fast_type(x, [&](auto zero) {
-    using T = decltype(zero);
-    const auto& kernel = choose<T>(g, implicit_gemm_forward<T>, depthwise_forward<T>, winograd_forward<float>);
-    kernel(g, images_of<const T>(x), filters_of<const T>(w), data_or_null<T>(b), images_of<T>(output));
+  with_memory_type(x, [&](auto number) {
+    using S = typename decltype(number)::type;
+    const auto& kernel = choose<S>(g, implicit_gemm_forward<S>, depthwise_forward<S>, winograd_forward<S>);
+    kernel(g, images_of<const S>(x), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
   });
   return output;
 }
@@ -113,7 +106,7 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
                                             output_size, stride, padding, dilation, groups, padding_mode);
     return complex_channels(parts, format);
   }
-  if (is_widened(input)) {
+  if (is_widened(input) && g.border != Border::kZeros) {  // add_border_grad sums into the output: round once, after it
     return conv_transpose(input.to(at::kFloat), weight.to(at::kFloat), widened(bias), output_size, stride, padding,
                           dilation, groups, padding_mode)
         .to(input.scalar_type());
@@ -121,16 +114,18 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor output =
       at::empty(sizes_of(g.batch, g.in_channels, g.input, weight.dim() - 2), input.options().memory_format(format));
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
-  if (!use_fast_kernels(input)) {
+  if (!use_vector_kernels(input)) {
     naive::conv_input_grad(g, input, weight, b, output);
     return output;
   }
   const at::Tensor dy = dense(input), w = dense(weight);
-  with_fast_type(dy, [&](auto zero) {
-    using T = decltype(zero);
-    const auto& kernel = choose<T>(g, implicit_gemm_input_grad<T>, depthwise_input_grad<T>, winograd_input_grad<float>);
-    kernel(g, images_of<const T>(dy), filters_of<const T>(w), data_or_null<T>(b), images_of<T>(output));
-    add_border_grad<T>(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(output));
+  with_memory_type(dy, [&](auto number) {
+    using S = typename decltype(number)::type;
+    const auto& kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, winograd_input_grad<S>);
+    kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
+    if constexpr (std::is_floating_point_v<S>) {
+      add_border_grad<S>(g, images_of<const S>(dy), filters_of<const S>(w), images_of<S>(output));
+    }
   });
   return output;
 }
@@ -154,22 +149,16 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
                                                  padding, dilation, groups, padding_mode, channels_last);
     return complex_filters(products, format);
   }
-  if (is_widened(grad)) {
-    return conv_weight_grad(grad.to(at::kFloat), input.to(at::kFloat), kernel_size, stride, padding, dilation, groups,
-                            padding_mode, channels_last)
-        .to(grad.scalar_type());
-  }
   const at::Tensor grad_weight = at::empty(sizes, grad.options().memory_format(format));
-  if (!use_fast_kernels(grad)) {
+  if (!use_vector_kernels(grad)) {
     naive::conv_weight_grad(g, grad, input, grad_weight);
     return grad_weight;
   }
   const at::Tensor dy = dense(grad), x = dense(input);
-  with_fast_type(dy, [&](auto zero) {
-    using T = decltype(zero);
-    const auto& kernel =
-        choose<T>(g, implicit_gemm_weight_grad<T>, depthwise_weight_grad<T>, winograd_weight_grad<float>);
-    kernel(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
+  with_memory_type(dy, [&](auto number) {
+    using S = typename decltype(number)::type;
+    const auto& kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, winograd_weight_grad<S>);
+    kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });
   return grad_weight;
 }

@@ -31,9 +31,10 @@ void slice_segments(const std::vector<Segment>& segments, int64_t first, int64_t
 }
 
 // out = in (*) w: runs one correlation over all bands of all images and groups.
-template <class T>
-void correlate(const Correlation& correlation, const Operand<T>& operand, int64_t batch, int64_t groups,
-               const Images<const T>& in, const T* bias, const Images<T>& out) {
+template <class S>
+void correlate(const Correlation& correlation, const Operand<S>& operand, int64_t batch, int64_t groups,
+               const Images<const S>& in, const S* bias, const Images<S>& out) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const Bands bands(batch, correlation.count);
   if (bands.total() == 0) return;
@@ -46,7 +47,8 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
   const int64_t band_size = round_up(volume(largest.size) * operand.sum, 16);
   const int64_t pixels = volume(bands.largest());
   const int64_t padded_out = weight.panels * columns;
-  const bool stage = !out.channels_last;  // contiguous outputs are computed channels last, then transposed
+  // Contiguous outputs are computed channels last, then transposed; half precision is rounded when the sums are complete.
+  const bool stage = !out.channels_last || !std::is_same_v<S, T>;
   const int64_t stage_size = stage ? round_up(pixels * padded_out, 16) : 0;
   const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<T> - 1) / kReduction<T>);
 
@@ -71,7 +73,7 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
       for (int d = 0; d < kSpatialRank; ++d) {
         first_pixel = first_pixel * out.size[d] + correlation.out_base[d] + band.first[d] * out_step[d];
       }
-      T* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
+      S* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
                      first_pixel * out.pixel_stride();
       const auto out_pixel = [&](int64_t d, int64_t h, int64_t w) {
         return (d * out_step[0] * out_height + h * out_step[1]) * out_width + w * out_step[2];
@@ -82,7 +84,8 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
         out_offsets[p] = stage ? p * padded_out : out_pixel(d, h, w) * out.channels;
       });
 
-      T* result = stage ? stage_memory : out_image;
+      T* result = stage_memory;
+      if constexpr (std::is_same_v<S, T>) result = stage ? stage_memory : out_image;
       for (int64_t s = 0; s < slices; ++s) {
         const int64_t first = weight.reduction * s / slices, last = weight.reduction * (s + 1) / slices;
         slice_segments(segments, first, last, slice);
@@ -103,14 +106,19 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
       for (int64_t d = 0; d < band.size[0]; ++d) {
         for (int64_t h = 0; h < band.size[1]; ++h) {
           const T* from = stage_memory + (d * band.size[1] + h) * band.size[2] * padded_out;
-          T* to = out_image + out_pixel(d, h, 0);
-          if (out_step[2] == 1) {
+          S* to = out_image + out_pixel(d, h, 0) * out.pixel_stride();
+          if (out.channels_last) {
+            for (int64_t w = 0; w < band.size[2]; ++w) {
+              copy_numbers(from + w * padded_out, operand.out, to + w * out_step[2] * out.channels);
+            }
+          } else if (out_step[2] == 1) {
             transpose_block(from, padded_out, to, out.pixels(), band.size[2], operand.out);
-            continue;
-          }
-          for (int64_t k = 0; k < operand.out; ++k) {
-            for (int64_t w = 0; w < band.size[2]; ++w)
-              to[k * out.pixels() + w * out_step[2]] = from[w * padded_out + k];
+          } else {
+            for (int64_t k = 0; k < operand.out; ++k) {
+              for (int64_t w = 0; w < band.size[2]; ++w) {
+                write_one(to + k * out.pixels() + w * out_step[2], from[w * padded_out + k]);
+              }
+            }
           }
         }
       }
@@ -118,16 +126,16 @@ void correlate(const Correlation& correlation, const Operand<T>& operand, int64_
   });
 }
 
-template <class T>
-void forward(const ConvGeometry& geometry, Images<const T> input, Filters<const T> weight, const T* bias,
-             Images<T> output) {
+template <class S>
+void forward(const ConvGeometry& geometry, Images<const S> input, Filters<const S> weight, const S* bias,
+             Images<S> output) {
   const ConvGeometry g = flatten_pointwise(geometry, input, output);
   correlate(forward_correlation(g), forward_operand(g, weight), g.batch, g.groups, input, bias, output);
 }
 
-template <class T>
-void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<const T> weight, const T* bias,
-                Images<T> grad_input) {
+template <class S>
+void input_grad(const ConvGeometry& geometry, Images<const S> grad, Filters<const S> weight, const S* bias,
+                Images<S> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
   for (const Correlation& correlation : input_grad_correlations(g)) {
     correlate(correlation, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
@@ -136,10 +144,14 @@ void input_grad(const ConvGeometry& geometry, Images<const T> grad, Filters<cons
 
 }  // namespace
 
-SCRATCHNN_REGISTER_KERNEL(implicit_gemm_forward<float>, &forward<float>);
-SCRATCHNN_REGISTER_KERNEL(implicit_gemm_forward<double>, &forward<double>);
-SCRATCHNN_REGISTER_KERNEL(implicit_gemm_input_grad<float>, &input_grad<float>);
-SCRATCHNN_REGISTER_KERNEL(implicit_gemm_input_grad<double>, &input_grad<double>);
+#define SCRATCHNN_REGISTER(S)                                     \
+  SCRATCHNN_REGISTER_KERNEL(implicit_gemm_forward<S>, &forward<S>); \
+  SCRATCHNN_REGISTER_KERNEL(implicit_gemm_input_grad<S>, &input_grad<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -27,35 +27,37 @@ struct PackedWeight {
 };
 
 // The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
-template <class T>
+template <class S>
 struct Operand {
-  Filters<const T> filters;
+  Filters<const S> filters;
   int64_t sum, sum_stride;
   int64_t out, out_stride;
   int64_t group_stride;
 };
 
 // In the forward pass the sum runs over the input channels of a group ...
-template <class T>
-Operand<T> forward_operand(const ConvGeometry& g, const Filters<const T>& weight) {
+template <class S>
+Operand<S> forward_operand(const ConvGeometry& g, const Filters<const S>& weight) {
   return {weight, g.group_in(), weight.in_stride, g.group_out(), weight.out_stride, g.group_out() * weight.out_stride};
 }
 
 // ... and in the input gradient over its output channels.
-template <class T>
-Operand<T> input_grad_operand(const ConvGeometry& g, const Filters<const T>& weight) {
+template <class S>
+Operand<S> input_grad_operand(const ConvGeometry& g, const Filters<const S>& weight) {
   return {weight, g.group_out(), weight.out_stride, g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
 }
 
 // How many elements pack() writes.
-template <class T>
-int64_t packed_size(const Operand<T>& w, int64_t groups, int64_t taps) {
-  const int64_t panels = (w.out + kTileColumns<T> - 1) / kTileColumns<T>;
-  return groups * panels * (taps * w.sum + 1) * kTileColumns<T>;
+template <class S>
+int64_t packed_size(const Operand<S>& w, int64_t groups, int64_t taps) {
+  const int64_t panels = (w.out + kTileColumns<Wide<S>> - 1) / kTileColumns<Wide<S>>;
+  return groups * panels * (taps * w.sum + 1) * kTileColumns<Wide<S>>;
 }
 
-template <class T>
-PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>& taps, const T* bias, T* data) {
+template <class S>
+PackedWeight<Wide<S>> pack(const Operand<S>& w, int64_t groups, const std::vector<Tap>& taps, const S* bias,
+                           Wide<S>* data) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const int64_t panels = (w.out + columns - 1) / columns;
   const int64_t tap_count = static_cast<int64_t>(taps.size());
@@ -68,26 +70,26 @@ PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>
           const int64_t group = i / panels;
           const int64_t channel = i % panels * columns;
           const int64_t count = std::min(columns, w.out - channel);
-          const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
+          const S* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
           T* to = data + i * reduction * columns;
           if (count < columns) std::fill(to, to + reduction * columns, T(0));
           for (int64_t t = 0; t < tap_count; ++t) {
-            const T* tap = from + taps[t].weight * w.filters.tap_stride;
+            const S* tap = from + taps[t].weight * w.filters.tap_stride;
             T* rows = to + t * w.sum * columns;
             if (w.out_stride == 1) {
-              for (int64_t c = 0; c < w.sum; ++c) {
-                std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
-              }
+              for (int64_t c = 0; c < w.sum; ++c) copy_numbers(tap + c * w.sum_stride, count, rows + c * columns);
             } else if (w.sum_stride == 1) {
               transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
             } else {
               for (int64_t k = 0; k < count; ++k) {
-                for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
+                for (int64_t c = 0; c < w.sum; ++c) {
+                  rows[c * columns + k] = read_one(tap + k * w.out_stride + c * w.sum_stride);
+                }
               }
             }
           }
           for (int64_t k = 0; k < columns; ++k) {
-            biases[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
+            biases[i * columns + k] = bias != nullptr && k < count ? read_one(bias + group * w.out + channel + k) : T(0);
           }
         }
       });

@@ -26,8 +26,9 @@ struct Rows {
   int64_t count;
 };
 
-template <class T>
-void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<const T> input, Filters<T> grad_weight) {
+template <class S>
+void weight_grad(const ConvGeometry& geometry, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const ConvGeometry g = flatten_pointwise(geometry, grad, input);
   const Correlation correlation = forward_correlation(g);
@@ -126,13 +127,13 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
   parallel_for(0, g.out_channels, 1 + 16384 / std::max<int64_t>(1, width * chunks), [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       const T* row = sums + k * width;
-      T* out = grad_weight.data + k * grad_weight.out_stride;
+      S* out = grad_weight.data + k * grad_weight.out_stride;
       int64_t tap = 0, channel = 0;
       for (const Segment& segment : layout) {
         for (int64_t i = 0; i < segment.length; ++i) {
           T sum = row[i];
           for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += row[chunk * sums_size + i];
-          out[channel * grad_weight.in_stride + tap * grad_weight.tap_stride] = sum;
+          write_one(out + channel * grad_weight.in_stride + tap * grad_weight.tap_stride, sum);
           if (++channel == sum_channels) {
             channel = 0;
             ++tap;
@@ -148,6 +149,8 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
 
 SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<float>, &weight_grad<float>);
 SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<double>, &weight_grad<double>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<BFloat16>, &weight_grad<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<Half>, &weight_grad<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -12,7 +12,7 @@
 #include <cmath>
 
 #include "common/runtime.h"
-#include "common/simd.h"
+#include "common/half.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
