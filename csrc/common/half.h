@@ -31,7 +31,13 @@ typedef uint16_t HalfLanes __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(kVectorBytes)));
 
 SCRATCHNN_INLINE Vec<float> widen(HalfLanes lanes, BFloat16) {
+#if defined(CPU_CAPABILITY_AVX512)  // gcc widens __builtin_convertvector's lanes by halves
+  return (Vec<float>)((FloatBits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)lanes) << 16);
+#elif defined(CPU_CAPABILITY_AVX2)
+  return (Vec<float>)((FloatBits)_mm256_cvtepu16_epi32((__m128i)lanes) << 16);
+#else
   return (Vec<float>)(__builtin_convertvector(lanes, FloatBits) << 16);
+#endif
 }
 
 SCRATCHNN_INLINE HalfLanes narrow(Vec<float> v, BFloat16) {

@@ -55,6 +55,16 @@ void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y,
   }
 }
 
+// `outputs` neighbouring outputs of some rows.
+template <int outputs, class T, class S>
+void outputs_of_rows(const T* x, int64_t rows, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
+  int64_t n = 0;
+  for (; n + kRows <= rows; n += kRows) {
+    dot_products<kRows, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+  }
+  for (; n < rows; ++n) dot_products<1, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+}
+
 template <class S>
 void linear(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
   using T = Wide<S>;
@@ -63,39 +73,28 @@ void linear(const LinearShape& s, const S* input, const S* weight, const S* bias
   const int64_t block_rows = std::max<int64_t>(kRows, kBlockBytes / row_bytes / kRows * kRows);
   const int64_t row_blocks = (s.rows + block_rows - 1) / block_rows;
   const int64_t output_blocks = (s.out_features + kBlockOutputs - 1) / kBlockOutputs;
-  const int64_t work = std::min(block_rows, s.rows) * std::min(kBlockOutputs, s.out_features) * s.in_features;
+  const int64_t most_rows = std::min(block_rows, s.rows);
+  const int64_t work = most_rows * std::min(kBlockOutputs, s.out_features) * s.in_features;
   parallel_for(0, row_blocks * output_blocks, 1 + 65536 / std::max<int64_t>(1, work), [&](int64_t begin, int64_t end) {
-    [[maybe_unused]] T* widened = widens ? scratch<T>(std::min(block_rows, s.rows) * s.in_features) : nullptr;
+    [[maybe_unused]] T* widened = widens ? scratch<T>(most_rows * s.in_features) : nullptr;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first_row = task / output_blocks * block_rows, last_row = std::min(s.rows, first_row + block_rows);
+      const int64_t first_row = task / output_blocks * block_rows, rows = std::min(block_rows, s.rows - first_row);
       const int64_t first_out = task % output_blocks * kBlockOutputs;
       const int64_t last_out = std::min(s.out_features, first_out + kBlockOutputs);
-      const T* block;
+      const T* x;
       if constexpr (widens) {
-        copy_numbers(input + first_row * s.in_features, (last_row - first_row) * s.in_features, widened);
-        block = widened;
+        copy_numbers(input + first_row * s.in_features, rows * s.in_features, widened);
+        x = widened;
       } else {
-        block = input + first_row * s.in_features;
+        x = input + first_row * s.in_features;
       }
-      for (int64_t k = first_out; k < last_out;) {
-        const S* w = weight + k * s.in_features;
-        const S* b = bias != nullptr ? bias + k : nullptr;
-        const bool full = k + kOutputs <= last_out;
-        for (int64_t n = first_row; n < last_row;) {
-          const T* x = block + (n - first_row) * s.in_features;
-          S* y = output + n * s.out_features + k;
-          if (n + kRows <= last_row) {
-            full ? dot_products<kRows, kOutputs>(x, w, s.in_features, b, y, s.out_features)
-                 : dot_products<kRows, 1>(x, w, s.in_features, b, y, s.out_features);
-            n += kRows;
-          } else {
-            full ? dot_products<1, kOutputs>(x, w, s.in_features, b, y, s.out_features)
-                 : dot_products<1, 1>(x, w, s.in_features, b, y, s.out_features);
-            n += 1;
-          }
-        }
-        k += full ? kOutputs : 1;
-      }
+      const auto compute = [&](int64_t k, auto count) {
+        outputs_of_rows<count>(x, rows, weight + k * s.in_features, s.in_features, bias != nullptr ? bias + k : nullptr,
+                               output + first_row * s.out_features + k, s.out_features);
+      };
+      int64_t k = first_out;
+      for (; k + kOutputs <= last_out; k += kOutputs) compute(k, std::integral_constant<int, kOutputs>());
+      for (; k < last_out; ++k) compute(k, std::integral_constant<int, 1>());
     }
   });
 }
