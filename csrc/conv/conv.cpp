@@ -13,6 +13,8 @@
 namespace scratchnn {
 namespace {
 
+constexpr int64_t kWidenedNumbers = 1 << 20;  // of an output that is computed in float32 and then rounded, at a time
+
 // channels_last where either operand is, as in torch.
 at::MemoryFormat output_format(const at::Tensor& a, const at::Tensor& b) {
   const at::MemoryFormat format = memory_format(a);
@@ -106,13 +108,20 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
                                             output_size, stride, padding, dilation, groups, padding_mode);
     return complex_channels(parts, format);
   }
-  if (is_widened(input) && g.border != Border::kZeros) {  // add_border_grad sums into the output: round once, after it
-    return conv_transpose(input.to(at::kFloat), weight.to(at::kFloat), widened(bias), output_size, stride, padding,
-                          dilation, groups, padding_mode)
-        .to(input.scalar_type());
-  }
   const at::Tensor output =
       at::empty(sizes_of(g.batch, g.in_channels, g.input, weight.dim() - 2), input.options().memory_format(format));
+  if (is_widened(input) && g.border != Border::kZeros) {
+    // add_border_grad sums into its output: some images at a time in float32, rounded once.
+    const at::Tensor w = weight.to(at::kFloat);
+    const int64_t images = std::max<int64_t>(1, kWidenedNumbers / std::max<int64_t>(1, g.in_channels * volume(g.input)));
+    for (int64_t n = 0; n < g.batch; n += images) {
+      const int64_t count = std::min(images, g.batch - n);
+      output.narrow(0, n, count)
+          .copy_(conv_transpose(input.narrow(0, n, count).to(at::kFloat), w, widened(bias), output_size, stride,
+                                padding, dilation, groups, padding_mode));
+    }
+    return output;
+  }
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
   if (!use_vector_kernels(input)) {
     naive::conv_input_grad(g, input, weight, b, output);
