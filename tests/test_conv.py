@@ -264,6 +264,17 @@ def test_half_precision_makes_no_float32_copies(
         assert allocated == sum(tensor.nbytes for tensor in results)
 
 
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_half_precision_sums_no_pixel_twice(dtype: torch.dtype) -> None:
+    """An infinity in the last of an odd number of pixels: infinite, and not zero times infinity."""
+    x, w = torch.ones(1, 4, 3, 3, dtype=dtype), torch.ones(2, 4, 1, 1, dtype=dtype)
+    x[:, :, -1, -1] = torch.inf
+    for memory_format in formats(2):
+        operands = [x.to(memory_format=memory_format), w]
+        *_, dw = gradients(F.conv2d, operands, torch.ones(1, 2, 3, 3, dtype=dtype))
+        assert dw.isposinf().all()
+
+
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("which", ["fast", "naive"])
 def test_types(dtype: torch.dtype, which: str) -> None:

@@ -113,7 +113,8 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   if (is_widened(input) && g.border != Border::kZeros) {
     // add_border_grad sums into its output: some images at a time in float32, rounded once.
     const at::Tensor w = weight.to(at::kFloat);
-    const int64_t images = std::max<int64_t>(1, kWidenedNumbers / std::max<int64_t>(1, g.in_channels * volume(g.input)));
+    const int64_t numbers = std::max<int64_t>(1, g.in_channels * volume(g.input));  // of an image
+    const int64_t images = std::max<int64_t>(1, kWidenedNumbers / numbers);
     for (int64_t n = 0; n < g.batch; n += images) {
       const int64_t count = std::min(images, g.batch - n);
       output.narrow(0, n, count)

@@ -169,16 +169,15 @@ inline Rectangle read_by(const Correlation& c, const Extent& low, const Extent& 
 }
 
 // Copies channels [channel, channel + channels) of a rectangle of one image and its border to `out`.
-template <class S>
+template <class S, class E>
 void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels, const Rectangle& r,
-                    Border border, Wide<S>* out) {
-  using T = Wide<S>;
+                    Border border, E* out) {
   const S* source = images.data + image * images.image_stride() + channel * images.channel_stride();
   const Extent& size = images.size;
   const int64_t inside_first = std::clamp<int64_t>(-r.first[2], 0, r.size[2]);
   const int64_t inside_last = std::clamp<int64_t>(size[2] - r.first[2], inside_first, r.size[2]);
-  const auto zero = [&](T* from, int64_t pixels) {
-    std::memset(from, 0, static_cast<size_t>(pixels * channels) * sizeof(T));
+  const auto zero = [&](E* from, int64_t pixels) {
+    std::memset(from, 0, static_cast<size_t>(pixels * channels) * sizeof(E));
   };
   // Columns [first, last) of a row, all of them left or right of the image.
   const auto continue_row = [&](const S* row, int64_t first, int64_t last) {
@@ -190,7 +189,9 @@ void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channe
         continue;
       }
       const S* from = row + pixel * images.pixel_stride();
-      for (int64_t c = 0; c < channels; ++c) out[w * channels + c] = read_one(from + c * images.channel_stride());
+      for (int64_t c = 0; c < channels; ++c) {
+        write_one(out + w * channels + c, read_one(from + c * images.channel_stride()));
+      }
     }
   };
   for (int64_t d = r.first[0]; d < r.first[0] + r.size[0]; ++d) {
@@ -206,7 +207,7 @@ void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channe
       const int64_t count = inside_last - inside_first;
       if (count == 0) continue;
       const S* row = first_of_row + (r.first[2] + inside_first) * images.pixel_stride();
-      T* to = out + inside_first * channels;
+      E* to = out + inside_first * channels;
       if (!images.channels_last && channels == 1) {
         copy_numbers(row, count, to);
       } else if (!images.channels_last) {
@@ -221,14 +222,14 @@ void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channe
 }
 
 // What a band reads, channels last: in place where it can be, else copied to `memory`.
-template <class S>
-PixelView<Wide<S>> view_rectangle(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels,
-                                  const Rectangle& r, Border border, bool may_read_in_place, Wide<S>* memory) {
+template <class S, class E>
+PixelView<E> view_rectangle(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels,
+                            const Rectangle& r, Border border, bool may_read_in_place, E* memory) {
   bool inside = images.channels_last && may_read_in_place;
   for (int d = 0; d < kSpatialRank; ++d) {
     inside = inside && r.first[d] >= 0 && r.first[d] + r.size[d] <= images.size[d];
   }
-  if constexpr (std::is_same_v<S, Wide<S>>) {
+  if constexpr (std::is_same_v<S, E>) {
     if (inside) {
       const Extent stride{images.size[1] * images.size[2] * images.channels, images.size[2] * images.channels,
                           images.channels};

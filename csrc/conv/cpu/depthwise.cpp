@@ -77,8 +77,8 @@ void correlate_channels_last(const Correlation& c, int64_t batch, const Images<c
           const auto step = [&](auto count) __attribute__((always_inline)) {
             for (int64_t k = 0; k < channels; k += kLanes<T>) {
               channels_of<count>(x + w * x_step + k, x_step, offsets, tap_count, weights + k, channels,
-                                    bias == nullptr ? nullptr : ends + k, std::min<int64_t>(kLanes<T>, channels - k),
-                                    y + w * y_step + k, y_step);
+                                 bias == nullptr ? nullptr : ends + k, std::min<int64_t>(kLanes<T>, channels - k),
+                                 y + w * y_step + k, y_step);
             }
             w += count;
           };
@@ -178,7 +178,7 @@ void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> we
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                                 \
+#define SCRATCHNN_REGISTER(S)                                   \
   SCRATCHNN_REGISTER_KERNEL(depthwise_forward<S>, &forward<S>); \
   SCRATCHNN_REGISTER_KERNEL(depthwise_input_grad<S>, &input_grad<S>);
 SCRATCHNN_REGISTER(float)

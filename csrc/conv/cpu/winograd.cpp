@@ -137,7 +137,7 @@ void correlate(const Operand<S>& operand, const std::vector<Tap>& taps, int64_t 
   const int64_t in_channels = operand.sum, out_channels = operand.out;
   const int64_t filters_size = kPoints * in_channels * out_channels;
   T* filters = scratch<T>(filters_size + packed_size(operand, 1, kTaps * kTaps), Scratch::kCall);
-  const PackedWeight<T> packed = pack(operand, 1, taps, bias, filters + filters_size);
+  const PackedWeight<T> packed = pack<T>(operand, 1, taps, bias, filters + filters_size);
   transform_filters(packed, in_channels, filters);
 
   const int64_t blocks = (tiles.total() + block_tiles(in_channels) - 1) / block_tiles(in_channels);
@@ -175,14 +175,15 @@ void correlate(const Operand<S>& operand, const std::vector<Tap>& taps, int64_t 
             const T* panel = filters + ((channel + c) / columns * kPoints + p) * in_channels * columns;
             for_each_tile(last - first, [&](int64_t t, int64_t rows) {
               with_rows(rows, [&](auto n) {
-                multiply_tile<n, kPointsInTile, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
-                                    products + p * out_plane + c, out_offsets + t, columns, false, nullptr);
+                multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
+                                                      products + p * out_plane + c, out_offsets + t, columns, false,
+                                                      nullptr);
               });
             });
           }
         }
-        write_outputs(tiles, first, last, products, out_plane, bias != nullptr ? packed.bias + channel : nullptr, channel,
-                      count, out, out_scratch);
+        write_outputs(tiles, first, last, products, out_plane, bias != nullptr ? packed.bias + channel : nullptr,
+                      channel, count, out, out_scratch);
       }
     }
   });
@@ -205,7 +206,7 @@ void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> we
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                                \
+#define SCRATCHNN_REGISTER(S)                                  \
   SCRATCHNN_REGISTER_KERNEL(winograd_forward<S>, &forward<S>); \
   SCRATCHNN_REGISTER_KERNEL(winograd_input_grad<S>, &input_grad<S>);
 SCRATCHNN_REGISTER(float)

@@ -18,7 +18,7 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kReduction = 256;         // rows of the right matrix packed at a time
+constexpr int64_t kReduction = 256;          // rows of the right matrix packed at a time
 constexpr int64_t kPackedNumbers = 4 << 20;  // of the left matrix, at a time
 constexpr int64_t kMostRows = 16384;         // of the left matrix, at a time
 constexpr int64_t kTasks = 16;               // at least, where there are as many tiles
@@ -87,8 +87,7 @@ void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S*
 template <class S>
 void product(int64_t rows, int64_t reduction, int64_t features, const S* left, int64_t row_stride,
              int64_t reduction_stride, const S* right, S* out) {
-  const int64_t most =
-      std::clamp<int64_t>(kPackedNumbers / std::max<int64_t>(1, reduction) / kTileRows * kTileRows, kTileRows, kMostRows);
+  const int64_t most = std::clamp<int64_t>(kPackedNumbers / std::max<int64_t>(1, reduction), kTileRows, kMostRows);
   for (int64_t first = 0; first < rows; first += most) {
     product_of_rows(std::min(most, rows - first), reduction, features, left + first * row_stride, row_stride,
                     reduction_stride, right, out + first * features);
@@ -107,7 +106,7 @@ void weight_grad(const LinearShape& s, const S* grad, const S* input, S* grad_we
 
 }  // namespace
 
-#define SCRATCHNN_REGISTER(S)                                              \
+#define SCRATCHNN_REGISTER(S)                                             \
   SCRATCHNN_REGISTER_KERNEL(linear_input_grad_kernel<S>, &input_grad<S>); \
   SCRATCHNN_REGISTER_KERNEL(linear_weight_grad_kernel<S>, &weight_grad<S>);
 SCRATCHNN_REGISTER(float)
