@@ -38,13 +38,13 @@ class _Algorithm(NamedTuple):
 
 _ONE_PASS = _Algorithm("one pass", "each number is read once and written once", "registers")
 _WINDOW = _Algorithm("running window", "two additions a number, however long the window")
-_TILES = _Algorithm("matrix product", "sums of outer products fill the registers")
+_TILES = _Algorithm("matrix product", "sums of outer products fill the registers", "registers")
 _ASKING = _Algorithm(
     "gathering windows", "each pixel asks its windows: no memory to clear, no two threads at one pixel"
 )
 _ALGORITHMS = {
     "channel_sum": _Algorithm("sum in one pass", "it reads every number once, at memory speed", "loops"),
-    "linear": _Algorithm("dot products", "the rows of input and weight lie in memory as they are read"),
+    "linear": _Algorithm("dot products", "the rows of input and weight lie in memory as they are read", "registers"),
     "linear_input_grad": _TILES,
     "linear_weight_grad": _TILES,
     "bilinear": _Algorithm("matrix product", "one input times the weight, then dot products with the other"),
