@@ -8,6 +8,7 @@ from scratchnn import backends, functional, nn, tracing
 from scratchnn._version import __version__
 from scratchnn.convert import convert
 from scratchnn.decompositions import decompositions
+from scratchnn.fuse import fuse, unfuse
 from scratchnn.memory import keep_memory
 from scratchnn.ops import _flops as _flops
 from scratchnn.ops import _functionalize as _functionalize
@@ -21,11 +22,13 @@ __all__ = [
     "convert",
     "decompositions",
     "functional",
+    "fuse",
     "keep_memory",
     "kernels",
     "nn",
     "override",
     "restore",
+    "unfuse",
 ]
 
 tracing.install()

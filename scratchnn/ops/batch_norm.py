@@ -296,7 +296,8 @@ def batch_norm(
         input = input.reshape(0, 0)
         return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps).reshape(0)
     if training:
-        return _batch_norm_train(input, running_mean, running_var, weight, bias, momentum, eps)
+        check_training(input, running_mean, running_var, eps)
+        return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]
     if eps < 0:
         raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
     if running_mean is None or running_var is None:
@@ -312,15 +313,8 @@ def batch_norm(
     return BatchNormEval.call(input, weight, bias, running_mean, running_var, eps)
 
 
-def _batch_norm_train(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def check_training(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, eps: float) -> None:
+    """What the batch's own statistics ask of the batch and of the running ones: raises as :func:`batch_norm`."""
     shape = input.shape
     numbers = shape[0]
     for size in shape[2:]:
@@ -334,4 +328,3 @@ def _batch_norm_train(
     if running_mean is not None:
         check_dtype(input, running_mean, "running_mean")
         check_dtype(input, running_var, "running_var")
-    return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]

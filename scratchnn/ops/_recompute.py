@@ -1,0 +1,167 @@
+"""Activations that are computed again in the backward pass, rather than kept for it.
+
+What a convolution is given is most often ``y = f(norm(z) + r)``, made by the block before. That block needs ``z`` for
+its own backward pass, so z is there when the next one needs y: y follows from it element by element, and the residual
+r is such a y in its turn, or one that is kept. A :class:`Source` lists the steps; :func:`remember` and :func:`recall`
+tie it to y itself, for the blocks that y is passed to.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+
+from scratchnn.ops._elementwise import FUNCTIONS, FUNCTIONS_IN_PLACE
+
+__all__ = ["Activation", "Memo", "Source", "Step", "apply_step", "kept", "recall", "remember"]
+
+_ops = torch.ops.scratchnn
+
+# A residual network adds to the sum of all blocks before: from this many steps on, the sum itself is kept.
+MOST_STEPS = 3
+
+
+class Activation(NamedTuple):
+    """A row of :data:`scratchnn.ops._elementwise.ROWS` and its parameters."""
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return FUNCTIONS[self.name].call(input, *self.parameters)
+
+    def overwrite(self, input: Tensor) -> Tensor:
+        """The same, in the memory of the input where there is such an operation."""
+        function = FUNCTIONS_IN_PLACE.get(self.name)
+        return self(input) if function is None else function.call(input, *self.parameters)
+
+
+class Step(NamedTuple):
+    """``y = f(w (z - mean) / sqrt(var + eps) + b + r)``: what of it is not a tensor."""
+
+    eps: float
+    activation: Activation | None
+
+
+class Memo:
+    """The value of an activation while several backward passes in a row ask for it."""
+
+    value: Tensor | None = None
+
+
+class Source(NamedTuple):
+    """An activation, or the way to it.
+
+    Attributes:
+        base: the activation where there are no steps; else what the first step adds, or nothing.
+        steps: each adds the result of the one before.
+        tensors: z, mean, var, w and b of each step in turn.
+        memo: where the value is kept for a while, if it is dear.
+    """
+
+    base: Tensor | None
+    steps: tuple[Step, ...] = ()
+    tensors: tuple[Tensor | None, ...] = ()
+    memo: Memo | None = None
+
+    def then(self, step: Step, *tensors: Tensor | None) -> Source:
+        """One more step, of these tensors, which adds this."""
+        return Source(self.base, (*self.steps, step), (*self.tensors, *tensors), Memo())
+
+    def saved(self) -> tuple[Tensor | None, ...]:
+        """The tensors to save for the backward pass; :meth:`restored` takes them back."""
+        return self.base, *self.tensors
+
+    def restored(self, base: Tensor | None, *tensors: Tensor | None) -> Source:
+        return Source(base, self.steps, tensors, self.memo)
+
+    def without_tensors(self) -> Source:
+        return Source(None, self.steps, (), self.memo)
+
+    def value(self) -> Tensor | None:
+        """The activation, without history where it is computed."""
+        if not self.steps:
+            return self.base
+        if self.memo is not None and self.memo.value is not None:
+            return self.memo.value
+        y = None if self.base is None else self.base.detach()
+        for i, step in enumerate(self.steps):
+            y = apply_step(step, *self.tensors[5 * i : 5 * i + 5], y)
+        if self.memo is not None:
+            self.memo.value = y
+        return y
+
+
+def apply_step(
+    step: Step,
+    z: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """The result of a step, bit by bit what the forward pass made of z."""
+    with torch.no_grad():
+        y = _ops.batch_norm_eval(z, weight, bias, mean, var, step.eps)
+        return finish(step.activation, y, residual)
+
+
+def finish(activation: Activation | None, normalized: Tensor, residual: Tensor | None) -> Tensor:
+    """``f(normalized + r)``, in the memory of what is normalized."""
+    if residual is not None:
+        normalized.add_(residual)
+    return normalized if activation is None else activation.overwrite(normalized)
+
+
+# Which activation comes from where. Tensors are held weakly: whoever keeps y does not keep z by that.
+
+
+class _Known(NamedTuple):
+    version: int
+    base: TensorWeakRef | None
+    base_version: int
+    source: Source  # of tensors other than z and the base
+    outputs: tuple[TensorWeakRef, ...]  # the z of each step
+
+
+_known: Any = WeakTensorKeyDictionary()
+
+
+def remember(y: Tensor, source: Source) -> None:
+    """Tell that y can be computed again, as long as nobody changes it."""
+    base = source.base
+    outputs = tuple(TensorWeakRef(z) for z in source.tensors[::5])
+    light = tuple(None if i % 5 == 0 else tensor for i, tensor in enumerate(source.tensors))
+    _known[y] = _Known(
+        y._version,
+        None if base is None else TensorWeakRef(base),
+        -1 if base is None else base._version,
+        source._replace(base=None, tensors=light),
+        outputs,
+    )
+
+
+def kept(y: Tensor) -> None:
+    """Tell that y is kept for the backward pass anyway, so that it can be a base at no cost."""
+    _known[y] = _Known(y._version, TensorWeakRef(y), y._version, Source(None), ())
+
+
+def recall(y: Tensor) -> Source | None:
+    """Where y comes from, if that is known and as it was."""
+    known = _known.get(y)
+    if known is None or y._version != known.version:
+        return None
+    base = None
+    if known.base is not None:
+        base = known.base()
+        if base is None or base._version != known.base_version:
+            return None
+    tensors = list(known.source.tensors)
+    tensors[::5] = [output() for output in known.outputs]
+    if any(z is None for z in tensors[::5]):
+        return None
+    return known.source._replace(base=base, tensors=tuple(tensors))

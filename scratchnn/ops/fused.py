@@ -1,0 +1,310 @@
+r"""Convolution, batch normalization, an addition and an activation as one operation.
+
+.. math::
+    z = \mathrm{conv}(x, w) + b, \qquad y = f\bigl(\gamma\, \hat z + \beta + r\bigr)
+
+with :math:`\hat z` the normalized z, a residual r where there is one, and an activation f where there is one.
+
+**Training** (:func:`conv_batch_norm`). Layer by layer, autograd keeps x, z and y, and y again as the next x. Of all
+these the backward pass needs one: y follows from z element by element, so a block keeps z, and the next block, which
+needs y for the gradient of its weight, computes it from the z of this one (:mod:`scratchnn.ops._recompute`).
+
+**Evaluation** (:func:`conv_batch_norm_eval`). With given statistics the normalization is linear, and goes into the
+weights: :math:`w' = \gamma r w`, :math:`b' = \gamma r (b - \mu) + \beta`, :math:`r = 1 / \sqrt{v + \epsilon}`. These
+are computed at each call, in double precision, and rounded once: each weight is off by at most half a unit in its last
+place, and so is the output by at most :math:`\epsilon_m \sum |w'| |x|` more than the convolution's own rounding, while
+the rounding of z, of which :math:`\mu` is then subtracted, is gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from scratchnn import _C
+from scratchnn.ops._common import autocast
+from scratchnn.ops._conv import Conv, ConvTranspose, ConvWeightGrad, Window, _is_channels_last
+from scratchnn.ops._elementwise import GRADIENTS, ROWS
+from scratchnn.ops._recompute import MOST_STEPS, Activation, Source, Step, finish, kept, recall, remember
+from scratchnn.ops._sum import ChannelSum
+from scratchnn.ops.batch_norm import BatchNormBackward, BatchNormTrain, _count, batch_norm, check_training
+
+__all__ = ["Activation", "conv_batch_norm", "conv_batch_norm_eval"]
+
+_ops = torch.ops.scratchnn
+_ROWS = {row.name: row for row in ROWS}
+
+
+class _Call(NamedTuple):
+    """What of a call is not a tensor that may have a gradient."""
+
+    window: Window
+    step: Step
+    momentum: float
+    input: Source
+    residual: Source | None
+    histories: tuple[Tensor | None, Tensor | None]  # of input and residual: see _history
+    recompute: bool
+
+
+def _history_of(x: Tensor) -> Tensor:
+    return x.new_zeros(()).expand(x.shape)
+
+
+def _pass_on(ctx: Any, grad: Tensor) -> Tensor:
+    return grad
+
+
+# A zero of x's shape, in no memory, with x's history: added to what x is computed to be again, it makes that
+# differentiable by all that x came from.
+_history = _C.Function("History", _history_of, lambda ctx, inputs, output: None, _pass_on, _history_of, None)
+
+
+def _from_output(activation: Activation) -> bool:
+    """Whether the derivative of an activation can be had from its output."""
+    row = _ROWS[activation.name]
+    return row.saves_output or (row.in_place == "output" and row.from_output(*activation.parameters))
+
+
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    call: _Call,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z = _ops.conv(input, weight, bias, *call.window)
+    check_training(z, running_mean, running_var, call.step.eps)
+    y, mean, var = _ops.batch_norm_train(z, norm_weight, norm_bias, call.step.eps)
+    if running_mean is not None:
+        _ops.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, _count(z))
+    return finish(call.step.activation, y, residual), z, mean, var
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    input, weight, bias, norm_weight, norm_bias, residual, _, _, call = inputs
+    y, z, mean, var = output
+    if any(ctx.needs_input_grad[6:8]):
+        raise RuntimeError("batch_norm is not differentiable by running_mean and running_var: they require a gradient")
+    ctx.mark_non_differentiable(z, mean, var)
+    ctx.set_materialize_grads(False)
+    activation = call.step.activation
+    output_kept = added = None
+    if residual is None:
+        source = Source(None, (call.step,), (z, mean, var, norm_weight, norm_bias))
+    else:
+        source = None
+        if call.residual is not None and len(call.residual.steps) < MOST_STEPS:
+            source = call.residual.then(call.step, z, mean, var, norm_weight, norm_bias)
+        if activation is not None:
+            if source is not None:
+                added = call.residual
+            elif _from_output(activation):
+                output_kept = y
+            else:
+                added = Source(residual)
+    if source is not None and call.recompute:
+        remember(y, source)
+    if not call.input.steps:
+        kept(input)
+    ctx.window, ctx.step, ctx.histories = call.window, call.step, call.histories
+    ctx.memo = None if source is None else source.memo
+    ctx.input = call.input.without_tensors()
+    ctx.residual = None if added is None else added.without_tensors()
+    ctx.input_size, ctx.kernel_size, ctx.channels_last = input.shape[2:], weight.shape[2:], _is_channels_last(weight)
+    ctx.save_for_backward(
+        weight,
+        bias,
+        z,
+        mean,
+        var,
+        norm_weight,
+        norm_bias,
+        output_kept,
+        *call.input.saved(),
+        *(() if added is None else added.saved()),
+    )
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 9
+    weight, bias, z, mean, var, norm_weight, norm_bias, output, *rest = ctx.saved_tensors
+    input, residual = ctx.input, ctx.residual
+    split = 1 + 5 * len(input.steps)
+    input = input.restored(*rest[:split])
+    if residual is not None:
+        residual = residual.restored(*rest[split:])
+    needs = ctx.needs_input_grad
+    twice = torch.is_grad_enabled()
+    x = None
+    if twice:  # all that follows is to be differentiated by x and by the weights, on which z depends
+        x = _connected(input, ctx.histories[0])
+        z = Conv.call(x, weight, bias, ctx.window)
+    eps, activation = ctx.step
+    if activation is None:
+        g = grad
+    else:
+        saved = output
+        if saved is None:
+            added = None
+            if residual is not None:
+                added = _connected(residual, ctx.histories[1]) if twice else residual.value()
+            saved = _before_activation(z, mean, var, norm_weight, norm_bias, eps, added, twice)
+            if _ROWS[activation.name].saves_output:
+                saved = activation(saved)
+        g = GRADIENTS[f"{activation.name}_backward"].call(grad, saved, *activation.parameters)
+    if ctx.memo is not None and not twice:
+        ctx.memo.value = None  # this is the last that asks for it
+    dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, True)
+    d_residual = g if needs[5] else None
+    del z, output, g, grad
+    dx = ConvTranspose.call(dz, weight, None, ctx.input_size, ctx.window) if needs[0] else None
+    dw = None
+    if needs[1]:
+        x = input.value() if x is None else x
+        dw = ConvWeightGrad.call(dz, x, ctx.kernel_size, ctx.window, ctx.channels_last)
+    return (
+        dx,
+        dw,
+        ChannelSum.call(dz) if needs[2] else None,
+        d_norm_weight if needs[3] else None,
+        d_norm_bias if needs[4] else None,
+        d_residual,
+        None,
+        None,
+        None,
+    )
+
+
+def _connected(source: Source, history: Tensor | None) -> Tensor:
+    """The value of a source, differentiable by what it came from."""
+    value = source.value()
+    return value if history is None or not source.steps else value + history
+
+
+def _before_activation(
+    z: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    twice: bool,
+) -> Tensor:
+    if not twice:
+        return finish(None, _ops.batch_norm_eval(z, weight, bias, mean, var, eps), residual)
+    normalized = BatchNormTrain.call(z, weight, bias, eps, None, None, 0.0)[0]
+    return normalized if residual is None else normalized + residual
+
+
+def _separately(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    call: _Call,
+) -> tuple[Tensor, None, None, None]:
+    """One operation after the other: for all that is not ordinary, such as transforms and forward-mode derivatives."""
+    z = Conv.call(input, weight, bias, call.window)
+    y = batch_norm(z, running_mean, running_var, norm_weight, norm_bias, True, call.momentum, call.step.eps)
+    return _added_and_activated(y, residual, call.step.activation), None, None, None
+
+
+def _added_and_activated(y: Tensor, residual: Tensor | None, activation: Activation | None) -> Tensor:
+    if residual is not None:
+        y = y + residual
+    return y if activation is None else activation(y)
+
+
+_conv_batch_norm = _C.Function("ConvBatchNorm", _forward, _setup_context, _backward, _separately, None)
+
+
+def conv_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+    recompute: bool = True,
+) -> Tensor:
+    """``y = f(w' z_hat + b' + r)``, z the convolution of the input, normalized by the batch's own statistics.
+
+    Args:
+        input: ``(N, C, *)``.
+        weight, bias, window: of the convolution.
+        running_mean, running_var, norm_weight, norm_bias, momentum, eps: of the normalization, as for
+            :func:`scratchnn.functional.batch_norm` in training.
+        residual: of the output's shape and dtype, or none.
+        activation: f, or none.
+        recompute: compute the output again in the backward passes of those it is given to, rather than keep it.
+
+    Raises:
+        ValueError, RuntimeError: as the operations one by one.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    step = Step(eps, activation)
+    tensors = (input, weight, bias, norm_weight, norm_bias, residual, running_mean, running_var)
+    if is_dynamo_compiling():
+        return _separately(*tensors, _Call(window, step, momentum, Source(None), None, (None, None), False))[0]
+    if torch.is_grad_enabled() and not weight.requires_grad:  # then less is needed than would be kept
+        return _separately(*tensors, _Call(window, step, momentum, Source(None), None, (None, None), False))[0]
+    source = added = None
+    # Saved tensors in other hands are gone, or differ from one forward pass to its repetition (checkpointing).
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        source, added = recall(input), None if residual is None else recall(residual)
+    histories = (
+        None if source is None or not source.steps or not input.requires_grad else _history(input),
+        None if added is None or not added.steps or not residual.requires_grad else _history(residual),
+    )
+    if source is None:
+        source = Source(input)
+    return _conv_batch_norm(*tensors, _Call(window, step, momentum, source, added, histories, recompute))[0]
+
+
+def conv_batch_norm_eval(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    running_mean: Tensor,
+    running_var: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    activation: Activation | None = None,
+) -> Tensor:
+    """``y = f(conv(x, w') + b' + r)``, with the normalization by given statistics folded into weight and bias.
+
+    Arguments as for :func:`conv_batch_norm`.
+    """
+    scale = (running_var.double() + eps).rsqrt()
+    if norm_weight is not None:
+        scale = scale * norm_weight
+    shift = -running_mean * scale if bias is None else (bias - running_mean) * scale
+    if norm_bias is not None:
+        shift = shift + norm_bias
+    folded = (weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))).to(weight.dtype)
+    input, folded, shift = autocast(input, folded, shift.to(weight.dtype))
+    y = Conv.call(input, folded, shift, window)
+    return _added_and_activated(y, residual, activation)
