@@ -96,7 +96,7 @@ def fuse(
         if not has_parts(module):
             continue
         prefix = f"{name}." if name else ""
-        if class_of(beneath(type(module))) is not None:
+        if getattr(module, "_fusion", None) is not None:
             fusion.left[name] = Left(type(module).__name__, "already fused")
             continue
         chosen = {path[len(prefix) :]: why for path, why in not_chosen.items() if path.startswith(prefix)}
@@ -120,7 +120,8 @@ def _fuse_block(module: Module, plan: Plan) -> str | None:
     try:
         plan.trace(module)
         if any(version.joins for version in plan.versions):
-            put_beneath(module, class_for(beneath(type(module))))
+            cls = beneath(type(module))
+            put_beneath(module, class_for(class_of(cls) or cls))
             module._fusion = plan
     except Untraceable as reason:
         return str(reason)
@@ -149,7 +150,7 @@ def unfuse(model: Module, *, verbose: bool = False) -> Unfusion:
         cls = class_of(beneath(type(module)))
         if cls is not None:
             put_beneath(module, cls)
-            del module._fusion
+            vars(module).pop("_fusion", None)
             unfusion.unfused[name] = cls.__name__
     if verbose:
         print(unfusion)

@@ -58,8 +58,9 @@ def class_for(cls: type[Module]) -> type[Module]:
 
     @functools.wraps(cls.forward)
     def forward(self: Module, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            for version in self._fusion.versions:
+        plan = self._fusion
+        if plan is not None and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            for version in plan.versions:
                 if version.holds_for(self):
                     return version.function(self, args[0])
         return super(fused, self).forward(*args, **kwargs)
@@ -70,12 +71,14 @@ def class_for(cls: type[Module]) -> type[Module]:
     def set_state(self: Module, state: dict[str, Any]) -> None:
         super(fused, self).__setstate__(state)
         try:
-            self._fusion.trace(self)
-        except Untraceable:  # something else has changed its class or its parts meanwhile: it computes as it did before
+            if self._fusion is not None:
+                self._fusion.trace(self)
+        except Untraceable:  # its class or its parts were changed meanwhile: it computes one by one
             self._fusion.versions = []
 
     members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     members |= {"forward": forward, "__reduce_ex__": reduce, "__setstate__": set_state}
+    members["_fusion"] = None  # until there is a plan, and in what code makes of the class, as slices of a Sequential
     fused = types.new_class(cls.__name__, (cls,), exec_body=lambda namespace: namespace.update(members))
     _made_for[fused] = cls
     return fused

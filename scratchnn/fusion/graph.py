@@ -30,6 +30,8 @@ from scratchnn.fusion.parts import (
 
 __all__ = ["Rewritten", "Untraceable", "has_parts", "rewrite"]
 
+_FORWARD_OF_A_ROW = torch.nn.Sequential.forward  # is the same in both modes
+
 _NAMES_OF_EVERY_MODULE = set(vars(Module())) - {"training"}
 
 
@@ -102,12 +104,12 @@ def rewrite(module: Module, choose: Callable[[str], str | None], recompute: bool
         raise Untraceable("forward is replaced on the block itself")
     versions = []
     mode = module.training
-    for training in (mode, not mode):
+    for training in (mode,) if type(module).forward is _FORWARD_OF_A_ROW else (mode, not mode):
         with _in_mode(module, training):
             graph, attributes = _trace(module)
         versions.append((graph, attributes))
-    if str(versions[0][0]) == str(versions[1][0]):
-        del versions[1]
+    if str(versions[0][0]) == str(versions[-1][0]):
+        del versions[1:]
         versions[0][1].pop("training", None)
     elif not all("training" in attributes for _, attributes in versions):
         raise Untraceable("its forward depends on the mode of its parts")
@@ -337,11 +339,9 @@ class _Chain:
         """
         conv, first, end = self.nodes[0], self.order[self.nodes[0]], self.order[last]
         fresh = self._is_fresh(conv.args[0])
-        for node, position in self.order.items():
-            if first < position < end and node not in self.nodes and self._may_write(node):
-                if not fresh or conv.args[0] in node.all_input_nodes:
-                    return False
-        return True
+        between = [node for node, i in self.order.items() if first < i < end and node not in self.nodes]
+        writing = [node for node in between if self._may_write(node)]
+        return all(fresh and conv.args[0] not in node.all_input_nodes for node in writing)
 
     def _is_fresh(self, node: Node) -> bool:
         """Whether a node's value is in memory that no other node's is in."""

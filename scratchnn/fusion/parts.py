@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,6 @@ from scratchnn import nn
 from scratchnn.ops.fused import Activation
 
 __all__ = ["activation_of", "is_conv", "is_norm", "reason_not_plain"]
-
-_CONVS = tuple((getattr(torch.nn, f"Conv{d}d"), getattr(nn, f"Conv{d}d")) for d in (1, 2, 3))
-_NORMS = tuple((getattr(torch.nn, f"BatchNorm{d}d"), getattr(nn, f"BatchNorm{d}d")) for d in (1, 2, 3))
 
 RELU = Activation("relu")
 
@@ -42,28 +38,39 @@ _ACTIVATIONS: dict[type[Module], Callable[[Any], Activation]] = {
 
 def _computes_as(cls: type[Module], base: type[Module], methods: tuple[str, ...]) -> bool:
     """Whether a class derives from ``base`` of torch and computes by torch's methods, or by ours in their place."""
-    if not issubclass(cls, base):
+    if not issubclass(cls, base) or cls.__module__ == parametrize.__name__:
         return False
     ours = getattr(nn, base.__name__)
     return all(getattr(cls, name, None) in (getattr(base, name, None), getattr(ours, name, None)) for name in methods)
 
 
-@functools.cache
-def _rank(cls: type[Module], pairs: tuple[tuple[type[Module], type[Module]], ...], methods: tuple[str, ...]) -> int:
-    """1, 2 or 3; 0 for another class."""
-    if cls.__module__ == parametrize.__name__:
-        return 0
-    return next((d for d, (theirs, _) in enumerate(pairs, 1) if _computes_as(cls, theirs, methods)), 0)
+class _Ranks(dict[type[Module], int]):
+    """For each class its number of spatial dimensions, 0 for another kind of layer; found once."""
+
+    def __init__(self, kind: str, methods: tuple[str, ...]) -> None:
+        self.kinds = [getattr(torch.nn, f"{kind}{d}d") for d in (1, 2, 3)]
+        self.methods = (*methods, "forward", "__call__")
+
+    def of(self, cls: type[Module]) -> int:
+        rank = self.get(cls)
+        if rank is None:
+            fitting = (d for d, kind in enumerate(self.kinds, 1) if _computes_as(cls, kind, self.methods))
+            rank = self[cls] = next(fitting, 0)
+        return rank
+
+
+_CONVS = _Ranks("Conv", ("_conv_forward",))
+_NORMS = _Ranks("BatchNorm", ("_normalize", "_check_input_dim"))
 
 
 def is_conv(module: Module) -> int:
     """The number of spatial dimensions of a convolution that can be joined; 0 for other layers."""
-    return _rank(type(module), _CONVS, ("forward", "_conv_forward", "__call__"))
+    return _CONVS.of(type(module))
 
 
 def is_norm(module: Module) -> int:
     """The same of a batch normalization; ``SyncBatchNorm`` is none."""
-    return _rank(type(module), _NORMS, ("forward", "_normalize", "_check_input_dim", "__call__"))
+    return _NORMS.of(type(module))
 
 
 def looks_like_conv(module: Module) -> bool:
@@ -76,19 +83,17 @@ def looks_like_norm(module: Module) -> bool:
     return isinstance(module, TorchBatchNorm)
 
 
-@functools.cache
-def _activation_for(cls: type[Module]) -> Callable[[Any], Activation] | None:
-    if cls.__module__ == parametrize.__name__:
-        return None
-    for base in cls.__mro__:
-        if base in _ACTIVATIONS:
-            return _ACTIVATIONS[base] if _computes_as(cls, base, ("forward", "__call__")) else None
-    return None
+_numbers_of: dict[type[Module], Callable[[Any], Activation] | None] = {}
 
 
 def activation_of(module: Module) -> Activation | None:
     """What an activation layer computes; nothing, where it cannot be joined."""
-    numbers = _activation_for(type(module))
+    cls = type(module)
+    if cls not in _numbers_of:
+        base = next((base for base in cls.__mro__ if base in _ACTIVATIONS), None)
+        joinable = base is not None and _computes_as(cls, base, ("forward", "__call__"))
+        _numbers_of[cls] = _ACTIVATIONS[base] if joinable else None
+    numbers = _numbers_of[cls]
     return None if numbers is None else numbers(module)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from scratchnn import _C
-from scratchnn.ops._common import autocast
+from scratchnn.ops._common import autocast, output_size
 from scratchnn.ops._conv import Conv, ConvTranspose, ConvWeightGrad, Window, _is_channels_last
 from scratchnn.ops._elementwise import GRADIENTS, ROWS
 from scratchnn.ops._recompute import MOST_STEPS, Activation, Source, Step, finish, kept, recall, remember
@@ -254,7 +254,7 @@ def conv_batch_norm(
         weight, bias, window: of the convolution.
         running_mean, running_var, norm_weight, norm_bias, momentum, eps: of the normalization, as for
             :func:`scratchnn.functional.batch_norm` in training.
-        residual: of the output's shape and dtype, or none.
+        residual: what is added to the normalized output, or none.
         activation: f, or none.
         recompute: compute the output again in the backward passes of those it is given to, rather than keep it.
 
@@ -262,6 +262,11 @@ def conv_batch_norm(
         ValueError, RuntimeError: as the operations one by one.
     """
     input, weight, bias = autocast(input, weight, bias)
+    if residual is not None and not _adds_up(input, weight, window, residual):
+        y = conv_batch_norm(
+            input, weight, bias, window, running_mean, running_var, norm_weight, norm_bias, momentum, eps
+        )
+        return _added_and_activated(y, residual, activation)
     step = Step(eps, activation)
     tensors = (input, weight, bias, norm_weight, norm_bias, residual, running_mean, running_var)
     if is_dynamo_compiling():
@@ -279,6 +284,16 @@ def conv_batch_norm(
     if source is None:
         source = Source(input)
     return _conv_batch_norm(*tensors, _Call(window, step, momentum, source, added, histories, recompute))[0]
+
+
+def _adds_up(input: Tensor, weight: Tensor, window: Window, residual: Tensor) -> bool:
+    """Whether the convolution's output is of the residual's shape and type: nothing is to be expanded or converted."""
+    if residual.dtype != input.dtype or residual.shape[:2] != (input.shape[0], weight.shape[0]):
+        return False
+    return residual.shape[2:] == tuple(
+        output_size(size, weight.shape[2 + i], sum(window.padding[2 * i : 2 * i + 2]), window.stride[i], dilation)
+        for i, (size, dilation) in enumerate(zip(input.shape[2:], window.dilation, strict=True))
+    )
 
 
 def conv_batch_norm_eval(
