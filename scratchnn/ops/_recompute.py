@@ -8,6 +8,7 @@ tie it to y itself, for the blocks that y is passed to.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from scratchnn.ops._elementwise import FUNCTIONS, FUNCTIONS_IN_PLACE
 
-__all__ = ["Activation", "Memo", "Source", "Step", "apply_step", "kept", "recall", "remember"]
+__all__ = ["NO_LIMITS", "Activation", "Memo", "Source", "Step", "apply_step", "kept", "recall", "remember", "split"]
 
 _ops = torch.ops.scratchnn
 
@@ -37,6 +38,16 @@ class Activation(NamedTuple):
         """The same, in the memory of the input where there is such an operation."""
         function = FUNCTIONS_IN_PLACE.get(self.name)
         return self(input) if function is None else function.call(input, *self.parameters)
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Those between which it is the identity, and constant outside, if it is of this kind."""
+        if self.name == "relu":
+            return 0.0, math.inf
+        return self.parameters if self.name == "hardtanh" else None
+
+
+NO_LIMITS = -math.inf, math.inf
 
 
 class Step(NamedTuple):
@@ -72,8 +83,12 @@ class Source(NamedTuple):
         return Source(self.base, (*self.steps, step), (*self.tensors, *tensors), Memo())
 
     def saved(self) -> tuple[Tensor | None, ...]:
-        """The tensors to save for the backward pass; :meth:`restored` takes them back."""
+        """The tensors to save for the backward pass, ``count`` of them; :meth:`restored` takes them back."""
         return self.base, *self.tensors
+
+    @property
+    def count(self) -> int:
+        return 1 + 5 * len(self.steps)
 
     def restored(self, base: Tensor | None, *tensors: Tensor | None) -> Source:
         return Source(base, self.steps, tensors, self.memo)
@@ -106,15 +121,15 @@ def apply_step(
 ) -> Tensor:
     """The result of a step, bit by bit what the forward pass made of z."""
     with torch.no_grad():
-        y = _ops.batch_norm_eval(z, weight, bias, mean, var, step.eps)
-        return finish(step.activation, y, residual)
+        limits, rest = split(step.activation)
+        y = _ops.batch_norm_add_clamp(z, weight, bias, mean, var, residual, step.eps, *limits)
+        return y if rest is None else rest.overwrite(y)
 
 
-def finish(activation: Activation | None, normalized: Tensor, residual: Tensor | None) -> Tensor:
-    """``f(normalized + r)``, in the memory of what is normalized."""
-    if residual is not None:
-        normalized.add_(residual)
-    return normalized if activation is None else activation.overwrite(normalized)
+def split(activation: Activation | None) -> tuple[tuple[float, float], Activation | None]:
+    """What of an activation the kernels of batch norm compute themselves, and what is left for its own operator."""
+    limits = NO_LIMITS if activation is None else activation.limits
+    return (NO_LIMITS, activation) if limits is None else (limits, None)
 
 
 # Which activation comes from where. Tensors are held weakly: whoever keeps y does not keep z by that.

@@ -6,6 +6,7 @@ running ones, and the layer is then a fixed linear map of each channel. Names as
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -84,7 +85,57 @@ def _(
     return like(input), grad_weight, torch.empty_like(grad_weight)
 
 
-def _count(input: Tensor) -> int:
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp_train")
+def _(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean = input.new_empty(input.shape[1], dtype=torch.float64)
+    return like(input), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp")
+def _(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> Tensor:
+    return like(input)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp_backward")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    output: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = parameter_dtype(input) if weight is None else weight.dtype
+    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
+    limited = low > -math.inf or high < math.inf
+    stored = limited and not (residual is None and output is None)
+    return like(input), grad_weight, torch.empty_like(grad_weight), like(input) if stored else input.new_empty(0)
+
+
+def count_of(input: Tensor) -> int:
     """How many numbers each channel has."""
     return input.numel() // max(input.shape[1], 1)
 
@@ -123,7 +174,7 @@ class BatchNormTrain(Function):
             batch = (mean, var)
             if torch.compiler.is_exporting():  # there the operators are called bare, and this one refuses gradients
                 batch = (mean.detach(), var.detach())
-            _ops.batch_norm_update_(running_mean, running_var, *batch, momentum, _count(input))
+            _ops.batch_norm_update_(running_mean, running_var, *batch, momentum, count_of(input))
         return output, mean, var
 
     @staticmethod
@@ -160,7 +211,7 @@ class BatchNormTrain(Function):
         mean, var = fold.split(mean, 0), fold.split(var, 0)
         if running_mean is not None:
             dims = (*in_dims[4:6], 0, 0)
-            _update_each(info, dims, running_mean, running_var, mean, var, momentum, _count(input))
+            _update_each(info, dims, running_mean, running_var, mean, var, momentum, count_of(input))
         return (fold.split(output, 1), mean, var), (1, 0, 0)
 
 

@@ -10,10 +10,11 @@ these the backward pass needs one: y follows from z element by element, so a blo
 needs y for the gradient of its weight, computes it from the z of this one (:mod:`scratchnn.ops._recompute`).
 
 **Evaluation** (:func:`conv_batch_norm_eval`). With given statistics the normalization is linear, and goes into the
-weights: :math:`w' = \gamma r w`, :math:`b' = \gamma r (b - \mu) + \beta`, :math:`r = 1 / \sqrt{v + \epsilon}`. These
-are computed at each call, in double precision, and rounded once: each weight is off by at most half a unit in its last
-place, and so is the output by at most :math:`\epsilon_m \sum |w'| |x|` more than the convolution's own rounding, while
-the rounding of z, of which :math:`\mu` is then subtracted, is gone.
+weights, :math:`w' = \gamma r w`, :math:`b' = \gamma r (b - \mu) + \beta` with :math:`r = 1 / \sqrt{v + \epsilon}`,
+where an image has more pixels than a filter has weights; else the scaling, the addition and the activation are one pass
+over the output. Folded weights are computed at each call, in double precision, and rounded once: each is off by at most
+half a unit in its last place, and the output by at most :math:`\epsilon_m / 2 \, (\sum |w'| |x| + |b'|)` for it, beside
+the convolution's own rounding. The rounding of z, of which :math:`\mu` was then subtracted, is gone.
 """
 
 from __future__ import annotations
@@ -22,15 +23,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from scratchnn import _C
 from scratchnn.ops._common import autocast, output_size
 from scratchnn.ops._conv import Conv, ConvTranspose, ConvWeightGrad, Window, _is_channels_last
 from scratchnn.ops._elementwise import GRADIENTS, ROWS
-from scratchnn.ops._recompute import MOST_STEPS, Activation, Source, Step, finish, kept, recall, remember
+from scratchnn.ops._recompute import MOST_STEPS, NO_LIMITS, Activation, Source, Step, kept, recall, remember, split
 from scratchnn.ops._sum import ChannelSum
-from scratchnn.ops.batch_norm import BatchNormBackward, BatchNormTrain, _count, batch_norm, check_training
+from scratchnn.ops.batch_norm import (
+    BatchNormBackward,
+    BatchNormTrain,
+    batch_norm,
+    check_training,
+    count_of,
+)
 
 __all__ = ["Activation", "conv_batch_norm", "conv_batch_norm_eval"]
 
@@ -82,10 +90,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z = _ops.conv(input, weight, bias, *call.window)
     check_training(z, running_mean, running_var, call.step.eps)
-    y, mean, var = _ops.batch_norm_train(z, norm_weight, norm_bias, call.step.eps)
+    limits, rest = split(call.step.activation)
+    y, mean, var = _ops.batch_norm_add_clamp_train(z, norm_weight, norm_bias, residual, call.step.eps, *limits)
     if running_mean is not None:
-        _ops.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, _count(z))
-    return finish(call.step.activation, y, residual), z, mean, var
+        _ops.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, count_of(z))
+    return y if rest is None else rest.overwrite(y), z, mean, var
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -136,12 +145,10 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 9
-    weight, bias, z, mean, var, norm_weight, norm_bias, output, *rest = ctx.saved_tensors
-    input, residual = ctx.input, ctx.residual
-    split = 1 + 5 * len(input.steps)
-    input = input.restored(*rest[:split])
-    if residual is not None:
-        residual = residual.restored(*rest[split:])
+    weight, bias, z, mean, var, norm_weight, norm_bias, output, *sources = ctx.saved_tensors
+    count = ctx.input.count
+    input = ctx.input.restored(*sources[:count])
+    residual = None if ctx.residual is None else ctx.residual.restored(*sources[count:])
     needs = ctx.needs_input_grad
     twice = torch.is_grad_enabled()
     x = None
@@ -149,8 +156,17 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         x = _connected(input, ctx.histories[0])
         z = Conv.call(x, weight, bias, ctx.window)
     eps, activation = ctx.step
-    if activation is None:
+    limits, rest = split(activation)
+    within_kernel = activation is not None and rest is None
+    if within_kernel and not twice and not torch._C._are_functorch_transforms_active():
+        added = None if residual is None else residual.value()
+        dz, d_norm_weight, d_norm_bias, g = _ops.batch_norm_add_clamp_backward(
+            grad, z, norm_weight, norm_bias, mean, var, added, output, eps, *limits
+        )
+        del added
+    elif activation is None:
         g = grad
+        dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, True)
     else:
         saved = output
         if saved is None:
@@ -161,9 +177,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
             if _ROWS[activation.name].saves_output:
                 saved = activation(saved)
         g = GRADIENTS[f"{activation.name}_backward"].call(grad, saved, *activation.parameters)
+        del saved
+        dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, True)
     if ctx.memo is not None and not twice:
         ctx.memo.value = None  # this is the last that asks for it
-    dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, True)
     d_residual = g if needs[5] else None
     del z, output, g, grad
     dx = ConvTranspose.call(dz, weight, None, ctx.input_size, ctx.window) if needs[0] else None
@@ -201,7 +218,7 @@ def _before_activation(
     twice: bool,
 ) -> Tensor:
     if not twice:
-        return finish(None, _ops.batch_norm_eval(z, weight, bias, mean, var, eps), residual)
+        return _ops.batch_norm_add_clamp(z, weight, bias, mean, var, residual, eps, *NO_LIMITS)
     normalized = BatchNormTrain.call(z, weight, bias, eps, None, None, 0.0)[0]
     return normalized if residual is None else normalized + residual
 
@@ -290,10 +307,15 @@ def _adds_up(input: Tensor, weight: Tensor, window: Window, residual: Tensor) ->
     """Whether the convolution's output is of the residual's shape and type: nothing is to be expanded or converted."""
     if residual.dtype != input.dtype or residual.shape[:2] != (input.shape[0], weight.shape[0]):
         return False
-    return residual.shape[2:] == tuple(
-        output_size(size, weight.shape[2 + i], sum(window.padding[2 * i : 2 * i + 2]), window.stride[i], dilation)
-        for i, (size, dilation) in enumerate(zip(input.shape[2:], window.dilation, strict=True))
-    )
+    return list(residual.shape[2:]) == _output_sizes(input, weight, window)
+
+
+def _output_sizes(input: Tensor, weight: Tensor, window: Window) -> list[int]:
+    stride, padding, dilation, *_ = window
+    return [
+        output_size(input.shape[2 + i], weight.shape[2 + i], padding[2 * i] + padding[2 * i + 1], stride[i], spread)
+        for i, spread in enumerate(dilation)
+    ]
 
 
 def conv_batch_norm_eval(
@@ -309,17 +331,67 @@ def conv_batch_norm_eval(
     residual: Tensor | None = None,
     activation: Activation | None = None,
 ) -> Tensor:
-    """``y = f(conv(x, w') + b' + r)``, with the normalization by given statistics folded into weight and bias.
+    """The same with given statistics, which go into weight and bias where images have more pixels than filters weights.
 
     Arguments as for :func:`conv_batch_norm`.
     """
-    scale = (running_var.double() + eps).rsqrt()
+    if _folding_pays(input, weight, window):
+        input, weight, bias = autocast(
+            input, *_folded(weight, bias, running_mean, running_var, norm_weight, norm_bias, eps)
+        )
+        y = Conv.call(input, weight, bias, window)
+        if not _is_ordinary_inference():
+            return _added_and_activated(y, residual, activation)
+        if residual is not None:
+            y = y.add_(residual) if _fits(residual, y) else y + residual
+        return y if activation is None else activation.overwrite(y)
+    input, weight, bias = autocast(input, weight, bias)
+    z = Conv.call(input, weight, bias, window)
+    if _is_ordinary_inference() and (residual is None or _fits(residual, z)):
+        limits, rest = split(activation)
+        y = _ops.batch_norm_add_clamp(z, norm_weight, norm_bias, running_mean, running_var, residual, eps, *limits)
+        return y if rest is None else rest.overwrite(y)
+    y = batch_norm(z, running_mean, running_var, norm_weight, norm_bias, False, 0.0, eps)
+    return _added_and_activated(y, residual, activation)
+
+
+def _folding_pays(input: Tensor, weight: Tensor, window: Window) -> bool:
+    """Whether scaling the weights is less than scaling the outputs of one image: not a matter of how many there are."""
+    pixels = 1
+    for size in _output_sizes(input, weight, window):
+        pixels *= size
+    return pixels >= weight[0].numel()
+
+
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``w' = gamma r w`` and ``b' = gamma r (b - mu) + beta``."""
+    scale = (var.double() + eps).rsqrt()
     if norm_weight is not None:
         scale = scale * norm_weight
-    shift = -running_mean * scale if bias is None else (bias - running_mean) * scale
+    shift = -mean * scale if bias is None else (bias - mean) * scale
     if norm_bias is not None:
         shift = shift + norm_bias
-    folded = (weight * scale.reshape(-1, *(1 for _ in weight.shape[1:]))).to(weight.dtype)
-    input, folded, shift = autocast(input, folded, shift.to(weight.dtype))
-    y = Conv.call(input, folded, shift, window)
-    return _added_and_activated(y, residual, activation)
+    scale = scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+    return (weight * scale).to(weight.dtype), shift.to(weight.dtype)
+
+
+def _fits(residual: Tensor, output: Tensor) -> bool:
+    return residual.dtype == output.dtype and residual.shape == output.shape
+
+
+def _is_ordinary_inference() -> bool:
+    """Whether nobody differentiates, transforms or records: then outputs may be overwritten."""
+    return not (
+        torch.is_grad_enabled()
+        or is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
