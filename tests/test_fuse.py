@@ -523,6 +523,19 @@ def test_saved_tensors_hooks() -> None:
 # What is changed meanwhile.
 
 
+def test_weights_changed_between_two_blocks() -> None:
+    """What the second block is given is then not what the first one would compute now."""
+    model, fused = pair(lambda: nn.Sequential(chain()[:3], nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))))
+    found, expected = [], []
+    for module, results in ((fused, found), (model, expected)):
+        torch.manual_seed(4)
+        y = module[0](torch.randn(IMAGES, dtype=torch.float64))
+        with torch.no_grad():
+            module[0][1].bias.add_(1)
+        results += torch.autograd.grad(module[1](y).square().sum(), module[1].parameters())
+    same(found, expected, 1e-12)
+
+
 def test_outputs_that_are_overwritten() -> None:
     """What the next block is given is what it computes with."""
 

@@ -129,9 +129,9 @@ OPERATOR_SAMPLES = {
         (x, *affine, *statistics, r, 1e-5, *limits) for x, r, affine, statistics, limits in add_clamp_samples()
     ],
     "batch_norm_add_clamp_backward": lambda: [
-        (torch.randn_like(x), x, *affine, *statistics, r, y, 1e-5, *limits)
+        (torch.randn_like(x), x, *affine, *statistics, r, y, 1e-5, *limits, training)
         for x, r, affine, statistics, limits in add_clamp_samples()
-        for y in (None, torch.randn_like(x))
+        for y, training in ((None, True), (torch.randn_like(x), False))
     ],
 }
 
@@ -690,10 +690,10 @@ def test_add_and_clamp(shape: tuple[int, ...], added: bool, limits: tuple[float,
                 assert torch.equal(statistics[1], var)
                 assert torch.equal(ops.batch_norm_add_clamp(x, weight, bias, mean, var, residual, 1e-5, *limits), y)
                 g = torch.where((total > limits[0]) & (total < limits[1]), grad, 0)
-                gradients = ops.batch_norm_backward(g, x, weight, mean, var, 1e-5, True)
-                for output in (None, y):
+                for output, training in ((None, True), (y, True), (None, False)):
+                    gradients = ops.batch_norm_backward(g, x, weight, mean, var, 1e-5, training)
                     *found, passed = ops.batch_norm_add_clamp_backward(
-                        grad, x, weight, bias, mean, var, residual, output, 1e-5, *limits
+                        grad, x, weight, bias, mean, var, residual, output, 1e-5, *limits, training
                     )
                     for mine, other in zip(found, gradients, strict=True):
                         torch.testing.assert_close(mine, other)

@@ -218,7 +218,7 @@ at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight
 // The gradients of input, weight, bias and residual. Those of weight and bias have the type of the weight, or else of
 // the input, float32 beside a narrower one. That of the residual is grad within the limits; it is written where there
 // is a residual or an output, whichever the limits are seen by, and is else empty.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_backward(
     const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual, const OptionalTensor& output,
     double eps, double low, double high, bool training) {
@@ -284,16 +284,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
 Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
                             const at::Tensor& mean, const at::Tensor& variance, double eps, bool training) {
   const Tail none;
-  const auto [dx, dw, db, unused] = backward(grad, input, weight, std::nullopt, mean, variance, std::nullopt,
-                                             std::nullopt, eps, none.low, none.high, training);
+  const auto [dx, dw, db, unused] = batch_norm_add_clamp_backward(
+      grad, input, weight, std::nullopt, mean, variance, std::nullopt, std::nullopt, eps, none.low, none.high, training);
   return {dx, dw, db};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_backward(
-    const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual, const OptionalTensor& output,
-    double eps, double low, double high) {
-  return backward(grad, input, weight, bias, mean, variance, residual, output, eps, low, high, /*training=*/true);
 }
 
 }  // namespace

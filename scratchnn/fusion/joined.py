@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from scratchnn.fusion.parts import activation_of, is_conv, is_norm, reason_not_plain
 from scratchnn.nn.norm import next_batch
 from scratchnn.ops.conv import conv_window
-from scratchnn.ops.fused import Activation, conv_batch_norm, conv_batch_norm_eval
+from scratchnn.ops.fused import Activation, conv_batch_norm
 
 __all__ = ["joined"]
 
@@ -61,25 +61,8 @@ def joined(
     weight = conv.weight
     window = conv_window(rank, weight, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     mean, var, batch_statistics, momentum = next_batch(norm)
-    if batch_statistics:
-        return conv_batch_norm(
-            input,
-            weight,
-            conv.bias,
-            window,
-            mean,
-            var,
-            norm.weight,
-            norm.bias,
-            momentum,
-            norm.eps,
-            residual,
-            function,
-            recompute,
-        )
-    return conv_batch_norm_eval(
-        input, weight, conv.bias, window, mean, var, norm.weight, norm.bias, norm.eps, residual, function
-    )
+    parameters = (mean, var, norm.weight, norm.bias, batch_statistics, momentum, norm.eps)
+    return conv_batch_norm(input, weight, conv.bias, window, *parameters, residual, function, recompute)
 
 
 def _one_by_one(

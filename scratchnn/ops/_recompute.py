@@ -136,9 +136,8 @@ def split(activation: Activation | None) -> tuple[tuple[float, float], Activatio
 
 
 class _Known(NamedTuple):
-    version: int
+    versions: list[int]  # of y and of all tensors of the source
     base: TensorWeakRef | None
-    base_version: int
     source: Source  # of tensors other than z and the base
     outputs: tuple[TensorWeakRef, ...]  # the z of each step
 
@@ -146,37 +145,35 @@ class _Known(NamedTuple):
 _known: Any = WeakTensorKeyDictionary()
 
 
+def _versions(y: Tensor, source: Source) -> list[int]:
+    return [tensor._version for tensor in (y, *source.saved()) if tensor is not None]
+
+
 def remember(y: Tensor, source: Source) -> None:
-    """Tell that y can be computed again, as long as nobody changes it."""
-    base = source.base
-    outputs = tuple(TensorWeakRef(z) for z in source.tensors[::5])
+    """Tell that y can be computed again, as long as nobody changes it, or what it is computed from."""
     light = tuple(None if i % 5 == 0 else tensor for i, tensor in enumerate(source.tensors))
     _known[y] = _Known(
-        y._version,
-        None if base is None else TensorWeakRef(base),
-        -1 if base is None else base._version,
+        _versions(y, source),
+        None if source.base is None else TensorWeakRef(source.base),
         source._replace(base=None, tensors=light),
-        outputs,
+        tuple(TensorWeakRef(z) for z in source.tensors[::5]),
     )
 
 
 def kept(y: Tensor) -> None:
     """Tell that y is kept for the backward pass anyway, so that it can be a base at no cost."""
-    _known[y] = _Known(y._version, TensorWeakRef(y), y._version, Source(None), ())
+    remember(y, Source(y))
 
 
 def recall(y: Tensor) -> Source | None:
     """Where y comes from, if that is known and as it was."""
     known = _known.get(y)
-    if known is None or y._version != known.version:
+    if known is None:
         return None
-    base = None
-    if known.base is not None:
-        base = known.base()
-        if base is None or base._version != known.base_version:
-            return None
+    base = None if known.base is None else known.base()
     tensors = list(known.source.tensors)
     tensors[::5] = [output() for output in known.outputs]
-    if any(z is None for z in tensors[::5]):
+    if (base is None and known.base is not None) or any(z is None for z in tensors[::5]):
         return None
-    return known.source._replace(base=base, tensors=tuple(tensors))
+    source = known.source._replace(base=base, tensors=tuple(tensors))
+    return source if _versions(y, source) == known.versions else None

@@ -127,6 +127,7 @@ def _(
     eps: float,
     low: float,
     high: float,
+    training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = parameter_dtype(input) if weight is None else weight.dtype
     grad_weight = input.new_empty(input.shape[1], dtype=dtype)
@@ -349,18 +350,7 @@ def batch_norm(
     if training:
         check_training(input, running_mean, running_var, eps)
         return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]
-    if eps < 0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
-    if running_mean is None or running_var is None:
-        missing = "running_mean" if running_mean is None else "running_var"
-        raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
-    check_dtype(input, running_mean, "running_mean")
-    check_dtype(input, running_var, "running_var")
-    if weight is not None and weight.dtype != running_mean.dtype:
-        raise RuntimeError(
-            f"batch_norm: expected weight and running_mean to have the same dtype, but got {weight.dtype} and "
-            f"{running_mean.dtype}"
-        )
+    check_evaluation(input, running_mean, running_var, weight, eps)
     return BatchNormEval.call(input, weight, bias, running_mean, running_var, eps)
 
 
@@ -379,3 +369,21 @@ def check_training(input: Tensor, running_mean: Tensor | None, running_var: Tens
     if running_mean is not None:
         check_dtype(input, running_mean, "running_mean")
         check_dtype(input, running_var, "running_var")
+
+
+def check_evaluation(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, eps: float
+) -> None:
+    """What given statistics must be: raises as :func:`batch_norm`."""
+    if eps < 0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if running_mean is None or running_var is None:
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
+    check_dtype(input, running_mean, "running_mean")
+    check_dtype(input, running_var, "running_var")
+    if weight is not None and weight.dtype != running_mean.dtype:
+        raise RuntimeError(
+            f"batch_norm: expected weight and running_mean to have the same dtype, but got {weight.dtype} and "
+            f"{running_mean.dtype}"
+        )

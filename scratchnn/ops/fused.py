@@ -5,16 +5,18 @@ r"""Convolution, batch normalization, an addition and an activation as one opera
 
 with :math:`\hat z` the normalized z, a residual r where there is one, and an activation f where there is one.
 
-**Training** (:func:`conv_batch_norm`). Layer by layer, autograd keeps x, z and y, and y again as the next x. Of all
-these the backward pass needs one: y follows from z element by element, so a block keeps z, and the next block, which
-needs y for the gradient of its weight, computes it from the z of this one (:mod:`scratchnn.ops._recompute`).
+Layer by layer, autograd keeps x, z and y, and y again as the next x. Of all these the backward pass needs one: y
+follows from z element by element, so a block keeps z, and the next block, which needs y for the gradient of its
+weight, computes it from the z of this one (:mod:`scratchnn.ops._recompute`). The addition and the limits of relu and
+hardtanh are part of the passes that batch norm takes over z anyway.
 
-**Evaluation** (:func:`conv_batch_norm_eval`). With given statistics the normalization is linear, and goes into the
-weights, :math:`w' = \gamma r w`, :math:`b' = \gamma r (b - \mu) + \beta` with :math:`r = 1 / \sqrt{v + \epsilon}`,
-where an image has more pixels than a filter has weights; else the scaling, the addition and the activation are one pass
-over the output. Folded weights are computed at each call, in double precision, and rounded once: each is off by at most
-half a unit in its last place, and the output by at most :math:`\epsilon_m / 2 \, (\sum |w'| |x| + |b'|)` for it, beside
-the convolution's own rounding. The rounding of z, of which :math:`\mu` was then subtracted, is gone.
+With given statistics (evaluation) the normalization is linear. Where nothing follows, it goes into the weights,
+:math:`w' = \gamma r w`, :math:`b' = \gamma r (b - \mu) + \beta` with :math:`r = 1 / \sqrt{v + \epsilon}`, provided
+that an image has more pixels than a filter has weights. These are computed at each call, in double precision, and
+rounded once: each is off by at most half a unit in its last place, and the output by at most :math:`\epsilon_m / 2 \,
+(\sum |w'| |x| + |b'|)` for it, beside the convolution's own rounding; the rounding of z, of which :math:`\mu` was
+then subtracted, is gone. Where something follows there is a pass over the output in any case, and batch norm is part
+of it: the numbers are those of the layers one by one.
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling
 
 from scratchnn import _C
 from scratchnn.ops._common import autocast, output_size
@@ -34,13 +35,15 @@ from scratchnn.ops._recompute import MOST_STEPS, NO_LIMITS, Activation, Source, 
 from scratchnn.ops._sum import ChannelSum
 from scratchnn.ops.batch_norm import (
     BatchNormBackward,
+    BatchNormEval,
     BatchNormTrain,
     batch_norm,
+    check_evaluation,
     check_training,
     count_of,
 )
 
-__all__ = ["Activation", "conv_batch_norm", "conv_batch_norm_eval"]
+__all__ = ["Activation", "conv_batch_norm"]
 
 _ops = torch.ops.scratchnn
 _ROWS = {row.name: row for row in ROWS}
@@ -56,6 +59,7 @@ class _Call(NamedTuple):
     residual: Source | None
     histories: tuple[Tensor | None, Tensor | None]  # of input and residual: see _history
     recompute: bool
+    training: bool
 
 
 def _history_of(x: Tensor) -> Tensor:
@@ -87,22 +91,31 @@ def _forward(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     call: _Call,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
+    """y and z, and in training the mean and the variance that z was normalized by."""
     z = _ops.conv(input, weight, bias, *call.window)
-    check_training(z, running_mean, running_var, call.step.eps)
+    eps = call.step.eps
     limits, rest = split(call.step.activation)
-    y, mean, var = _ops.batch_norm_add_clamp_train(z, norm_weight, norm_bias, residual, call.step.eps, *limits)
-    if running_mean is not None:
-        _ops.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, count_of(z))
-    return y if rest is None else rest.overwrite(y), z, mean, var
+    if call.training:
+        check_training(z, running_mean, running_var, eps)
+        y, mean, var = _ops.batch_norm_add_clamp_train(z, norm_weight, norm_bias, residual, eps, *limits)
+        if running_mean is not None:
+            _ops.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, count_of(z))
+        statistics = (mean, var)
+    else:
+        check_evaluation(z, running_mean, running_var, norm_weight, eps)
+        y = _ops.batch_norm_add_clamp(z, norm_weight, norm_bias, running_mean, running_var, residual, eps, *limits)
+        statistics = ()
+    return y if rest is None else rest.overwrite(y), z, *statistics
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    input, weight, bias, norm_weight, norm_bias, residual, _, _, call = inputs
-    y, z, mean, var = output
+    input, weight, bias, norm_weight, norm_bias, residual, running_mean, running_var, call = inputs
+    y, z, *statistics = output
+    mean, var = statistics or (running_mean, running_var)
     if any(ctx.needs_input_grad[6:8]):
         raise RuntimeError("batch_norm is not differentiable by running_mean and running_var: they require a gradient")
-    ctx.mark_non_differentiable(z, mean, var)
+    ctx.mark_non_differentiable(z, *statistics)
     ctx.set_materialize_grads(False)
     activation = call.step.activation
     output_kept = added = None
@@ -123,7 +136,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         remember(y, source)
     if not call.input.steps:
         kept(input)
-    ctx.window, ctx.step, ctx.histories = call.window, call.step, call.histories
+    ctx.window, ctx.step, ctx.histories, ctx.training = call.window, call.step, call.histories, call.training
     ctx.memo = None if source is None else source.memo
     ctx.input = call.input.without_tensors()
     ctx.residual = None if added is None else added.without_tensors()
@@ -161,24 +174,24 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if within_kernel and not twice and not torch._C._are_functorch_transforms_active():
         added = None if residual is None else residual.value()
         dz, d_norm_weight, d_norm_bias, g = _ops.batch_norm_add_clamp_backward(
-            grad, z, norm_weight, norm_bias, mean, var, added, output, eps, *limits
+            grad, z, norm_weight, norm_bias, mean, var, added, output, eps, *limits, ctx.training
         )
         del added
     elif activation is None:
         g = grad
-        dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, True)
+        dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, ctx.training)
     else:
         saved = output
         if saved is None:
             added = None
             if residual is not None:
                 added = _connected(residual, ctx.histories[1]) if twice else residual.value()
-            saved = _before_activation(z, mean, var, norm_weight, norm_bias, eps, added, twice)
+            saved = _before_activation(ctx, z, mean, var, norm_weight, norm_bias, added, twice)
             if _ROWS[activation.name].saves_output:
                 saved = activation(saved)
         g = GRADIENTS[f"{activation.name}_backward"].call(grad, saved, *activation.parameters)
         del saved
-        dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, True)
+        dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, ctx.training)
     if ctx.memo is not None and not twice:
         ctx.memo.value = None  # this is the last that asks for it
     d_residual = g if needs[5] else None
@@ -208,18 +221,22 @@ def _connected(source: Source, history: Tensor | None) -> Tensor:
 
 
 def _before_activation(
+    ctx: Any,
     z: Tensor,
     mean: Tensor,
     var: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
     residual: Tensor | None,
     twice: bool,
 ) -> Tensor:
+    eps = ctx.step.eps
     if not twice:
         return _ops.batch_norm_add_clamp(z, weight, bias, mean, var, residual, eps, *NO_LIMITS)
-    normalized = BatchNormTrain.call(z, weight, bias, eps, None, None, 0.0)[0]
+    if ctx.training:
+        normalized = BatchNormTrain.call(z, weight, bias, eps, None, None, 0.0)[0]
+    else:
+        normalized = BatchNormEval.call(z, weight, bias, mean, var, eps)
     return normalized if residual is None else normalized + residual
 
 
@@ -233,11 +250,12 @@ def _separately(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     call: _Call,
-) -> tuple[Tensor, None, None, None]:
+) -> tuple[Tensor]:
     """One operation after the other: for all that is not ordinary, such as transforms and forward-mode derivatives."""
     z = Conv.call(input, weight, bias, call.window)
-    y = batch_norm(z, running_mean, running_var, norm_weight, norm_bias, True, call.momentum, call.step.eps)
-    return _added_and_activated(y, residual, call.step.activation), None, None, None
+    statistics = (running_mean, running_var)
+    y = batch_norm(z, *statistics, norm_weight, norm_bias, call.training, call.momentum, call.step.eps)
+    return (_added_and_activated(y, residual, call.step.activation),)
 
 
 def _added_and_activated(y: Tensor, residual: Tensor | None, activation: Activation | None) -> Tensor:
@@ -258,19 +276,20 @@ def conv_batch_norm(
     running_var: Tensor | None,
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
+    training: bool,
     momentum: float,
     eps: float,
     residual: Tensor | None = None,
     activation: Activation | None = None,
     recompute: bool = True,
 ) -> Tensor:
-    """``y = f(w' z_hat + b' + r)``, z the convolution of the input, normalized by the batch's own statistics.
+    """``y = f(w' z_hat + b' + r)``, z the convolution of the input.
 
     Args:
         input: ``(N, C, *)``.
         weight, bias, window: of the convolution.
-        running_mean, running_var, norm_weight, norm_bias, momentum, eps: of the normalization, as for
-            :func:`scratchnn.functional.batch_norm` in training.
+        running_mean, running_var, norm_weight, norm_bias, training, momentum, eps: of the normalization, as for
+            :func:`scratchnn.functional.batch_norm`.
         residual: what is added to the normalized output, or none.
         activation: f, or none.
         recompute: compute the output again in the backward passes of those it is given to, rather than keep it.
@@ -278,29 +297,36 @@ def conv_batch_norm(
     Raises:
         ValueError, RuntimeError: as the operations one by one.
     """
+    if not training and residual is None and activation is None and _folding_pays(input, weight, window):
+        check_evaluation(input, running_mean, running_var, norm_weight, eps)
+        folded = _folded(weight, bias, running_mean, running_var, norm_weight, norm_bias, eps)
+        input, weight, bias = autocast(input, *folded)
+        return Conv.call(input, weight, bias, window)
     input, weight, bias = autocast(input, weight, bias)
     if residual is not None and not _adds_up(input, weight, window, residual):
-        y = conv_batch_norm(
-            input, weight, bias, window, running_mean, running_var, norm_weight, norm_bias, momentum, eps
-        )
-        return _added_and_activated(y, residual, activation)
-    step = Step(eps, activation)
+        norm = (running_mean, running_var, norm_weight, norm_bias, training, momentum, eps)
+        return _added_and_activated(conv_batch_norm(input, weight, bias, window, *norm), residual, activation)
     tensors = (input, weight, bias, norm_weight, norm_bias, residual, running_mean, running_var)
-    if is_dynamo_compiling():
-        return _separately(*tensors, _Call(window, step, momentum, Source(None), None, (None, None), False))[0]
-    if torch.is_grad_enabled() and not weight.requires_grad:  # then less is needed than would be kept
-        return _separately(*tensors, _Call(window, step, momentum, Source(None), None, (None, None), False))[0]
-    source = added = None
+    call = _Call(window, Step(eps, activation), momentum, Source(input), None, (None, None), False, training)
+    # Where the weight has no gradient, less is needed than would be kept here.
+    if is_dynamo_compiling() or (torch.is_grad_enabled() and not weight.requires_grad):
+        return _separately(*tensors, call)[0]
+    if torch.is_grad_enabled():
+        call = _linked(call, input, residual)._replace(recompute=recompute)
+    return _conv_batch_norm(*tensors, call)[0]
+
+
+def _linked(call: _Call, input: Tensor, residual: Tensor | None) -> _Call:
+    """The call, with what is known of where its input and residual come from."""
     # Saved tensors in other hands are gone, or differ from one forward pass to its repetition (checkpointing).
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        source, added = recall(input), None if residual is None else recall(residual)
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return call
+    source, added = recall(input), None if residual is None else recall(residual)
     histories = (
         None if source is None or not source.steps or not input.requires_grad else _history(input),
         None if added is None or not added.steps or not residual.requires_grad else _history(residual),
     )
-    if source is None:
-        source = Source(input)
-    return _conv_batch_norm(*tensors, _Call(window, step, momentum, source, added, histories, recompute))[0]
+    return call._replace(input=source or call.input, residual=added, histories=histories)
 
 
 def _adds_up(input: Tensor, weight: Tensor, window: Window, residual: Tensor) -> bool:
@@ -316,43 +342,6 @@ def _output_sizes(input: Tensor, weight: Tensor, window: Window) -> list[int]:
         output_size(input.shape[2 + i], weight.shape[2 + i], padding[2 * i] + padding[2 * i + 1], stride[i], spread)
         for i, spread in enumerate(dilation)
     ]
-
-
-def conv_batch_norm_eval(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    running_mean: Tensor,
-    running_var: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    residual: Tensor | None = None,
-    activation: Activation | None = None,
-) -> Tensor:
-    """The same with given statistics, which go into weight and bias where images have more pixels than filters weights.
-
-    Arguments as for :func:`conv_batch_norm`.
-    """
-    if _folding_pays(input, weight, window):
-        input, weight, bias = autocast(
-            input, *_folded(weight, bias, running_mean, running_var, norm_weight, norm_bias, eps)
-        )
-        y = Conv.call(input, weight, bias, window)
-        if not _is_ordinary_inference():
-            return _added_and_activated(y, residual, activation)
-        if residual is not None:
-            y = y.add_(residual) if _fits(residual, y) else y + residual
-        return y if activation is None else activation.overwrite(y)
-    input, weight, bias = autocast(input, weight, bias)
-    z = Conv.call(input, weight, bias, window)
-    if _is_ordinary_inference() and (residual is None or _fits(residual, z)):
-        limits, rest = split(activation)
-        y = _ops.batch_norm_add_clamp(z, norm_weight, norm_bias, running_mean, running_var, residual, eps, *limits)
-        return y if rest is None else rest.overwrite(y)
-    y = batch_norm(z, running_mean, running_var, norm_weight, norm_bias, False, 0.0, eps)
-    return _added_and_activated(y, residual, activation)
 
 
 def _folding_pays(input: Tensor, weight: Tensor, window: Window) -> bool:
@@ -381,17 +370,3 @@ def _folded(
         shift = shift + norm_bias
     scale = scale.reshape(-1, *(1 for _ in weight.shape[1:]))
     return (weight * scale).to(weight.dtype), shift.to(weight.dtype)
-
-
-def _fits(residual: Tensor, output: Tensor) -> bool:
-    return residual.dtype == output.dtype and residual.shape == output.shape
-
-
-def _is_ordinary_inference() -> bool:
-    """Whether nobody differentiates, transforms or records: then outputs may be overwritten."""
-    return not (
-        torch.is_grad_enabled()
-        or is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
