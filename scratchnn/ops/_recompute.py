@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
+from scratchnn.ops._common import operation
 from scratchnn.ops._elementwise import FUNCTIONS, FUNCTIONS_IN_PLACE
 
 __all__ = ["NO_LIMITS", "Activation", "Memo", "Source", "Step", "apply_step", "kept", "recall", "remember", "split"]
 
-_ops = torch.ops.scratchnn
+batch_norm_add_clamp = operation("batch_norm_add_clamp")
 
 # A residual network adds to the sum of all blocks before: from this many steps on, the sum itself is kept.
 MOST_STEPS = 3
@@ -122,7 +123,7 @@ def apply_step(
     """The result of a step, bit by bit what the forward pass made of z."""
     with torch.no_grad():
         limits, rest = split(step.activation)
-        y = _ops.batch_norm_add_clamp(z, weight, bias, mean, var, residual, step.eps, *limits)
+        y = batch_norm_add_clamp(z, weight, bias, mean, var, residual, step.eps, *limits)
         return y if rest is None else rest.overwrite(y)
 
 

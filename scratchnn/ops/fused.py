@@ -28,10 +28,21 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from scratchnn import _C
-from scratchnn.ops._common import autocast, output_size
+from scratchnn.ops._common import autocast, operation, output_size
 from scratchnn.ops._conv import Conv, ConvTranspose, ConvWeightGrad, Window, _is_channels_last
 from scratchnn.ops._elementwise import GRADIENTS, ROWS
-from scratchnn.ops._recompute import MOST_STEPS, NO_LIMITS, Activation, Source, Step, kept, recall, remember, split
+from scratchnn.ops._recompute import (
+    MOST_STEPS,
+    NO_LIMITS,
+    Activation,
+    Source,
+    Step,
+    batch_norm_add_clamp,
+    kept,
+    recall,
+    remember,
+    split,
+)
 from scratchnn.ops._sum import ChannelSum
 from scratchnn.ops.batch_norm import (
     BatchNormBackward,
@@ -45,7 +56,8 @@ from scratchnn.ops.batch_norm import (
 
 __all__ = ["Activation", "conv_batch_norm"]
 
-_ops = torch.ops.scratchnn
+_add_clamp_train = operation("batch_norm_add_clamp_train")
+_add_clamp_backward = operation("batch_norm_add_clamp_backward")
 _ROWS = {row.name: row for row in ROWS}
 
 
@@ -93,18 +105,18 @@ def _forward(
     call: _Call,
 ) -> tuple[Tensor, ...]:
     """y and z, and in training the mean and the variance that z was normalized by."""
-    z = _ops.conv(input, weight, bias, *call.window)
+    z = Conv.call(input, weight, bias, call.window)  # gradients are off here: it records nothing
     eps = call.step.eps
     limits, rest = split(call.step.activation)
     if call.training:
         check_training(z, running_mean, running_var, eps)
-        y, mean, var = _ops.batch_norm_add_clamp_train(z, norm_weight, norm_bias, residual, eps, *limits)
+        y, mean, var = _add_clamp_train(z, norm_weight, norm_bias, residual, eps, *limits)
         if running_mean is not None:
-            _ops.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, count_of(z))
+            torch.ops.scratchnn.batch_norm_update_(running_mean, running_var, mean, var, call.momentum, count_of(z))
         statistics = (mean, var)
     else:
         check_evaluation(z, running_mean, running_var, norm_weight, eps)
-        y = _ops.batch_norm_add_clamp(z, norm_weight, norm_bias, running_mean, running_var, residual, eps, *limits)
+        y = batch_norm_add_clamp(z, norm_weight, norm_bias, running_mean, running_var, residual, eps, *limits)
         statistics = ()
     return y if rest is None else rest.overwrite(y), z, *statistics
 
@@ -173,7 +185,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     within_kernel = activation is not None and rest is None
     if within_kernel and not twice and not torch._C._are_functorch_transforms_active():
         added = None if residual is None else residual.value()
-        dz, d_norm_weight, d_norm_bias, g = _ops.batch_norm_add_clamp_backward(
+        dz, d_norm_weight, d_norm_bias, g = _add_clamp_backward(
             grad, z, norm_weight, norm_bias, mean, var, added, output, eps, *limits, ctx.training
         )
         del added
@@ -232,7 +244,7 @@ def _before_activation(
 ) -> Tensor:
     eps = ctx.step.eps
     if not twice:
-        return _ops.batch_norm_add_clamp(z, weight, bias, mean, var, residual, eps, *NO_LIMITS)
+        return batch_norm_add_clamp(z, weight, bias, mean, var, residual, eps, *NO_LIMITS)
     if ctx.training:
         normalized = BatchNormTrain.call(z, weight, bias, eps, None, None, 0.0)[0]
     else:
