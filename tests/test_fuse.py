@@ -862,6 +862,10 @@ def test_blocks_that_are_left(cls: type[Module], reason: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def check_same(fused: Module, model: Module, x: Tensor) -> None:
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-9, atol=1e-9)
+
+
 class Modes(Branching):
     """Computes otherwise in training, by a number of its own, and takes more arguments."""
 
@@ -901,6 +905,17 @@ def test_blocks_that_change() -> None:
     fused.conv.load_state_dict(model.conv.state_dict())
     check()
     assert fused.calls == model.calls == 12
+
+    model, fused = pair(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Basic(4, 4)))
+    shortcut = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double()
+    for module in (model, fused):
+        module[2].downsample = copy.deepcopy(shortcut)
+    check_same(fused, model, x)
+    scratchnn.unfuse(fused)
+    scratchnn.fuse(fused)
+    for module in (model, fused):
+        module[2].downsample = None
+    check_same(fused, model, x)
 
     sequence = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     scratchnn.fuse(sequence)

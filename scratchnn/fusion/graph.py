@@ -47,7 +47,7 @@ class Rewritten:
         function: of the module and its input.
         joins: for each convolution in a joined call, by its name in the module, what the call stands for.
         left: for each other convolution, why it is not in one.
-        attributes: what the original ``forward`` read of the module.
+        attributes: what the original ``forward`` looked up in the module, as it was.
         children: the names of the parts of the module, and of its lists of modules.
     """
 
@@ -59,16 +59,20 @@ class Rewritten:
 
     def holds_for(self, module: Module) -> bool:
         for name, value in self.attributes.items():
-            now = module.__dict__.get(name, self)
+            now = module.__dict__.get(name, _ABSENT)
             if now is not value and not (type(now) is type(value) and type(now) in _PLAIN and now == value):
                 return False
-        for path, names in self.children.items():
-            if tuple((module.get_submodule(path) if path else module)._modules) != names:
-                return False
-        return True
+        return all(_names(module, path) == names for path, names in self.children.items())
 
 
+_ABSENT = object()
 _PLAIN = (bool, int, float, str, tuple)
+
+
+def _names(module: Module, path: str) -> tuple[str, ...]:
+    """The names of the parts that there are in a module within a module."""
+    parts = (module.get_submodule(path) if path else module)._modules
+    return tuple(name for name, part in parts.items() if part is not None)
 
 
 def has_parts(module: Module) -> bool:
@@ -160,7 +164,8 @@ def _trace(module: Module) -> tuple[Graph, dict[str, Any]]:
         module.__class__ = traced
         graph = _OneModule().trace(module)
     except Exception as error:
-        raise Untraceable(f"its forward cannot be traced: {str(error).splitlines()[0]}") from error
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Untraceable(f"its forward cannot be traced: {message}") from error
     finally:
         module.__class__ = cls
         after = dict(vars(module))
@@ -179,7 +184,7 @@ def _trace(module: Module) -> tuple[Graph, dict[str, Any]]:
         raise Untraceable("its forward draws random numbers")
     if sum(node.op == "placeholder" for node in graph.nodes) != 1:
         raise Untraceable("its forward takes more than one input")
-    return graph, {name: before[name] for name in read - _NAMES_OF_EVERY_MODULE if name in before}
+    return graph, {name: before.get(name, _ABSENT) for name in read - _NAMES_OF_EVERY_MODULE}
 
 
 def _join(
@@ -209,7 +214,7 @@ def _join(
         if node.op in ("call_module", "get_attr") and "." in node.target:
             parts = node.target.split(".")[:-1]
             lists |= {".".join(parts[: i + 1]) for i in range(len(parts))}
-    children = {path: tuple(module.get_submodule(path)._modules) for path in sorted(lists) if _is_module(module, path)}
+    children = {path: _names(module, path) for path in sorted(lists) if _is_module(module, path)}
     return Rewritten(namespace["forward"], joins, left, attributes, children)
 
 
@@ -360,7 +365,7 @@ class _Chain:
         if node.op == "call_function":
             if node.target is joined:
                 return False
-            name, origin = node.target.__name__, (node.target.__module__ or "").split(".")[0]
+            name, origin = node.target.__name__, (node.target.__module__ or "torch").split(".")[0]
             if origin not in ("torch", "scratchnn", "_operator"):
                 return True
             in_place = name.endswith("_") or (origin == "_operator" and name in _WRITING_OPERATORS)
@@ -401,13 +406,24 @@ class _Chain:
         return (_METHODS if node.op == "call_method" else _FUNCTIONS)[node.target]
 
 
-_WRITING_OPERATORS = {name for name in dir(operator) if name.startswith("i") and name[1:] in dir(operator)} | {
-    "setitem",
-    "delitem",
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
+_WRITING_OPERATORS = {"setitem", "delitem"} | {
+    f"i{name}"
+    for name in [
+        "add",
+        "and",
+        "concat",
+        "floordiv",
+        "lshift",
+        "matmul",
+        "mod",
+        "mul",
+        "or",
+        "pow",
+        "rshift",
+        "sub",
+        "truediv",
+        "xor",
+    ]
 }
 
 
