@@ -40,7 +40,8 @@ constexpr const char* kOperators[] = {
     "-> Tensor",
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
-    // the same, followed by y = min(max(n + residual, low), high): in training, with given statistics, and the gradients,
+    // the same, followed by y = min(max(n + residual, low), high): in training, with given statistics, and the
+    // gradients,
     // which see the limits by n + residual or by the output; grad_residual is empty without either
     "batch_norm_add_clamp_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, float low, "
     "float high) -> (Tensor, Tensor, Tensor)",

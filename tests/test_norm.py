@@ -667,7 +667,7 @@ def test_gradients_whose_strides_torch_gets_wrong() -> None:
 @pytest.mark.parametrize("kernels", ["fast", "naive"])
 @pytest.mark.parametrize("limits", [(-math.inf, math.inf), (0.0, math.inf), (-0.4, 0.6)])
 @pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (2, 3, 2, 2), (40, 7), (2, 70, 6, 6)])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (2, 3, 2, 2), (40, 7), (2, 70, 6, 6), (2, 9, 25, 41)])
 def test_add_and_clamp(shape: tuple[int, ...], added: bool, limits: tuple[float, float], kernels: str) -> None:
     """Beside the operators one by one: bit by bit forward, and backward whichever way the limits are seen."""
     ops = torch.ops.scratchnn

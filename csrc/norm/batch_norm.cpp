@@ -76,8 +76,8 @@ struct Tail {
 };
 
 void check_like_input(const at::Tensor& input, const at::Tensor& tensor, const char* name) {
-  TORCH_CHECK(tensor.sizes() == input.sizes(), "batch_norm: expected ", name, " of shape ", input.sizes(),
-              ", but got ", tensor.sizes());
+  TORCH_CHECK(tensor.sizes() == input.sizes(), "batch_norm: expected ", name, " of shape ", input.sizes(), ", but got ",
+              tensor.sizes());
   check_same_type(tensor, name, input, "input", "batch_norm");
 }
 
@@ -255,8 +255,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
         using T = decltype(zero);
         const Interleaved geometry = in_memory(sets);
         const auto& kernel = is_slices(geometry) ? norm_backward_slices<T> : norm_backward_columns<T>;
-        const Gate<T> gate = {b.data(), y ? y->const_data_ptr<T>() : nullptr,
-                              limited ? passed.data_ptr<T>() : nullptr};
+        const Gate<T> gate = {b.data(), y ? y->const_data_ptr<T>() : nullptr, limited ? passed.data_ptr<T>() : nullptr};
         kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(), v.data(),
                eps, training, dw.data(), db.data(), tail.ending<T>(), gate);
       });
@@ -284,8 +283,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
 Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
                             const at::Tensor& mean, const at::Tensor& variance, double eps, bool training) {
   const Tail none;
-  const auto [dx, dw, db, unused] = batch_norm_add_clamp_backward(
-      grad, input, weight, std::nullopt, mean, variance, std::nullopt, std::nullopt, eps, none.low, none.high, training);
+  const auto [dx, dw, db, unused] =
+      batch_norm_add_clamp_backward(grad, input, weight, std::nullopt, mean, variance, std::nullopt, std::nullopt, eps,
+                                    none.low, none.high, training);
   return {dx, dw, db};
 }
 

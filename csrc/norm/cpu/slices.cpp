@@ -250,9 +250,8 @@ SCRATCHNN_INLINE void apply_backward(const BackwardLine<T>& line, const T* g, co
                                      int64_t length) {
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
-  write_run(dx, start, length, [&](int64_t i) {
-    return fma(load(g + i), grad_scale, fma(load(x + i) - centre, input_scale, offset));
-  });
+  write_run(dx, start, length,
+            [&](int64_t i) { return fma(load(g + i), grad_scale, fma(load(x + i) - centre, input_scale, offset)); });
 }
 
 // dx = g grad_scale, where mean and variance do not depend on x.
