@@ -475,10 +475,10 @@ class TestMeasure:
         monkeypatch.setitem(measuring.OUR_SIDES, "wrapped", eager)
         results = list(measure(TINY_MODEL, seconds=0, min_rounds=2, every_format=False))
         assert [(entry.side, entry.which) for entry in results] == [
-            (side, which) for which in ("forward", "training step") for side in ("layers", "wrapped")
+            (side, which) for which in ("forward", "training step") for side in ("layers", "fused", "wrapped")
         ]
-        assert results[1].name == "resnet8 8x8 n4, wrapped"
-        assert results[0].torch == results[1].torch  # timed once, beside both
+        assert results[2].name == "resnet8 8x8 n4, wrapped"
+        assert results[0].torch == results[2].torch  # timed once, beside all
 
     def test_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled = []
