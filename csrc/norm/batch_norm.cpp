@@ -184,8 +184,10 @@ at::Tensor batch_norm_add_clamp(const at::Tensor& input, const OptionalTensor& w
                                 const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& residual,
                                 double eps, double low, double high) {
   check_input(input);
-  check_count(input, mean, "running_mean");
-  check_count(input, var, "running_var");
+  if (input.numel() > 0) {  // without numbers, torch takes any statistics: there is nothing to normalize
+    check_count(input, mean, "running_mean");
+    check_count(input, var, "running_var");
+  }
   check_parameters(input, weight, bias);
   const at::Tensor x = prepared(input);
   const Tail tail = tail_for(input, x, residual, low, high);
