@@ -41,6 +41,16 @@ constexpr const char* kOperators[] = {
     "-> Tensor",
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // the same, followed by y = min(max(n + residual, low), high): in training, with given statistics, and the
+    // gradients,
+    // which see the limits by n + residual or by the output; grad_residual is empty without either
+    "batch_norm_add_clamp_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, float low, "
+    "float high) -> (Tensor, Tensor, Tensor)",
+    "batch_norm_add_clamp(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, Tensor? residual, "
+    "float eps, float low, float high) -> Tensor",
+    "batch_norm_add_clamp_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, "
+    "Tensor? residual, Tensor? output, float eps, float low, float high, bool training) -> (Tensor grad_input, "
+    "Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     // normalize: by statistics of a sample alone; shape is samples, groups, channels of a group, pixels, and sharing
     // "row", "group" or "pixel". Output, mean and (biased) variance.
     "normalize(Tensor input, Tensor? weight, Tensor? bias, SymInt[] shape, str sharing, bool centred, float eps) -> "

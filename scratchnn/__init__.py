@@ -9,6 +9,7 @@ from scratchnn._version import __version__
 from scratchnn.convert import convert
 from scratchnn.decompositions import decompositions
 from scratchnn.explain import explain
+from scratchnn.fuse import fuse, unfuse
 from scratchnn.memory import keep_memory
 from scratchnn.ops import _flops as _flops
 from scratchnn.ops import _functionalize as _functionalize
@@ -24,12 +25,14 @@ __all__ = [
     "decompositions",
     "explain",
     "functional",
+    "fuse",
     "keep_memory",
     "kernels",
     "nn",
     "override",
     "restore",
     "summary",
+    "unfuse",
 ]
 
 tracing.install()

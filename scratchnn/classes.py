@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from scratchnn import nn
 from scratchnn.override import NAMES, Rerouting
 
-__all__ = ["OURS", "TORCHS", "beneath", "kind_of", "ours_for", "put_beneath", "stray", "torchs_for"]
+__all__ = ["OURS", "TORCHS", "beneath", "kind_of", "ours_for", "put_beneath", "reduced", "stray", "torchs_for"]
 
 # Some of ours stand for no layer of torch's.
 OURS = {getattr(torch.nn, name): layer for name, layer in nn.implemented().items() if hasattr(torch.nn, name)}
@@ -99,10 +99,7 @@ def ours_for(cls: type[Module]) -> type[Module]:
     calls = stray(cls)[1]
 
     def reduce(self: Module, protocol: Any) -> tuple:
-        # Pickle finds classes by their name, and this one has none of its own: it is made again from ``cls``.
-        function, arguments, *state = super(converted, self).__reduce_ex__(protocol)
-        arguments = tuple(cls if argument is converted else argument for argument in arguments)
-        return _rebuild, (cls, function, arguments), *state
+        return reduced(super(converted, self).__reduce_ex__(protocol), converted, cls)
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
@@ -118,9 +115,30 @@ def ours_for(cls: type[Module]) -> type[Module]:
     return converted
 
 
-def _rebuild(cls: type[Module], function: Callable[..., Module], arguments: tuple) -> Module:
-    """An unpickled or copied layer of a converted class, before its state is put in."""
-    return function(*(ours_for(cls) if argument is cls else argument for argument in arguments))
+def reduced(parts: tuple, made: type[Module], cls: type[Module], *made_for: Callable[..., type[Module]]) -> tuple:
+    """What ``__reduce_ex__`` gives for an instance of a class that was made for ``cls``.
+
+    Pickle finds classes by their name, and such a class has none of its own: it is made again.
+
+    Args:
+        parts: what the class beneath gives.
+        made: the instance's class.
+        cls: what it was made for.
+        made_for: the function that makes it, if not :func:`ours_for`.
+    """
+    function, arguments, *state = parts
+    arguments = tuple(cls if argument is made else argument for argument in arguments)
+    return _rebuild, (cls, function, arguments, *made_for), *state
+
+
+def _rebuild(
+    cls: type[Module],
+    function: Callable[..., Module],
+    arguments: tuple,
+    made_for: Callable[[type[Module]], type[Module]] = ours_for,
+) -> Module:
+    """An unpickled or copied layer of a class that was made for ``cls``, before its state is put in."""
+    return function(*(made_for(cls) if argument is cls else argument for argument in arguments))
 
 
 def _rerouted_forward(cls: type[Module], names: frozenset[str]) -> Callable[..., Any]:

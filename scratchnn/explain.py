@@ -38,13 +38,13 @@ class _Algorithm(NamedTuple):
 
 _ONE_PASS = _Algorithm("one pass", "each number is read once and written once", "registers")
 _WINDOW = _Algorithm("running window", "two additions a number, however long the window")
-_TILES = _Algorithm("matrix product", "sums of outer products fill the registers")
+_TILES = _Algorithm("matrix product", "sums of outer products fill the registers", "registers")
 _ASKING = _Algorithm(
     "gathering windows", "each pixel asks its windows: no memory to clear, no two threads at one pixel"
 )
 _ALGORITHMS = {
     "channel_sum": _Algorithm("sum in one pass", "it reads every number once, at memory speed", "loops"),
-    "linear": _Algorithm("dot products", "the rows of input and weight lie in memory as they are read"),
+    "linear": _Algorithm("dot products", "the rows of input and weight lie in memory as they are read", "registers"),
     "linear_input_grad": _TILES,
     "linear_weight_grad": _TILES,
     "bilinear": _Algorithm("matrix product", "one input times the weight, then dot products with the other"),
@@ -54,6 +54,11 @@ _ALGORITHMS = {
     "batch_norm_train": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
     "batch_norm_eval": _Algorithm("one pass", "with fixed statistics it is one multiply-add a number"),
     "batch_norm_backward": _Algorithm("sums, then gradients", "both sums of a channel are gathered in one pass"),
+    "batch_norm_add_clamp_train": _Algorithm(
+        "statistics, then outputs", "addition and clamp cost no pass of their own: they end batch norm's last"
+    ),
+    "batch_norm_add_clamp": _Algorithm("one pass", "batch norm, addition and clamp meet each number once"),
+    "batch_norm_add_clamp_backward": _Algorithm("sums, then gradients", "the clamp's mask is applied on the way"),
     "normalize": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
     "normalize_backward": _Algorithm("sums, then gradients", "both sums of a set are gathered in one pass"),
     "max_pool": _Algorithm("windows over vectors of channels", "many maxima are found at once"),

@@ -17,8 +17,10 @@ __all__ = [
     "ALL_DTYPES",
     "COMPLEX_DTYPES",
     "FAST_DTYPES",
+    "HALF_DTYPES",
     "Recording",
     "assert_as_accurate",
+    "assert_rounded_once",
     "check_against_torch",
     "exact",
     "gradients",
@@ -29,7 +31,8 @@ __all__ = [
 ]
 
 FAST_DTYPES = (torch.float32, torch.float64)
-ALL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+ALL_DTYPES = (*FAST_DTYPES, *HALF_DTYPES)
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 
 
@@ -69,6 +72,17 @@ def assert_as_accurate(
         steps = 32 if mine.dtype in (torch.float64, torch.complex128) else 2
         allowed = factor * relative_error(other[finite], true[finite]) + steps * torch.finfo(mine.dtype).eps
         assert error <= allowed, f"tensor {position}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def assert_rounded_once(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """In half precision, output and gradients are those of float32, rounded once: half a rounding step away."""
+    wide = [x.float() for x in inputs]
+    with torch.no_grad():
+        grad = torch.randn_like(function(*inputs))
+    for ours, expected in zip(gradients(function, inputs, grad), gradients(function, wide, grad.float()), strict=True):
+        step = torch.finfo(ours.dtype).eps / 2
+        scale = expected.abs().max().item() if expected.numel() else 0.0
+        torch.testing.assert_close(ours.float(), expected, rtol=1.001 * step, atol=1e-6 * scale + 1e-7)
 
 
 def check_against_torch(

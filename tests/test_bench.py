@@ -452,8 +452,10 @@ class TestMeasure:
         assert all(math.isfinite(value) and value > 0 for value in dataclasses.astuple(both.ours))
 
     def test_a_model(self) -> None:
-        inference, step = measure(TINY_MODEL, seconds=0, min_rounds=2)
-        assert (inference.which, step.which) == ("forward", "training step")
+        inference, _, step, fused = measure(TINY_MODEL, seconds=0, min_rounds=2)
+        assert (inference.which, inference.side) == ("forward", "layers")
+        assert (step.which, step.side) == ("training step", "layers")
+        assert (fused.which, fused.side) == ("training step", "fused")
         assert inference.layer == "resnet8"
         assert inference.compiled is None
         assert 0 < inference.flops < step.flops
@@ -475,10 +477,10 @@ class TestMeasure:
         monkeypatch.setitem(measuring.OUR_SIDES, "wrapped", eager)
         results = list(measure(TINY_MODEL, seconds=0, min_rounds=2, every_format=False))
         assert [(entry.side, entry.which) for entry in results] == [
-            (side, which) for which in ("forward", "training step") for side in ("layers", "wrapped")
+            (side, which) for which in ("forward", "training step") for side in ("layers", "fused", "wrapped")
         ]
-        assert results[1].name == "resnet8 8x8 n4, wrapped"
-        assert results[0].torch == results[1].torch  # timed once, beside both
+        assert results[2].name == "resnet8 8x8 n4, wrapped"
+        assert results[0].torch == results[2].torch  # timed once, beside all
 
     def test_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled = []
@@ -488,7 +490,7 @@ class TestMeasure:
             return model
 
         monkeypatch.setattr(torch, "compile", compile)
-        inference, step = measure(TINY_MODEL, seconds=0, min_rounds=2, every_format=False, compile=True)
+        inference, _, step, _ = measure(TINY_MODEL, seconds=0, min_rounds=2, every_format=False, compile=True)
         (model,) = compiled
         assert not any(type(layer).__module__.startswith("scratchnn.nn") for layer in model.modules())
         assert inference.compiled_ratio is not None
@@ -606,8 +608,8 @@ class TestMemory:
         assert len(prepared) == 2
 
     def test_peak_of_a_training_step(self) -> None:
-        (found,) = measure_peaks(TINY_MODEL)
-        assert found.side == "layers"
+        found, fused = measure_peaks(TINY_MODEL)
+        assert (found.side, fused.side) == ("layers", "fused")
         assert set(found.torch) == {CHANNELS_LAST, CONTIGUOUS}
         # At least the gradients, at the end of the step.
         model = models.build("resnet8")
@@ -744,7 +746,10 @@ class TestCommand:
         (path,) = tmp_path.glob("memory-*.json")
         content = json.loads(path.read_text())
         assert [entry["case"] for entry in content["kept"]] == [SMALL.name]
-        assert [entry["case"] for entry in content["peaks"]] == [TINY_MODEL.name]
+        assert [(entry["case"], entry["side"]) for entry in content["peaks"]] == [
+            (TINY_MODEL.name, "layers"),
+            (TINY_MODEL.name, "fused"),
+        ]
         assert "relu 4x5 n2" in path.with_suffix(".md").read_text()
         assert "layers that keep more for backward than torch's" in capsys.readouterr().out
 

@@ -15,7 +15,9 @@ from common import (
     ALL_DTYPES,
     COMPLEX_DTYPES,
     FAST_DTYPES,
+    HALF_DTYPES,
     assert_as_accurate,
+    assert_rounded_once,
     check_against_torch,
     exact,
     gradients,
@@ -211,6 +213,66 @@ def test_values_and_gradients(
             operands,
             allowed(kernel, options, dtype),
         )
+
+
+HALF_GEOMETRIES = [
+    *GEOMETRIES,
+    ((2, 32, 9, 7), 32, (3, 3), {"padding": 1}),  # Winograd
+    ((1, 64, 14, 5), 96, (3, 3), {}),
+    ((2, 400, 5, 6), 40, (1, 1), {}),  # several slices of the reduction
+    ((1, 3, 40, 41), 40, (7, 7), {"stride": 2, "padding": 3}),
+    ((1, 96, 20, 20), 96, (3, 3), {"groups": 96, "padding": 1}),
+    ((1, 20, 5, 50), 20, (7, 7), {"groups": 20, "padding": 3, "stride": 2}),
+]
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), HALF_GEOMETRIES)
+def test_half_precision(shape: tuple, out_channels: int, kernel: tuple, options: dict, dtype: torch.dtype) -> None:
+    def ours(*operands: Tensor) -> Tensor:
+        return F.conv2d(*operands, **options)
+
+    def theirs(*operands: Tensor) -> Tensor:
+        return torch.conv2d(*operands, **options)
+
+    x, w, b = conv_operands(shape, out_channels, kernel, options, dtype)
+    for memory_format in formats(2):
+        operands = [x.to(memory_format=memory_format), w.to(memory_format=memory_format), b]
+        check_against_torch(ours, theirs, operands, DIRECT)
+        assert_rounded_once(ours, operands)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("out_channels", "options"),
+    [(32, {"padding": 1}), (40, {"stride": 2}), (32, {"groups": 32})],
+)
+def test_half_precision_makes_no_float32_copies(
+    out_channels: int, options: dict, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """The only tensors made are the results."""
+    x, w, _ = conv_operands((2, 32, 24, 24), out_channels, (3, 3), options, dtype)
+    x, w = (tensor.to(memory_format=memory_format).requires_grad_() for tensor in (x, w))
+    with torch.profiler.profile(profile_memory=True) as forward:
+        y = F.conv2d(x, w, **options)
+    dy = torch.randn_like(y)
+    with torch.profiler.profile(profile_memory=True) as backward:
+        torch.autograd.grad(y, (x, w), dy)
+    for profile, results in ((forward, [y]), (backward, [x, w])):
+        allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+        assert allocated == sum(tensor.nbytes for tensor in results)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_half_precision_sums_no_pixel_twice(dtype: torch.dtype) -> None:
+    """An infinity in the last of an odd number of pixels: infinite, and not zero times infinity."""
+    x, w = torch.ones(1, 4, 3, 3, dtype=dtype), torch.ones(2, 4, 1, 1, dtype=dtype)
+    x[:, :, -1, -1] = torch.inf
+    for memory_format in formats(2):
+        operands = [x.to(memory_format=memory_format), w]
+        *_, dw = gradients(F.conv2d, operands, torch.ones(1, 2, 3, 3, dtype=dtype))
+        assert dw.isposinf().all()
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
@@ -547,12 +609,18 @@ BITWISE = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_DTYPES])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), BITWISE)
 def test_the_rest_of_the_batch_changes_no_bit(
-    shape: tuple, out_channels: int, kernel: tuple, options: dict, memory_format: torch.memory_format
+    shape: tuple,
+    out_channels: int,
+    kernel: tuple,
+    options: dict,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
 ) -> None:
-    x, w, b = conv_operands(shape, out_channels, kernel, options, torch.float32)
+    x, w, b = conv_operands(shape, out_channels, kernel, options, dtype)
     x = x.to(memory_format=memory_format)
     dy = torch.randn_like(F.conv2d(x, w, b, **options))
 
@@ -567,7 +635,7 @@ def test_the_rest_of_the_batch_changes_no_bit(
             assert torch.equal(ours, expected[rows])
 
 
-@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), BITWISE)
 def test_the_number_of_threads_changes_no_bit(

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from common import ALL_DTYPES, FAST_DTYPES, check_against_torch, gradients, layouts, same_error, strides
+from common import (
+    ALL_DTYPES,
+    FAST_DTYPES,
+    HALF_DTYPES,
+    assert_rounded_once,
+    check_against_torch,
+    gradients,
+    layouts,
+    same_error,
+    strides,
+)
 from test_conv import DIRECT, WINOGRAD, formats
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
@@ -198,6 +208,23 @@ def test_no_padded_copy_is_made(mode: str) -> None:
         layer(x)
     allocated = [event.cpu_memory_usage for event in profile.events() if event.cpu_memory_usage > 0]
     assert max(allocated) < x.numel() * x.element_size()
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_half_precision(mode: str, dtype: torch.dtype) -> None:
+    """Rounded once, also where the input gradient is computed a few images at a time."""
+    for options in ({"padding": 2}, {"padding": 1, "stride": 2, "groups": 4}):
+        ours, theirs = pair(2, mode, 4, 8, 3, options, dtype)
+        for memory_format in formats(2):
+            x = torch.randn(5, 4, 9, 8, dtype=dtype).to(memory_format=memory_format)
+            check_against_torch(through(ours), through(theirs), [x, *weights_of(ours)], DIRECT)
+            assert_rounded_once(through(ours), [x, *weights_of(ours)])
+    ours, _ = pair(2, mode, 4, 2, 3, {"padding": 1}, dtype)
+    x = torch.randn(3, 4, 320, 480, dtype=dtype)
+    dy = torch.randn_like(ours(x))
+    whole, part = (gradients(ours, [x[:n]], dy[:n])[1] for n in (3, 1))
+    assert torch.equal(whole[:1], part)
 
 
 def test_meta_device_refuses_what_the_processor_refuses() -> None:

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from common import ALL_DTYPES, COMPLEX_DTYPES, FAST_DTYPES, check_against_torch, gradients, layouts, same_error, strides
+from common import (
+    ALL_DTYPES,
+    COMPLEX_DTYPES,
+    HALF_DTYPES,
+    assert_rounded_once,
+    check_against_torch,
+    gradients,
+    layouts,
+    same_error,
+    strides,
+)
 from test_conv import formats
 from torch import Tensor
 from torch.func import functional_call, grad, jacrev, jvp, vmap
@@ -75,7 +85,7 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [*FAST_DTYPES, *COMPLEX_DTYPES])
+@pytest.mark.parametrize("dtype", [*ALL_DTYPES, *COMPLEX_DTYPES])
 @pytest.mark.parametrize("rank", RANKS)
 def test_values_and_gradients(rank: int, dtype: torch.dtype) -> None:
     ours, theirs = functions(rank)
@@ -99,6 +109,8 @@ def test_values_and_gradients(rank: int, dtype: torch.dtype) -> None:
                     operands,
                     WINOGRAD if winograd else DIRECT,
                 )
+                if which == "fast" and dtype in HALF_DTYPES:
+                    assert_rounded_once(lambda *operands, options=options: ours(*operands, **options), operands)
 
 
 @pytest.mark.parametrize("which", ["fast", "naive"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import ALL_DTYPES, FAST_DTYPES, check_against_torch, gradients, same_error, strides
+from common import ALL_DTYPES, HALF_DTYPES, assert_rounded_once, check_against_torch, gradients, same_error, strides
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -85,6 +85,7 @@ SIZES = [  # leading dimensions, features in, features out
     ((128,), 67, 100),
     ((3,), 1030, 17),  # more features than a block
     ((700,), 9, 11),
+    ((16400,), 3, 2),  # more rows than are packed at a time
     ((2, 3, 4), 5, 6),
     ((), 6, 4),
     ((0,), 6, 4),
@@ -105,6 +106,27 @@ def test_values_and_gradients(
     x, w, b = (torch.randn(shape, dtype=dtype) for shape in [(*leading, features), (outputs, features), (outputs,)])
     with scratchnn.kernels(which):
         check_against_torch(F.linear, torch.nn.functional.linear, [x, w, *([b] if bias else [])])
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+@pytest.mark.parametrize(("leading", "features", "outputs"), SIZES)
+def test_half_precision_is_rounded_once(leading: tuple, features: int, outputs: int, dtype: torch.dtype) -> None:
+    operands = [torch.randn(shape, dtype=dtype) for shape in [(*leading, features), (outputs, features), (outputs,)]]
+    assert_rounded_once(F.linear, operands)
+
+
+def test_half_precision_makes_no_float32_copies() -> None:
+    """The only tensors made are the results."""
+    x, w, dy = (torch.randn(shape, dtype=torch.bfloat16) for shape in [(300, 200), (100, 200), (300, 100)])
+    for operator, operands in (
+        (_ops.linear, (x, w, None)),
+        (_ops.linear_input_grad, (dy, w)),
+        (_ops.linear_weight_grad, (dy, x)),
+    ):
+        with torch.profiler.profile(profile_memory=True) as profile:
+            result = operator(*operands)
+        allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+        assert allocated == result.nbytes
 
 
 @pytest.mark.parametrize("which", ["fast", "naive"])
@@ -284,7 +306,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 # Reproducible to the bit.
 
 
-@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize(("features", "outputs"), [(5, 3), (64, 10), (300, 200), (1500, 7), (9, 600)])
 def test_the_rest_of_the_batch_changes_no_bit(features: int, outputs: int, dtype: torch.dtype) -> None:
     x, w, b, dy = (
@@ -297,7 +319,7 @@ def test_the_rest_of_the_batch_changes_no_bit(features: int, outputs: int, dtype
         assert torch.equal(part_dx, dx[rows])
 
 
-@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize(
     ("rows", "features", "outputs"), [(65, 64, 10), (256, 300, 200), (1, 1500, 700), (900, 70, 33)]
 )

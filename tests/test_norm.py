@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,24 @@ def normalize_backward_samples() -> list[tuple]:
     ]
 
 
+def add_clamp_samples() -> list[tuple]:
+    """Input, residual, weight and bias, mean and variance, limits: every form of limits and residual there is."""
+    no, affine = (None, None), (torch.randn(3), torch.randn(3))
+    statistics = torch.randn(3).double(), torch.rand(3).double()
+    x = torch.randn(2, 3, 4, 5)
+    last = x.to(memory_format=torch.channels_last)
+    inf = math.inf
+    return [
+        (x, None, no, statistics, (-inf, inf)),
+        (x, last, affine, statistics, (0.0, inf)),
+        (last, x, no, statistics, (-0.5, 0.5)),
+        (last, None, affine, statistics, (0.0, inf)),
+        (torch.randn(2, 3, 37).double(), torch.randn(2, 3, 37).double(), no, statistics, (0.0, 6.0)),
+        (x.bfloat16(), x.bfloat16(), affine, statistics, (0.0, inf)),
+        (x[:0], x[:0], affine, statistics, (0.0, inf)),
+    ]
+
+
 OPERATOR_SAMPLES = {
     "normalize": normalize_samples,
     "normalize_backward": normalize_backward_samples,
@@ -103,6 +122,17 @@ OPERATOR_SAMPLES = {
     ],
     "batch_norm_eval": eval_samples,
     "batch_norm_backward": backward_samples,
+    "batch_norm_add_clamp_train": lambda: [
+        (x, *affine, r, 1e-5, *limits) for x, r, affine, _, limits in add_clamp_samples()
+    ],
+    "batch_norm_add_clamp": lambda: [
+        (x, *affine, *statistics, r, 1e-5, *limits) for x, r, affine, statistics, limits in add_clamp_samples()
+    ],
+    "batch_norm_add_clamp_backward": lambda: [
+        (torch.randn_like(x), x, *affine, *statistics, r, y, 1e-5, *limits, training)
+        for x, r, affine, statistics, limits in add_clamp_samples()
+        for y, training in ((None, True), (torch.randn_like(x), False))
+    ],
 }
 
 
@@ -632,3 +662,57 @@ def test_gradients_whose_strides_torch_gets_wrong() -> None:
             (found,) = torch.autograd.grad(function(leaves[0], None, None, **options), leaves[0], grad)
             (truth,) = torch.autograd.grad(formula(leaves[1], None, None, training=True), leaves[1], grad)
             torch.testing.assert_close(found, truth)
+
+
+@pytest.mark.parametrize("kernels", ["fast", "naive"])
+@pytest.mark.parametrize("limits", [(-math.inf, math.inf), (0.0, math.inf), (-0.4, 0.6)])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (2, 3, 2, 2), (40, 7), (2, 70, 6, 6), (2, 9, 25, 41)])
+def test_add_and_clamp(shape: tuple[int, ...], added: bool, limits: tuple[float, float], kernels: str) -> None:
+    """Beside the operators one by one: bit by bit forward, and backward whichever way the limits are seen."""
+    ops = torch.ops.scratchnn
+    for dtype in (torch.float32, torch.float64):
+        for last in (False, True):
+            torch.manual_seed(2)
+            x, r, grad = (torch.randn(shape, dtype=dtype) for _ in range(3))
+            if last and len(shape) == 4:
+                x = x.to(memory_format=torch.channels_last)
+            weight, bias = torch.rand(shape[1], dtype=dtype) + 0.5, torch.randn(shape[1], dtype=dtype)
+            residual = r if added else None
+            with scratchnn.kernels(kernels):
+                n, mean, var = ops.batch_norm_train(x, weight, bias, 1e-5)
+                total = n + r if added else n
+                expected = total.clamp(*limits)
+                y, *statistics = ops.batch_norm_add_clamp_train(x, weight, bias, residual, 1e-5, *limits)
+                assert torch.equal(y, expected)
+                assert y.stride() == x.stride()
+                assert torch.equal(statistics[0], mean)
+                assert torch.equal(statistics[1], var)
+                assert torch.equal(ops.batch_norm_add_clamp(x, weight, bias, mean, var, residual, 1e-5, *limits), y)
+                g = torch.where((total > limits[0]) & (total < limits[1]), grad, 0)
+                for output, training in ((None, True), (y, True), (None, False)):
+                    gradients = ops.batch_norm_backward(g, x, weight, mean, var, 1e-5, training)
+                    *found, passed = ops.batch_norm_add_clamp_backward(
+                        grad, x, weight, bias, mean, var, residual, output, 1e-5, *limits, training
+                    )
+                    for mine, other in zip(found, gradients, strict=True):
+                        torch.testing.assert_close(mine, other)
+                    if limits[0] > -math.inf and (added or output is not None):
+                        assert torch.equal(passed, g)
+                    else:
+                        assert passed.numel() == 0
+
+
+def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
+    ops = torch.ops.scratchnn
+    x = torch.randn(2, 3, 6, 6)
+    x[0, 1, 2, 3] = math.nan
+    mean, var = torch.zeros(3), torch.ones(3)
+    y = ops.batch_norm_add_clamp(x, None, None, mean, var, x, 0.0, 0.0, 6.0)
+    assert y.isnan().nonzero().tolist() == [[0, 1, 2, 3]]
+    with pytest.raises(RuntimeError, match="expected residual of shape"):
+        ops.batch_norm_add_clamp(x, None, None, mean, var, x[:1], 0.0, 0.0, 6.0)
+    with pytest.raises(RuntimeError, match="residual"):
+        ops.batch_norm_add_clamp(x, None, None, mean, var, x.double(), 0.0, 0.0, 6.0)
+    with pytest.raises(ValueError, match="is above the upper one"):
+        ops.batch_norm_add_clamp(x, None, None, mean, var, x, 0.0, 6.0, 0.0)

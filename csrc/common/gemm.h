@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/simd.h"
+#include "common/half.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
@@ -32,16 +32,70 @@ struct Segment {
   int64_t length;
 };
 
-template <int rows, class T>
-SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const T* const (&a)[rows], int64_t i, const T* b) {
-  Vec<T> b0 = load(b), b1 = load(b + kLanes<T>);
+// Some processors multiply bfloat16 numbers themselves, two products in a step (AVX512-BF16): matrices are not widened
+// there, and two neighbours of the reduction lie where a float would. kMultipliesPairs says that the instruction set
+// may have it, multiplies_pairs() that this processor does.
+#if defined(CPU_CAPABILITY_AVX512)
+template <class S>
+constexpr bool kMultipliesPairs = std::is_same_v<S, BFloat16>;
+inline bool multiplies_pairs() {
+  return __builtin_cpu_supports("avx512bf16");
+}
+#else
+template <class S>
+constexpr bool kMultipliesPairs = false;
+inline bool multiplies_pairs() {
+  return false;
+}
+#endif
+
+// Numbers E of the reduction that one step multiplies and adds to sums T.
+template <class E, class T>
+constexpr int64_t kTogether = sizeof(T) / sizeof(E);
+
+template <class E, class T>
+SCRATCHNN_INLINE Vec<T> load_as(const E* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+// The same from numbers that are not in pairs yet: those of `even` beside those of `odd`.
+template <class E, class T>
+SCRATCHNN_INLINE Vec<T> load_pairs(const E* even, const E* odd) {
+  return (Vec<T>)((FloatBits)read(even) >> 16 | (FloatBits)read(odd));
+}
+
+template <class E, class T>
+SCRATCHNN_INLINE Vec<T> spread(const E* p) {
+  if constexpr (std::is_same_v<E, T>) {
+    return broadcast(*p);
+  } else {
+    IntOf<T> bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    return (Vec<T>)broadcast(bits);
+  }
+}
+
+template <class E, class T>
+SCRATCHNN_INLINE void multiply_add(Vec<T> x, Vec<T> b, Vec<T>& sum) {
+  if constexpr (std::is_same_v<E, T>) {
+    sum = fma(x, b, sum);
+  } else {  // not an intrinsic: the compiler must not use the extension elsewhere
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(b));
+  }
+}
+
+template <int rows, class E, class T>
+SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const E* const (&a)[rows], int64_t i, const E* b) {
+  Vec<T> b0 = load_as<E, T>(b), b1 = load_as<E, T>(b + kTogether<E, T> * kLanes<T>);
   SCRATCHNN_KEEP_IN_REGISTER(b0);
   SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-    const Vec<T> x = broadcast(a[r][i]);
-    sums[r][0] = fma(x, b0, sums[r][0]);
-    sums[r][1] = fma(x, b1, sums[r][1]);
+    const Vec<T> x = spread<E, T>(a[r] + i);
+    multiply_add<E, T>(x, b0, sums[r][0]);
+    multiply_add<E, T>(x, b1, sums[r][1]);
   }
 }
 
@@ -53,33 +107,34 @@ constexpr int64_t kProductsInTile = 128, kPointsInTile = 32, kOuterProducts = 64
 // c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j], for `products` numbers q
 //
 //   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other, `skip` numbers left out
-//   b     packed: kTileColumns numbers for each q
+//   b     packed: kTileColumns numbers for each q; where a step takes two, the two of each column side by side
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
-template <int rows, class T>
-__attribute__((noinline)) void multiply_run(const T* a, const int64_t* a_offsets, const Segment* segments, int64_t skip,
-                                            int64_t products, const T* b, T* c, const int64_t* c_offsets,
+template <int rows, class E, class T>
+__attribute__((noinline)) void multiply_run(const E* a, const int64_t* a_offsets, const Segment* segments, int64_t skip,
+                                            int64_t products, const E* b, T* c, const int64_t* c_offsets,
                                             int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
+  constexpr int64_t step = kTogether<E, T>;
   Vec<T> sums[rows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
 
   for (; products > 0; ++segments, skip = 0) {
-    const T* row[rows];
+    const E* row[rows];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
     const int64_t length = segments->length - skip < products ? segments->length - skip : products;
     products -= length;
     int64_t i = 0;
 #pragma GCC unroll 1
-    for (; i + 2 <= length; i += 2, b += 2 * kTileColumns<T>) {  // four at a time spill registers
-      multiply_step<rows, T>(sums, row, i, b);
-      multiply_step<rows, T>(sums, row, i + 1, b + kTileColumns<T>);
+    for (; i + 2 * step <= length; i += 2 * step, b += 2 * step * kTileColumns<T>) {  // four at a time spill registers
+      multiply_step<rows, E, T>(sums, row, i, b);
+      multiply_step<rows, E, T>(sums, row, i + step, b + step * kTileColumns<T>);
     }
 #pragma GCC unroll 1
-    for (; i < length; ++i, b += kTileColumns<T>) multiply_step<rows, T>(sums, row, i, b);
+    for (; i < length; i += step, b += step * kTileColumns<T>) multiply_step<rows, E, T>(sums, row, i, b);
   }
   if (bias != nullptr) {
 #pragma GCC unroll 16
@@ -115,17 +170,17 @@ __attribute__((noinline)) void multiply_run(const T* a, const int64_t* a_offsets
 }
 
 // The same over all of the segments, in runs of so many products.
-template <int rows, int64_t longest_run, class T>
-SCRATCHNN_INLINE void multiply_tile(const T* a, const int64_t* a_offsets, const Segment* segments,
-                                    int64_t segment_count, const T* b, T* c, const int64_t* c_offsets, int64_t columns,
+template <int rows, int64_t longest_run, class E, class T>
+SCRATCHNN_INLINE void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
+                                    int64_t segment_count, const E* b, T* c, const int64_t* c_offsets, int64_t columns,
                                     bool accumulate, const T* bias) {
   int64_t products = 0;
   for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
   for (int64_t skip = 0; true;) {
     const int64_t run = products < longest_run ? products : longest_run;
     products -= run;
-    multiply_run<rows, T>(a, a_offsets, segments, skip, run, b, c, c_offsets, columns, accumulate,
-                          products == 0 ? bias : nullptr);
+    multiply_run<rows, E, T>(a, a_offsets, segments, skip, run, b, c, c_offsets, columns, accumulate,
+                             products == 0 ? bias : nullptr);
     if (products == 0) return;
     b += run * kTileColumns<T>;
     accumulate = true;
@@ -135,30 +190,41 @@ SCRATCHNN_INLINE void multiply_tile(const T* a, const int64_t* a_offsets, const 
 
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //
-//   a  `rows` numbers for each p, a_stride apart
+//   a  `rows` numbers for each p, a_stride apart; where a step takes two p, the two of each row side by side, a zero
+//      after the last of an odd number
 //   b  row p starts at b + b_offsets[p]; kTileColumns numbers are read
 //   c  rows c_stride apart
-template <int rows, class T>
-__attribute__((noinline)) void accumulate_outer_products(const T* a, int64_t a_stride, const T* b,
+template <int rows, class E, class T>
+__attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_stride, const E* b,
                                                          const int64_t* b_offsets, int64_t count, T* c,
                                                          int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
+  constexpr int64_t step = kTogether<E, T>;
+  [[maybe_unused]] static constexpr E kZeros[kTileColumns<T>] = {};
   for (int64_t p = 0; p < count;) {
-    const int64_t last = p + kOuterProducts < count ? p + kOuterProducts : count;
+    const int64_t last = p + step * kOuterProducts < count ? p + step * kOuterProducts : count;
     Vec<T> sums[rows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
 #pragma GCC unroll 2
-    for (; p < last; ++p, a += a_stride) {
-      const T* row = b + b_offsets[p];
-      Vec<T> b0 = load(row), b1 = load(row + lanes);
+    for (; p < last; p += step, a += step * a_stride) {
+      const E* row = b + b_offsets[p];
+      Vec<T> b0, b1;
+      if constexpr (step == 1) {
+        b0 = load(row);
+        b1 = load(row + lanes);
+      } else {
+        const E* next = p + 1 < count ? b + b_offsets[p + 1] : kZeros;
+        b0 = load_pairs<E, T>(row, next);
+        b1 = load_pairs<E, T>(row + lanes, next + lanes);
+      }
       SCRATCHNN_KEEP_IN_REGISTER(b0);
       SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        const Vec<T> x = broadcast(a[r]);
-        sums[r][0] = fma(x, b0, sums[r][0]);
-        sums[r][1] = fma(x, b1, sums[r][1]);
+        const Vec<T> x = spread<E, T>(a + step * r);
+        multiply_add<E, T>(x, b0, sums[r][0]);
+        multiply_add<E, T>(x, b1, sums[r][1]);
       }
     }
 #pragma GCC unroll 16

@@ -31,7 +31,13 @@ typedef uint16_t HalfLanes __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(kVectorBytes)));
 
 SCRATCHNN_INLINE Vec<float> widen(HalfLanes lanes, BFloat16) {
+#if defined(CPU_CAPABILITY_AVX512)  // gcc widens __builtin_convertvector's lanes by halves
+  return (Vec<float>)((FloatBits)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)lanes) << 16);
+#elif defined(CPU_CAPABILITY_AVX2)
+  return (Vec<float>)((FloatBits)_mm256_cvtepu16_epi32((__m128i)lanes) << 16);
+#else
   return (Vec<float>)(__builtin_convertvector(lanes, FloatBits) << 16);
+#endif
 }
 
 SCRATCHNN_INLINE HalfLanes narrow(Vec<float> v, BFloat16) {
@@ -75,6 +81,38 @@ SCRATCHNN_INLINE HalfLanes narrow(Vec<float> v, Half) {
 #endif
 }
 
+// One number of memory, widened.
+template <class S>
+SCRATCHNN_INLINE Wide<S> read_one(const S* p) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+    float number;
+    std::memcpy(&number, &bits, sizeof(number));
+    return number;
+  } else if constexpr (std::is_same_v<S, Half>) {
+    _Float16 number;
+    std::memcpy(&number, p, sizeof(number));
+    return static_cast<float>(number);
+  } else {
+    return *p;
+  }
+}
+
+template <class S>
+SCRATCHNN_INLINE void write_one(S* p, Wide<S> x) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const uint32_t rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16, quiet_nan = (bits >> 16) | 0x40u;
+    p->bits = static_cast<uint16_t>(x == x ? rounded : quiet_nan);
+  } else if constexpr (std::is_same_v<S, Half>) {
+    const _Float16 number = static_cast<_Float16>(x);
+    std::memcpy(p, &number, sizeof(number));
+  } else {
+    *p = x;
+  }
+}
+
 // kLanes<Wide<S>> numbers of memory, widened.
 template <class S>
 SCRATCHNN_INLINE Vec<Wide<S>> read(const S* p) {
@@ -112,6 +150,7 @@ SCRATCHNN_INLINE Vec<IntOf<T>> first_lanes_mask(int64_t count) {
 template <class S>
 SCRATCHNN_INLINE Vec<Wide<S>> read_partial(const S* p, int64_t count) {
 #if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(S) == 2) return widen((HalfLanes)_mm256_maskz_loadu_epi16((1u << count) - 1, p), S());
   if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm512_maskz_loadu_ps((1u << count) - 1, p);
   if constexpr (std::is_same_v<S, double>) return (Vec<double>)_mm512_maskz_loadu_pd((1u << count) - 1, p);
 #elif defined(CPU_CAPABILITY_AVX2)
@@ -127,6 +166,7 @@ SCRATCHNN_INLINE Vec<Wide<S>> read_partial(const S* p, int64_t count) {
 template <class S>
 SCRATCHNN_INLINE void write_partial(S* p, Vec<Wide<S>> v, int64_t count) {
 #if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(S) == 2) return _mm256_mask_storeu_epi16(p, (1u << count) - 1, (__m256i)narrow(v, S()));
   if constexpr (std::is_same_v<S, float>) return _mm512_mask_storeu_ps(p, (1u << count) - 1, (__m512)v);
   if constexpr (std::is_same_v<S, double>) return _mm512_mask_storeu_pd(p, (1u << count) - 1, (__m512d)v);
 #elif defined(CPU_CAPABILITY_AVX2)
@@ -140,6 +180,43 @@ SCRATCHNN_INLINE void write_partial(S* p, Vec<Wide<S>> v, int64_t count) {
   S lanes[kLanes<Wide<S>>];
   write(lanes, v);
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(S));
+}
+
+// to[i] = from[i], widened or rounded where the types differ.
+template <class From, class To>
+SCRATCHNN_INLINE void copy_numbers(const From* from, int64_t count, To* to) {
+  if constexpr (std::is_same_v<From, To>) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(To));
+  } else {
+    constexpr int lanes = kLanes<Wide<From>>;
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) write(to + i, read(from + i));
+    if (i < count) write_partial(to + i, read_partial(from + i, count - i), count - i);
+  }
+}
+
+// out[c][r] = in[r][c] for a rows x columns block, widened or rounded where the types differ; the strides count
+// elements.
+template <class In, class Out>
+void transpose_block(const In* in, int64_t in_stride, Out* out, int64_t out_stride, int64_t rows, int64_t columns) {
+  using T = Wide<In>;
+  constexpr int n = kLanes<T>;
+  int64_t r = 0;
+  for (; r + n <= rows; r += n) {
+    int64_t c = 0;
+    for (; c + n <= columns; c += n) {
+      Vec<T> block[n];
+      for (int i = 0; i < n; ++i) block[i] = read(in + (r + i) * in_stride + c);
+      transpose<T>(block);
+      for (int i = 0; i < n; ++i) write(out + (c + i) * out_stride + r, block[i]);
+    }
+    for (; c < columns; ++c) {
+      for (int i = 0; i < n; ++i) write_one(out + c * out_stride + r + i, read_one(in + (r + i) * in_stride + c));
+    }
+  }
+  for (; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) write_one(out + c * out_stride + r, read_one(in + r * in_stride + c));
+  }
 }
 
 }  // namespace CPU_CAPABILITY

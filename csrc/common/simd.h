@@ -191,27 +191,5 @@ SCRATCHNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (step > 1) transpose<T, step / 2>(rows);
 }
 
-// out[c][r] = in[r][c] for a rows x columns block; the strides count elements.
-template <class T>
-void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
-  constexpr int n = kLanes<T>;
-  int64_t r = 0;
-  for (; r + n <= rows; r += n) {
-    int64_t c = 0;
-    for (; c + n <= columns; c += n) {
-      Vec<T> block[n];
-      for (int i = 0; i < n; ++i) block[i] = load(in + (r + i) * in_stride + c);
-      transpose<T>(block);
-      for (int i = 0; i < n; ++i) store(out + (c + i) * out_stride + r, block[i]);
-    }
-    for (; c < columns; ++c) {
-      for (int i = 0; i < n; ++i) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
-    }
-  }
-  for (; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
-  }
-}
-
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -32,13 +32,13 @@ bool tiles_pay(const ConvGeometry& g) {
 }
 
 // Why Winograd's kernels cannot, or should not, compute this; null where they do.
-const char* winograd_refuses(const ConvGeometry& g, bool is_float32) {
+const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
   const Extent ones{1, 1, 1};
   const int64_t unit = winograd_channels(choose_instruction_set(g, true));
   if (g.kernel != Extent{1, 3, 3} || g.input[0] != 1) return "it serves every kernel; Winograd's serves 3x3";
   if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
   if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
-  if (!is_float32) return "Winograd's kernels are for float32";
+  if (!in_float32) return "Winograd's kernels sum in float32";
   if (g.in_channels < 16 || g.out_channels < 16 || g.in_channels % unit != 0 || g.out_channels % unit != 0) {
     return unit == 32   ? "Winograd's takes multiples of 32 channels on this processor"
            : unit == 16 ? "Winograd's takes multiples of 16 channels on this processor"
@@ -50,17 +50,17 @@ const char* winograd_refuses(const ConvGeometry& g, bool is_float32) {
 
 }  // namespace
 
-ConvChoice choose_algorithm(const ConvGeometry& geometry, bool is_float32) {
+ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32) {
   if (is_depthwise(geometry)) {
     return {ConvAlgorithm::kDepthwise, "each channel has a filter of its own: there is no matrix to multiply"};
   }
-  const char* refused = winograd_refuses(geometry, is_float32);
+  const char* refused = winograd_refuses(geometry, in_float32);
   if (refused != nullptr) return {ConvAlgorithm::kImplicitGemm, refused};
   return {ConvAlgorithm::kWinograd, "it takes a quarter of the multiplications of a 3x3 kernel of stride 1"};
 }
 
-InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool is_float32) {
-  const int64_t wide_tile = is_float32 ? 32 : 16;  // channels of a register tile of AVX-512
+InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool in_float32) {
+  const int64_t wide_tile = in_float32 ? 32 : 16;  // channels of a register tile of AVX-512
   const bool narrow = std::min(geometry.group_in(), geometry.group_out()) <= wide_tile;
   const InstructionSet most = narrow && !is_depthwise(geometry) ? InstructionSet::AVX2 : InstructionSet::AVX512;
   return std::min(active_instruction_set(), most);

@@ -22,7 +22,8 @@ struct ConvChoice {
   const char* reason;  // the end of a sentence, for people: scratchnn.explain
 };
 
-ConvChoice choose_algorithm(const ConvGeometry& geometry, bool is_float32);
+// `in_float32`: whether sums are, of float32 and of half precision.
+ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32);
 
 // The name of the algorithm that the operators take for a convolution with an input and a weight of these sizes, and
 // why. It is the same for the forward pass and both gradients. (In conv.cpp, beside the operators.)
@@ -31,7 +32,7 @@ std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::Int
                                                   std::string_view padding_mode, at::ScalarType type);
 
 // The instruction set to compute it with: register tiles of AVX-512 are too wide for layers of few channels.
-InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool is_float32);
+InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool in_float32);
 
 // Whether Winograd may be chosen at all, in the whole process. Gives back what was in force before the call.
 bool allow_winograd(std::optional<bool> allow);

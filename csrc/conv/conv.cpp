@@ -13,6 +13,8 @@
 namespace scratchnn {
 namespace {
 
+constexpr int64_t kWidenedNumbers = 1 << 20;  // of an output that is computed in float32 and then rounded, at a time
+
 // channels_last where either operand is, as in torch.
 at::MemoryFormat output_format(const at::Tensor& a, const at::Tensor& b) {
   const at::MemoryFormat format = memory_format(a);
@@ -23,26 +25,25 @@ template <class T>
 Filters<T> filters_of(const at::Tensor& weight) {
   T* data;
   if constexpr (std::is_const_v<T>) {
-    data = weight.const_data_ptr<std::remove_const_t<T>>();
+    data = read_pointer<std::remove_const_t<T>>(weight);
   } else {
-    data = weight.mutable_data_ptr<T>();
+    data = write_pointer<T>(weight);
   }
   const int64_t channels = weight.size(1), taps = weight[0].numel() / std::max<int64_t>(channels, 1);
   if (is_channels_last(memory_format(weight))) return {data, taps * channels, 1, channels};
   return {data, taps * channels, taps, 1};
 }
 
-// The function of the chosen algorithm and instruction set; Winograd's exist for float32 alone.
-template <class T, class Kernel, class Winograd>
-auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Winograd& winograd) {
-  constexpr bool is_float32 = std::is_same_v<T, float>;
-  const InstructionSet set = choose_instruction_set(g, is_float32);
-  switch (choose_algorithm(g, is_float32).algorithm) {
+// The function of the chosen algorithm and instruction set. Half precision is summed in float32.
+template <class S, class Kernel>
+auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Kernel& winograd) {
+  constexpr bool in_float32 = !std::is_same_v<S, double>;
+  const InstructionSet set = choose_instruction_set(g, in_float32);
+  switch (choose_algorithm(g, in_float32).algorithm) {
     case ConvAlgorithm::kDepthwise:
       return depthwise.at(set);
     case ConvAlgorithm::kWinograd:
-      if constexpr (is_float32) return winograd.at(set);
-      [[fallthrough]];
+      return winograd.at(set);
     default:
       return implicit_gemm.at(set);
   }
@@ -72,9 +73,9 @@ std::optional<at::Tensor> split_bias(const std::optional<at::Tensor>& bias) {
   return bias ? std::optional<at::Tensor>(real_bias(*bias)) : std::nullopt;
 }
 
-template <class T>
-const T* data_or_null(const at::Tensor& bias) {
-  return bias.defined() ? bias.const_data_ptr<T>() : nullptr;
+template <class S>
+const S* data_or_null(const at::Tensor& bias) {
+  return bias.defined() ? read_pointer<S>(bias) : nullptr;
 }
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -90,23 +91,18 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
                                   dilation, groups, padding_mode);
     return complex_channels(parts, format);
   }
-  if (is_widened(input)) {
-    return conv(input.to(at::kFloat), weight.to(at::kFloat), widened(bias), stride, padding, dilation, groups,
-                padding_mode)
-        .to(input.scalar_type());
-  }
   const at::Tensor output =
       at::empty(sizes_of(g.batch, g.out_channels, g.output, weight.dim() - 2), input.options().memory_format(format));
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
-  if (!use_fast_kernels(input)) {
+  if (!use_vector_kernels(input)) {
     naive::conv(g, input, weight, b, output);
     return output;
   }
   const at::Tensor x = dense(input), w = dense(weight);
-  with_fast_type(x, [&](auto zero) {
-    using T = decltype(zero);
-    const auto kernel = choose<T>(g, implicit_gemm_forward<T>, depthwise_forward<T>, winograd_forward<float>);
-    kernel(g, images_of<const T>(x), filters_of<const T>(w), data_or_null<T>(b), images_of<T>(output));
+  with_memory_type(x, [&](auto number) {
+    using S = typename decltype(number)::type;
+    const auto kernel = choose<S>(g, implicit_gemm_forward<S>, depthwise_forward<S>, winograd_forward<S>);
+    kernel(g, images_of<const S>(x), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
   });
   return output;
 }
@@ -124,24 +120,34 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
                                             output_size, stride, padding, dilation, groups, padding_mode);
     return complex_channels(parts, format);
   }
-  if (is_widened(input)) {
-    return conv_transpose(input.to(at::kFloat), weight.to(at::kFloat), widened(bias), output_size, stride, padding,
-                          dilation, groups, padding_mode)
-        .to(input.scalar_type());
-  }
   const at::Tensor output =
       at::empty(sizes_of(g.batch, g.in_channels, g.input, weight.dim() - 2), input.options().memory_format(format));
+  if (is_widened(input) && g.border != Border::kZeros) {
+    // add_border_grad sums into its output: some images at a time in float32, rounded once.
+    const at::Tensor w = weight.to(at::kFloat);
+    const int64_t numbers = std::max<int64_t>(1, g.in_channels * volume(g.input));  // of an image
+    const int64_t images = std::max<int64_t>(1, kWidenedNumbers / numbers);
+    for (int64_t n = 0; n < g.batch; n += images) {
+      const int64_t count = std::min(images, g.batch - n);
+      output.narrow(0, n, count)
+          .copy_(conv_transpose(input.narrow(0, n, count).to(at::kFloat), w, widened(bias), output_size, stride,
+                                padding, dilation, groups, padding_mode));
+    }
+    return output;
+  }
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
-  if (!use_fast_kernels(input)) {
+  if (!use_vector_kernels(input)) {
     naive::conv_input_grad(g, input, weight, b, output);
     return output;
   }
   const at::Tensor dy = dense(input), w = dense(weight);
-  with_fast_type(dy, [&](auto zero) {
-    using T = decltype(zero);
-    const auto kernel = choose<T>(g, implicit_gemm_input_grad<T>, depthwise_input_grad<T>, winograd_input_grad<float>);
-    kernel(g, images_of<const T>(dy), filters_of<const T>(w), data_or_null<T>(b), images_of<T>(output));
-    add_border_grad<T>(g, images_of<const T>(dy), filters_of<const T>(w), images_of<T>(output));
+  with_memory_type(dy, [&](auto number) {
+    using S = typename decltype(number)::type;
+    const auto kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, winograd_input_grad<S>);
+    kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
+    if constexpr (std::is_floating_point_v<S>) {
+      add_border_grad<S>(g, images_of<const S>(dy), filters_of<const S>(w), images_of<S>(output));
+    }
   });
   return output;
 }
@@ -165,22 +171,16 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
                                                  padding, dilation, groups, padding_mode, channels_last);
     return complex_filters(products, format);
   }
-  if (is_widened(grad)) {
-    return conv_weight_grad(grad.to(at::kFloat), input.to(at::kFloat), kernel_size, stride, padding, dilation, groups,
-                            padding_mode, channels_last)
-        .to(grad.scalar_type());
-  }
   const at::Tensor grad_weight = at::empty(sizes, grad.options().memory_format(format));
-  if (!use_fast_kernels(grad)) {
+  if (!use_vector_kernels(grad)) {
     naive::conv_weight_grad(g, grad, input, grad_weight);
     return grad_weight;
   }
   const at::Tensor dy = dense(grad), x = dense(input);
-  with_fast_type(dy, [&](auto zero) {
-    using T = decltype(zero);
-    const auto kernel =
-        choose<T>(g, implicit_gemm_weight_grad<T>, depthwise_weight_grad<T>, winograd_weight_grad<float>);
-    kernel(g, images_of<const T>(dy), images_of<const T>(x), filters_of<T>(grad_weight));
+  with_memory_type(dy, [&](auto number) {
+    using S = typename decltype(number)::type;
+    const auto kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, winograd_weight_grad<S>);
+    kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });
   return grad_weight;
 }
@@ -198,14 +198,10 @@ std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::Int
         explain_conv(channels, filters, stride, padding, dilation, groups, padding_mode, c10::toRealValueType(type));
     return {name + " on real and imaginary parts", reason};
   }
-  if (is_widened(probe)) {
-    auto [name, reason] = explain_conv(input, weight, stride, padding, dilation, groups, padding_mode, at::kFloat);
-    return {name + " on float32 copies", reason};
-  }
   if (naive_kernels_requested()) return {"naive loops", "scratchnn.kernels(\"naive\") asks for them"};
-  if (!use_fast_kernels(probe)) return {"naive loops", "the fast kernels are for floating-point numbers"};
+  if (!use_vector_kernels(probe)) return {"naive loops", "the fast kernels are for floating-point numbers"};
   const ConvGeometry g = conv_geometry(input, weight, {stride, padding, dilation, groups, padding_mode});
-  const ConvChoice choice = choose_algorithm(g, type == at::kFloat);
+  const ConvChoice choice = choose_algorithm(g, type != at::kDouble);
   return {name_of(choice.algorithm), choice.reason};
 }
 

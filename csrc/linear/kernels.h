@@ -1,5 +1,6 @@
 // The fast kernels of the fully-connected layer. All matrices are row-major without gaps:
-// input N x C, weight K x C, grad (dL/dy) N x K.
+// input N x C, weight K x C, grad (dL/dy) N x K. S is what the numbers are in memory: float, double, BFloat16 or Half
+// (common/half.h).
 #pragma once
 
 #include <cstdint>
@@ -15,16 +16,16 @@ struct LinearShape {
 };
 
 // output[n, k] = bias[k] + sum over c of input[n, c] weight[k, c]; bias may be null.
-template <class T>
-inline Kernel<void(const LinearShape&, const T* input, const T* weight, const T* bias, T* output)> linear_kernel;
+template <class S>
+inline Kernel<void(const LinearShape&, const S* input, const S* weight, const S* bias, S* output)> linear_kernel;
 
 // grad_input[n, c] = sum over k of grad[n, k] weight[k, c]
-template <class T>
-inline Kernel<void(const LinearShape&, const T* grad, const T* weight, T* grad_input)> linear_input_grad_kernel;
+template <class S>
+inline Kernel<void(const LinearShape&, const S* grad, const S* weight, S* grad_input)> linear_input_grad_kernel;
 
 // grad_weight[k, c] = sum over n of grad[n, k] input[n, c]
-template <class T>
-inline Kernel<void(const LinearShape&, const T* grad, const T* input, T* grad_weight)> linear_weight_grad_kernel;
+template <class S>
+inline Kernel<void(const LinearShape&, const S* grad, const S* input, S* grad_weight)> linear_weight_grad_kernel;
 
 // The parts of a bilinear layer that are not products of matrices.
 //

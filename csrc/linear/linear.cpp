@@ -68,18 +68,15 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
                 weight.size(0), "], but got ", bias->sizes());
     check_same_type(input, "input", *bias, "bias", "linear");
   }
-  if (is_widened(input)) {
-    return linear(input.to(at::kFloat), weight.to(at::kFloat), widened(bias)).to(input.scalar_type());
-  }
   if (is_paired(input)) return as_complex(linear(as_pairs(input), as_pair_products(weight), as_pairs(bias)));
   const at::Tensor x = matrix(input), w = weight.contiguous();
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
   const at::Tensor output = at::empty(with_last(input.sizes(), weight.size(0)), x.options());
-  if (use_fast_kernels(x)) {
-    with_fast_type(x, [&](auto zero) {
-      using T = decltype(zero);
-      linear_kernel<T>({x.size(0), w.size(1), w.size(0)}, x.const_data_ptr<T>(), w.const_data_ptr<T>(),
-                       b.defined() ? b.const_data_ptr<T>() : nullptr, output.data_ptr<T>());
+  if (use_vector_kernels(x)) {
+    with_memory_type(x, [&](auto number) {
+      using S = typename decltype(number)::type;
+      linear_kernel<S>({x.size(0), w.size(1), w.size(0)}, read_pointer<S>(x), read_pointer<S>(w),
+                       b.defined() ? read_pointer<S>(b) : nullptr, write_pointer<S>(output));
     });
   } else {
     naive::linear(x, w, b, output);
@@ -90,17 +87,14 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
 at::Tensor linear_input_grad(const at::Tensor& grad, const at::Tensor& weight) {
   TORCH_CHECK(grad.dim() >= 1, "linear_input_grad: expected grad to have at least 1 dimension, but got a scalar");
   check_matrices(grad, "grad", grad.size(-1), weight, weight.size(0), "linear_input_grad");
-  if (is_widened(grad)) {
-    return linear_input_grad(grad.to(at::kFloat), weight.to(at::kFloat)).to(grad.scalar_type());
-  }
   if (is_paired(grad)) return as_complex(linear_input_grad(as_pairs(grad), as_pair_products(weight)));
   const at::Tensor dy = matrix(grad), w = weight.contiguous();
   const at::Tensor grad_input = at::empty(with_last(grad.sizes(), weight.size(1)), dy.options());
-  if (use_fast_kernels(dy)) {
-    with_fast_type(dy, [&](auto zero) {
-      using T = decltype(zero);
-      linear_input_grad_kernel<T>({dy.size(0), w.size(1), w.size(0)}, dy.const_data_ptr<T>(), w.const_data_ptr<T>(),
-                                  grad_input.data_ptr<T>());
+  if (use_vector_kernels(dy)) {
+    with_memory_type(dy, [&](auto number) {
+      using S = typename decltype(number)::type;
+      linear_input_grad_kernel<S>({dy.size(0), w.size(1), w.size(0)}, read_pointer<S>(dy), read_pointer<S>(w),
+                                  write_pointer<S>(grad_input));
     });
   } else {
     naive::linear_input_grad(dy, w, grad_input);
@@ -114,17 +108,14 @@ at::Tensor linear_weight_grad(const at::Tensor& grad, const at::Tensor& input) {
               "linear_weight_grad: expected grad and input to agree in all but the last dimension, but got shapes ",
               grad.sizes(), " and ", input.sizes());
   check_same_type(grad, "grad", input, "input", "linear_weight_grad");
-  if (is_widened(grad)) {
-    return linear_weight_grad(grad.to(at::kFloat), input.to(at::kFloat)).to(grad.scalar_type());
-  }
   if (is_paired(grad)) return from_pair_products(linear_weight_grad(as_pairs(grad), as_pairs(input)));
   const at::Tensor dy = matrix(grad), x = matrix(input);
   const at::Tensor grad_weight = at::empty({dy.size(1), x.size(1)}, dy.options());
-  if (use_fast_kernels(dy)) {
-    with_fast_type(dy, [&](auto zero) {
-      using T = decltype(zero);
-      linear_weight_grad_kernel<T>({dy.size(0), x.size(1), dy.size(1)}, dy.const_data_ptr<T>(), x.const_data_ptr<T>(),
-                                   grad_weight.data_ptr<T>());
+  if (use_vector_kernels(dy)) {
+    with_memory_type(dy, [&](auto number) {
+      using S = typename decltype(number)::type;
+      linear_weight_grad_kernel<S>({dy.size(0), x.size(1), dy.size(1)}, read_pointer<S>(dy), read_pointer<S>(x),
+                                   write_pointer<S>(grad_weight));
     });
   } else {
     naive::linear_weight_grad(dy, x, grad_weight);

@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -61,10 +62,46 @@ void check_parameters(const at::Tensor& input, const OptionalTensor& weight, con
 }
 
 using Statistics = std::tuple<at::Tensor, at::Tensor>;
+using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// What follows the normalization: Ending of kernels.h, with a residual in the input's order of memory.
+struct Tail {
+  OptionalTensor residual;
+  double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
+
+  template <class T>
+  Ending<T> ending() const {
+    return {residual ? residual->const_data_ptr<T>() : nullptr, low, high};
+  }
+};
+
+void check_like_input(const at::Tensor& input, const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.sizes() == input.sizes(), "batch_norm: expected ", name, " of shape ", input.sizes(), ", but got ",
+              tensor.sizes());
+  check_same_type(tensor, name, input, "input", "batch_norm");
+}
+
+// Checked, in the numbers and the order of memory of `x`, which the input may have been brought to.
+Tail tail_for(const at::Tensor& input, const at::Tensor& x, const OptionalTensor& residual, double low, double high) {
+  TORCH_CHECK_VALUE(low <= high, "batch_norm: the lower limit, ", low, ", is above the upper one, ", high);
+  if (!residual) return {std::nullopt, low, high};
+  check_like_input(input, *residual, "residual");
+  return {dense(residual->to(x.scalar_type()), memory_format(x)), low, high};
+}
+
+// The input in float32 at the least, without gaps.
+at::Tensor prepared(const at::Tensor& input) {
+  const at::Tensor x = is_widened(input) ? input.to(at::kFloat) : input;
+  return dense(x, memory_format(x));
+}
+
+OptionalTensor prepared(const at::Tensor& input, const OptionalTensor& parameter) {
+  return is_widened(input) ? widened(parameter) : parameter;
+}
 
 // The batch's mean and biased variance in double, and, where there is an output, that.
 Statistics normalize(const at::Tensor& x, const at::Tensor* y, const OptionalTensor& weight, const OptionalTensor& bias,
-                     double eps) {
+                     double eps, const Tail& tail) {
   const IndexSets sets = channel_sets(x, memory_format(x));
   const int64_t channels = sets.groups;
   const at::Tensor mean = at::zeros({channels}, x.options().dtype(at::kDouble)), variance = at::zeros_like(mean);
@@ -78,33 +115,38 @@ Statistics normalize(const at::Tensor& x, const at::Tensor* y, const OptionalTen
       const Interleaved geometry = in_memory(sets);
       const auto& kernel = is_slices(geometry) ? norm_train_slices<T> : norm_train_columns<T>;
       T* output = y == nullptr ? nullptr : y->data_ptr<T>();
-      kernel(geometry, x.const_data_ptr<T>(), output, w.data(), b.data(), eps, m, v);
+      kernel(geometry, x.const_data_ptr<T>(), output, w.data(), b.data(), eps, m, v, tail.ending<T>());
     });
   } else {
     naive::norm_statistics(sets, x, m, v);
-    if (y != nullptr) naive::norm_apply(sets, x, *y, w.data(), b.data(), eps, m, v);
+    if (y != nullptr) {
+      naive::norm_apply(sets, x, *y, w.data(), b.data(), eps, m, v);
+      naive::norm_end(*y, tail.residual, tail.low, tail.high);
+    }
   }
   return {mean, variance};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_train(const at::Tensor& input, const OptionalTensor& weight,
-                                                                const OptionalTensor& bias, double eps) {
+Outputs batch_norm_add_clamp_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                   const OptionalTensor& residual, double eps, double low, double high) {
   check_input(input);
   check_parameters(input, weight, bias);
-  if (is_widened(input)) {
-    const auto [y, mean, variance] = batch_norm_train(input.to(at::kFloat), widened(weight), widened(bias), eps);
-    return {y.to(input.scalar_type()), mean, variance};
-  }
-  const at::Tensor x = dense(input, memory_format(input));
+  const at::Tensor x = prepared(input);
+  const Tail tail = tail_for(input, x, residual, low, high);
   const at::Tensor y = at::empty_like(x);
-  const auto [mean, variance] = normalize(x, &y, weight, bias, eps);
-  return {y, mean, variance};
+  const auto [mean, variance] = normalize(x, &y, prepared(input, weight), prepared(input, bias), eps, tail);
+  return {y.to(input.scalar_type()), mean, variance};
+}
+
+Outputs batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                         double eps) {
+  const Tail none;
+  return batch_norm_add_clamp_train(input, weight, bias, std::nullopt, eps, none.low, none.high);
 }
 
 Statistics batch_norm_statistics(const at::Tensor& input) {
   check_input(input);
-  const at::Tensor x = is_widened(input) ? input.to(at::kFloat) : input;
-  return normalize(dense(x, memory_format(x)), nullptr, std::nullopt, std::nullopt, 0);
+  return normalize(prepared(input), nullptr, std::nullopt, std::nullopt, 0, Tail());
 }
 
 // running = (1 - momentum) running + momentum batch, with the unbiased variance n / (n - 1). Nothing is
@@ -138,79 +180,115 @@ void batch_norm_update_(at::Tensor running_mean, at::Tensor running_var, const a
   update(running_var, variance, n / (n - 1));
 }
 
-at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                           const at::Tensor& running_mean, const at::Tensor& running_var, double eps) {
+at::Tensor batch_norm_add_clamp(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                const at::Tensor& mean, const at::Tensor& var, const OptionalTensor& residual,
+                                double eps, double low, double high) {
   check_input(input);
-  check_count(input, running_mean, "running_mean");
-  check_count(input, running_var, "running_var");
-  check_parameters(input, weight, bias);
-  if (is_widened(input)) {
-    return batch_norm_eval(input.to(at::kFloat), widened(weight), widened(bias), running_mean, running_var, eps)
-        .to(input.scalar_type());
+  if (input.numel() > 0) {  // without numbers, torch takes any statistics: there is nothing to normalize
+    check_count(input, mean, "running_mean");
+    check_count(input, var, "running_var");
   }
-  const at::MemoryFormat format = memory_format(input);
-  const at::Tensor x = dense(input, format);
+  check_parameters(input, weight, bias);
+  const at::Tensor x = prepared(input);
+  const Tail tail = tail_for(input, x, residual, low, high);
   const at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y;
-  const IndexSets sets = channel_sets(x, format);
+  if (x.numel() == 0) return y.to(input.scalar_type());
+  const IndexSets sets = channel_sets(x, memory_format(x));
   const std::vector<double> w = numbers(weight, sets.groups, 1), b = numbers(bias, sets.groups, 0);
-  const std::vector<double> m = numbers(running_mean), v = numbers(running_var);
+  const std::vector<double> m = numbers(mean), v = numbers(var);
   if (use_fast_kernels(x)) {
     with_fast_type(x, [&](auto zero) {
       using T = decltype(zero);
       const Interleaved geometry = in_memory(sets);
       const auto& kernel = is_slices(geometry) ? norm_eval_slices<T> : norm_eval_columns<T>;
-      kernel(geometry, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps, m.data(), v.data());
+      kernel(geometry, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps, m.data(), v.data(),
+             tail.ending<T>());
     });
   } else {
     naive::norm_apply(sets, x, y, w.data(), b.data(), eps, m.data(), v.data());
+    naive::norm_end(y, tail.residual, tail.low, tail.high);
   }
-  return y;
+  return y.to(input.scalar_type());
 }
 
-// The gradients of input, weight and bias; the last two have the type of the weight, or else of the input,
-// float32 beside a narrower one.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm_backward(const at::Tensor& grad, const at::Tensor& input,
-                                                                   const OptionalTensor& weight, const at::Tensor& mean,
-                                                                   const at::Tensor& variance, double eps,
-                                                                   bool training) {
+at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                           const at::Tensor& running_mean, const at::Tensor& running_var, double eps) {
+  const Tail none;
+  return batch_norm_add_clamp(input, weight, bias, running_mean, running_var, std::nullopt, eps, none.low, none.high);
+}
+
+// The gradients of input, weight, bias and residual. Those of weight and bias have the type of the weight, or else of
+// the input, float32 beside a narrower one. That of the residual is grad within the limits; it is written where there
+// is a residual or an output, whichever the limits are seen by, and is else empty.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_backward(
+    const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual, const OptionalTensor& output,
+    double eps, double low, double high, bool training) {
   check_input(input);
   TORCH_CHECK(grad.sizes() == input.sizes(), "batch_norm_backward: expected grad of shape ", input.sizes(),
               ", but got ", grad.sizes());
   check_same_type(grad, "grad", input, "input", "batch_norm_backward");
-  check_parameters(input, weight, std::nullopt);
+  check_parameters(input, weight, bias);
   check_count(input, mean, "mean");
   check_count(input, variance, "var");
   const auto options = input.options().dtype(parameter_type(input, weight));
-  if (is_widened(input)) {
-    const auto [dx, dw, db] =
-        batch_norm_backward(grad.to(at::kFloat), input.to(at::kFloat), widened(weight), mean, variance, eps, training);
-    return {dx.to(input.scalar_type()), dw.to(options.dtype()), db.to(options.dtype())};
+  const at::Tensor x = prepared(input);
+  const at::MemoryFormat format = memory_format(x);
+  const at::Tensor g = dense(grad.to(x.scalar_type()), format);
+  const Tail tail = tail_for(input, x, residual, low, high);
+  OptionalTensor y;
+  if (output) {
+    check_like_input(input, *output, "output");
+    y = dense(output->to(x.scalar_type()), format);
   }
-  const at::MemoryFormat format = memory_format(input);
-  const at::Tensor x = dense(input, format);
-  const at::Tensor g = dense(grad, format);
+  const Tail none;
+  const bool limited = low > none.low || high < none.high;
   const at::Tensor dx = at::empty_like(x);
+  const at::Tensor passed = limited && (residual || output) ? at::empty_like(x) : dx;
+  const at::Tensor none_written = at::empty({0}, input.options());
   const IndexSets sets = channel_sets(x, format);
   const int64_t channels = sets.groups;
-  if (x.numel() == 0) return {dx, at::zeros({channels}, options), at::zeros({channels}, options)};
-  const std::vector<double> w = numbers(weight, channels, 1), m = numbers(mean), v = numbers(variance);
   std::vector<double> dw(channels), db(channels);
-  if (use_fast_kernels(x)) {
-    with_fast_type(x, [&](auto zero) {
-      using T = decltype(zero);
-      const Interleaved geometry = in_memory(sets);
-      const auto& kernel = is_slices(geometry) ? norm_backward_slices<T> : norm_backward_columns<T>;
-      kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(), v.data(),
-             eps, training, dw.data(), db.data());
-    });
-  } else {
-    naive::norm_backward(sets, g, x, dx, w.data(), m.data(), v.data(), eps, training, dw.data(), db.data());
+  if (x.numel() > 0) {
+    const std::vector<double> w = numbers(weight, channels, 1), b = numbers(bias, channels, 0);
+    const std::vector<double> m = numbers(mean), v = numbers(variance);
+    if (use_fast_kernels(x)) {
+      with_fast_type(x, [&](auto zero) {
+        using T = decltype(zero);
+        const Interleaved geometry = in_memory(sets);
+        const auto& kernel = is_slices(geometry) ? norm_backward_slices<T> : norm_backward_columns<T>;
+        const Gate<T> gate = {b.data(), y ? y->const_data_ptr<T>() : nullptr, limited ? passed.data_ptr<T>() : nullptr};
+        kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(), v.data(),
+               eps, training, dw.data(), db.data(), tail.ending<T>(), gate);
+      });
+    } else {
+      at::Tensor arriving = g;
+      if (limited) {
+        const at::Tensor sum = y ? *y : at::empty_like(x);
+        if (!y) {
+          naive::norm_apply(sets, x, sum, w.data(), b.data(), eps, m.data(), v.data());
+          naive::norm_end(sum, tail.residual, none.low, none.high);
+        }
+        naive::norm_end_backward(g, sum, low, high, passed);
+        arriving = passed.is_same(dx) ? passed.clone() : passed;
+      }
+      naive::norm_backward(sets, arriving, x, dx, w.data(), m.data(), v.data(), eps, training, dw.data(), db.data());
+    }
   }
   const at::Tensor grad_weight = at::empty({channels}, options), grad_bias = at::empty({channels}, options);
   assign(grad_weight, dw);
   assign(grad_bias, db);
-  return {dx, grad_weight, grad_bias};
+  return {dx.to(input.scalar_type()), grad_weight, grad_bias,
+          passed.is_same(dx) ? none_written : passed.to(input.scalar_type())};
+}
+
+Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
+                            const at::Tensor& mean, const at::Tensor& variance, double eps, bool training) {
+  const Tail none;
+  const auto [dx, dw, db, unused] =
+      batch_norm_add_clamp_backward(grad, input, weight, std::nullopt, mean, variance, std::nullopt, std::nullopt, eps,
+                                    none.low, none.high, training);
+  return {dx, dw, db};
 }
 
 }  // namespace
@@ -221,6 +299,9 @@ TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
   library.impl("batch_norm_update_", batch_norm_update_);
   library.impl("batch_norm_eval", batch_norm_eval);
   library.impl("batch_norm_backward", batch_norm_backward);
+  library.impl("batch_norm_add_clamp_train", batch_norm_add_clamp_train);
+  library.impl("batch_norm_add_clamp", batch_norm_add_clamp);
+  library.impl("batch_norm_add_clamp_backward", batch_norm_add_clamp_backward);
 }
 
 }  // namespace scratchnn

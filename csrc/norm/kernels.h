@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/dispatch.h"
 
@@ -56,16 +57,34 @@ struct Interleaved {
 // Runs at least this long are walked as slices (batch norm) or as runs of one parameter (rows).
 constexpr int64_t kShortestSlice = 32;
 
-// y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps). Mean and variance (biased) are results.
-// Without an output, they are the only ones.
+// What follows the normalization: y = min(max(n + r, low), high), n the normalized number and r a residual, laid out as
+// the input. No residual adds nothing, and infinite limits are none.
+template <class T>
+struct Ending {
+  const T* residual = nullptr;
+  double low = -std::numeric_limits<double>::infinity();
+  double high = std::numeric_limits<double>::infinity();
+};
+
+// y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps), and the ending. Mean and variance (biased) are
+// results. Without an output, they are the only ones. The output may be the input, or the residual.
 template <class T>
 using NormTrain = void(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                       double eps, double* mean, double* variance);
+                       double eps, double* mean, double* variance, const Ending<T>& ending);
 
 // The same with mean and variance given.
 template <class T>
 using NormEval = void(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                      double eps, const double* mean, const double* variance);
+                      double eps, const double* mean, const double* variance, const Ending<T>& ending);
+
+// What the gradient of an ending with limits is taken by: the bias of the normalization, with which n + r is computed
+// again, or in its place the output. The gradient of n, and of r, is stored in `passed`, which may be grad_input.
+template <class T>
+struct Gate {
+  const double* bias = nullptr;
+  const T* output = nullptr;
+  T* passed = nullptr;  // null: no limits, the gradient arrives as it is
+};
 
 // grad_weight = sum of g x_hat, grad_bias = sum of g, and, r being 1 / sqrt(variance + eps),
 // grad_input = r (weight g - E[weight g] - x_hat E[weight g x_hat]) where mean and variance are the input's own
@@ -73,7 +92,7 @@ using NormEval = void(const Interleaved& geometry, const T* input, T* output, co
 template <class T>
 using NormBackward = void(const Interleaved& geometry, const T* grad, const T* input, T* grad_input,
                           const double* weight, const double* mean, const double* variance, double eps, bool training,
-                          double* grad_weight, double* grad_bias);
+                          double* grad_weight, double* grad_bias, const Ending<T>& ending, const Gate<T>& gate);
 
 template <class T>
 inline Kernel<NormTrain<T>> norm_train_slices;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace scratchnn::naive {
@@ -61,6 +62,31 @@ void norm_apply(const IndexSets& sets, const at::Tensor& input, const at::Tensor
       const double x_hat = (static_cast<double>(x[i]) - mu) / std::sqrt(variance[set] + eps);
       y[i] = static_cast<scalar_t>(weight[parameter] * x_hat + bias[parameter]);
     });
+  });
+}
+
+void norm_end(const at::Tensor& output, const std::optional<at::Tensor>& residual, double low, double high) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "norm", [&] {
+    scalar_t* y = output.data_ptr<scalar_t>();
+    const scalar_t* r = residual ? residual->const_data_ptr<scalar_t>() : nullptr;
+    for (int64_t i = 0; i < output.numel(); ++i) {
+      const scalar_t sum = r == nullptr ? y[i] : static_cast<scalar_t>(y[i] + r[i]);
+      y[i] = sum < low ? static_cast<scalar_t>(low) : sum > high ? static_cast<scalar_t>(high) : sum;
+    }
+  });
+}
+
+void norm_end_backward(const at::Tensor& grad, const at::Tensor& sum, double low, double high,
+                       const at::Tensor& passed) {
+  const double none = std::numeric_limits<double>::infinity();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "norm_backward", [&] {
+    const scalar_t* g = grad.const_data_ptr<scalar_t>();
+    const scalar_t* s = sum.const_data_ptr<scalar_t>();
+    scalar_t* out = passed.data_ptr<scalar_t>();
+    for (int64_t i = 0; i < grad.numel(); ++i) {
+      const bool held = (low > -none && s[i] <= low) || (high < none && s[i] >= high);
+      out[i] = held ? scalar_t(0) : g[i];
+    }
   });
 }
 

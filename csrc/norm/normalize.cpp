@@ -165,7 +165,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
       with_fast_type(x, [&](auto zero) {
         using T = decltype(zero);
         norm_train_columns<T>(columns_of(sets), x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps,
-                              m.data(), v.data());
+                              m.data(), v.data(), Ending<T>());
       });
     } else {
       naive::norm_statistics(sets, x, m.data(), v.data());
@@ -246,7 +246,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
       with_fast_type(x, [&](auto zero) {
         using T = decltype(zero);
         norm_backward_columns<T>(columns_of(sets), g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(),
-                                 w.data(), m.data(), v.data(), eps, true, dw.data(), db.data());
+                                 w.data(), m.data(), v.data(), eps, true, dw.data(), db.data(), Ending<T>(), Gate<T>());
       });
     } else {
       naive::norm_backward(sets, g, x, dx, w.data(), m.data(), v.data(), eps, true, dw.data(), db.data());

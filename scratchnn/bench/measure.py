@@ -26,10 +26,16 @@ MODEL_TOLERANCES = (1e-2, 1e-1, 1e-2)
 LEARNING_RATE, MOMENTUM = 0.01, 0.9
 
 LAYERS = "layers"  # our side as it is: torch's layers replaced by ours, one by one
+FUSED = "fused"  # the side of ours whose blocks are joined
+
+
+def _fused(model: Module) -> Module:
+    scratchnn.fuse(model)
+    return model
 
 
 # What is done to a model of ours before it runs: each way is timed, beside the same runs of torch's.
-OUR_SIDES: dict[str, Callable[[Module], Module]] = {LAYERS: lambda model: model}
+OUR_SIDES: dict[str, Callable[[Module], Module]] = {LAYERS: lambda model: model, FUSED: _fused}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scratchnn.bench import targets
-from scratchnn.bench.measure import LAYERS, name_of
+from scratchnn.bench.measure import FUSED, LAYERS, name_of
 from scratchnn.bench.memory import KeptResult, PeakResult
-from scratchnn.bench.targets import FUSED, Standing
+from scratchnn.bench.targets import Standing
 
 __all__ = ["MemoryReport"]
 

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scratchnn.bench.cases import FORWARD, FORWARD_BACKWARD, MODEL, TRAINING_STEP
-from scratchnn.bench.measure import LAYERS, Result
+from scratchnn.bench.measure import FUSED, LAYERS, Result
 from scratchnn.bench.timing import geometric_mean
 
 __all__ = ["FUSED", "Standing", "markdown", "of_times", "text"]
 
-FUSED = "fused"  # the side of ours whose blocks are joined, where there is one
 
 SMALLEST_RATIO = 0.95
 MEANS = ((FORWARD, 1.5), (FORWARD_BACKWARD, 1.5))

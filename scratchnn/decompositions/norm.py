@@ -120,6 +120,74 @@ def batch_norm_backward(
     return _finish(dx, input), dw.to(parameter), db.to(parameter)
 
 
+def _ended(normalized: Tensor, residual: Tensor | None, low: float, high: float) -> Tensor:
+    """``min(max(n + r, low), high)``."""
+    total = normalized if residual is None else normalized + residual
+    return total if low == -math.inf and high == math.inf else total.clamp(low, high)
+
+
+def _wide(input: Tensor) -> Tensor:
+    return input.to(_dtype(input))
+
+
+@decomposes("batch_norm_add_clamp_train")
+def batch_norm_add_clamp_train(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, var = batch_norm_train(_wide(input), *(_to(_dtype(input), p) for p in (weight, bias)), eps)
+    return _finish(_ended(y, residual, low, high), input), mean, var
+
+
+@decomposes("batch_norm_add_clamp")
+def batch_norm_add_clamp(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> Tensor:
+    y = batch_norm_eval(_wide(input), *(_to(_dtype(input), p) for p in (weight, bias)), mean, var, eps)
+    return _finish(_ended(y, residual, low, high), input)
+
+
+@decomposes("batch_norm_add_clamp_backward")
+def batch_norm_add_clamp_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    output: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    limited = low > -math.inf or high < math.inf
+    g = grad
+    if limited:
+        seen = output
+        if seen is None:
+            no = (-math.inf, math.inf)
+            seen = batch_norm_add_clamp(_wide(input), weight, bias, mean, var, residual, eps, *no)
+        g = torch.where((seen <= low) | (seen >= high) if high < math.inf else seen <= low, 0, grad)
+    gradients = batch_norm_backward(g, input, weight, mean, var, eps, training)
+    stored = limited and not (residual is None and output is None)
+    return *gradients, _finish(g, input) if stored else input.new_empty(0)
+
+
 # By statistics of a sample alone: of N x G x K x P, these dimensions share a mean and a variance.
 
 _OVER = {"row": [2, 3], "group": [2, 3], "pixel": [2]}

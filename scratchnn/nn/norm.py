@@ -40,25 +40,29 @@ __all__ = [
 ]
 
 
+def next_batch(layer: _AnyBatchNorm) -> tuple[Tensor | None, Tensor | None, bool, float]:
+    """Counts a batch, and tells how a layer is to normalize it.
+
+    Returns:
+        the running mean and variance to use or to update, whether by the batch's own statistics, and their momentum.
+    """
+    momentum = 0.0 if layer.momentum is None else layer.momentum
+    if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:  # the plain average of all batches so far
+            momentum = 1.0 / float(layer.num_batches_tracked)
+    batch_statistics = layer.training or (layer.running_mean is None and layer.running_var is None)
+    if layer.training and not layer.track_running_stats:
+        return None, None, batch_statistics, momentum
+    return layer.running_mean, layer.running_var, batch_statistics, momentum
+
+
 class _BatchNorm(_AnyBatchNorm):
     """``y = w (x - mu) / sqrt(v + eps) + b``, ``mu``, ``v`` by channel: :func:`scratchnn.functional.batch_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the plain average of all batches so far
-                momentum = 1.0 / float(self.num_batches_tracked)
-        batch_statistics = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = not self.training or self.track_running_stats
-        return self._normalize(
-            input,
-            self.running_mean if tracked else None,
-            self.running_var if tracked else None,
-            batch_statistics,
-            momentum,
-        )
+        return self._normalize(input, *next_batch(self))
 
     def _normalize(
         self, input: Tensor, mean: Tensor | None, var: Tensor | None, batch_statistics: bool, momentum: float

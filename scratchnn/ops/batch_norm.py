@@ -6,6 +6,7 @@ running ones, and the layer is then a fixed linear map of each channel. Names as
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -84,7 +85,58 @@ def _(
     return like(input), grad_weight, torch.empty_like(grad_weight)
 
 
-def _count(input: Tensor) -> int:
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp_train")
+def _(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean = input.new_empty(input.shape[1], dtype=torch.float64)
+    return like(input), mean, torch.empty_like(mean)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp")
+def _(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+) -> Tensor:
+    return like(input)
+
+
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp_backward")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    output: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+    training: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = parameter_dtype(input) if weight is None else weight.dtype
+    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
+    limited = low > -math.inf or high < math.inf
+    stored = limited and not (residual is None and output is None)
+    return like(input), grad_weight, torch.empty_like(grad_weight), like(input) if stored else input.new_empty(0)
+
+
+def count_of(input: Tensor) -> int:
     """How many numbers each channel has."""
     return input.numel() // max(input.shape[1], 1)
 
@@ -123,7 +175,7 @@ class BatchNormTrain(Function):
             batch = (mean, var)
             if torch.compiler.is_exporting():  # there the operators are called bare, and this one refuses gradients
                 batch = (mean.detach(), var.detach())
-            _ops.batch_norm_update_(running_mean, running_var, *batch, momentum, _count(input))
+            _ops.batch_norm_update_(running_mean, running_var, *batch, momentum, count_of(input))
         return output, mean, var
 
     @staticmethod
@@ -160,7 +212,7 @@ class BatchNormTrain(Function):
         mean, var = fold.split(mean, 0), fold.split(var, 0)
         if running_mean is not None:
             dims = (*in_dims[4:6], 0, 0)
-            _update_each(info, dims, running_mean, running_var, mean, var, momentum, _count(input))
+            _update_each(info, dims, running_mean, running_var, mean, var, momentum, count_of(input))
         return (fold.split(output, 1), mean, var), (1, 0, 0)
 
 
@@ -296,31 +348,14 @@ def batch_norm(
         input = input.reshape(0, 0)
         return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps).reshape(0)
     if training:
-        return _batch_norm_train(input, running_mean, running_var, weight, bias, momentum, eps)
-    if eps < 0:
-        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
-    if running_mean is None or running_var is None:
-        missing = "running_mean" if running_mean is None else "running_var"
-        raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
-    check_dtype(input, running_mean, "running_mean")
-    check_dtype(input, running_var, "running_var")
-    if weight is not None and weight.dtype != running_mean.dtype:
-        raise RuntimeError(
-            f"batch_norm: expected weight and running_mean to have the same dtype, but got {weight.dtype} and "
-            f"{running_mean.dtype}"
-        )
+        check_training(input, running_mean, running_var, eps)
+        return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]
+    check_evaluation(input, running_mean, running_var, weight, eps)
     return BatchNormEval.call(input, weight, bias, running_mean, running_var, eps)
 
 
-def _batch_norm_train(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
+def check_training(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, eps: float) -> None:
+    """What the batch's own statistics ask of the batch and of the running ones: raises as :func:`batch_norm`."""
     shape = input.shape
     numbers = shape[0]
     for size in shape[2:]:
@@ -334,4 +369,21 @@ def _batch_norm_train(
     if running_mean is not None:
         check_dtype(input, running_mean, "running_mean")
         check_dtype(input, running_var, "running_var")
-    return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]
+
+
+def check_evaluation(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None, eps: float
+) -> None:
+    """What given statistics must be: raises as :func:`batch_norm`."""
+    if eps < 0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    if running_mean is None or running_var is None:
+        missing = "running_mean" if running_mean is None else "running_var"
+        raise RuntimeError(f"batch_norm: {missing} must be defined in evaluation mode")
+    check_dtype(input, running_mean, "running_mean")
+    check_dtype(input, running_var, "running_var")
+    if weight is not None and weight.dtype != running_mean.dtype:
+        raise RuntimeError(
+            f"batch_norm: expected weight and running_mean to have the same dtype, but got {weight.dtype} and "
+            f"{running_mean.dtype}"
+        )

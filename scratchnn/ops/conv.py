@@ -31,8 +31,7 @@ def convolve(
     name = f"conv{rank}d"
     _check_tensors(name, input, weight, bias)
     _check_rank(name, rank, weight)
-    kernel_size = weight.shape[2:] if isinstance(padding, str) else None
-    window = _window(rank, kernel_size, stride, padding, dilation, groups, padding_mode)
+    window = conv_window(rank, weight, stride, padding, dilation, groups, padding_mode)
     if padding_mode != "zeros" and input.dim() not in (rank + 1, rank + 2):
         error = NotImplementedError if input.dim() >= rank else RuntimeError  # torch's own, from its padding
         raise error(
@@ -42,6 +41,20 @@ def convolve(
     if _is_batched(name, rank, input):
         return Conv.call(input, weight, bias, window)
     return Conv.call(input.unsqueeze(0), weight, bias, window).squeeze(0)
+
+
+def conv_window(
+    rank: int,
+    weight: Tensor,
+    stride: int | Sequence[int],
+    padding: str | int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+    padding_mode: str,
+) -> Window:
+    """The numbers of a convolution, checked."""
+    kernel_size = weight.shape[2:] if isinstance(padding, str) else None
+    return _window(rank, kernel_size, stride, padding, dilation, groups, padding_mode)
 
 
 @remembered

@@ -174,6 +174,13 @@ def _our_batch_norm(call: Call) -> list[Field]:
     return [field] + [Field()] * (len(call.outputs) - 1)
 
 
+@_rule("batch_norm_add_clamp_train batch_norm_add_clamp")
+def _ended_batch_norm(call: Call) -> list[Field]:
+    field, *others = _our_batch_norm(call)
+    residual = call.arguments["residual"]
+    return [field if residual is None else joined([field, call.field(residual)]), *others]
+
+
 # Windows.
 
 

@@ -1,9 +1,10 @@
 // Bands: blocks of pixels small enough for the cache, with the input they read in channels-last order.
 //
 // Convolution works through its output band by band. What a band reads is copied once into scratch memory, in
-// channels-last order and with the border (zeros, or what the image continues as) written out, so that the arithmetic
-// knows neither memory formats nor borders. Only a block is ever copied, never the batch. Where the input already
-// looks like that (channels_last, nothing outside of the image), it is read in place.
+// channels-last order, half precision widened and with the border (zeros, or what the image continues as) written out,
+// so that the arithmetic knows neither memory formats nor types of 16 bits nor borders. Only a block is ever copied,
+// never the batch. Where the input already looks like that (channels_last, nothing outside of the image), it is read
+// in place.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "common/gemm.h"
+#include "common/half.h"
 #include "common/runtime.h"
 #include "conv/geometry.h"
 
@@ -167,18 +169,18 @@ inline Rectangle read_by(const Correlation& c, const Extent& low, const Extent& 
 }
 
 // Copies channels [channel, channel + channels) of a rectangle of one image and its border to `out`.
-template <class T>
-void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels, const Rectangle& r,
-                    Border border, T* out) {
-  const T* source = images.data + image * images.image_stride() + channel * images.channel_stride();
+template <class S, class E>
+void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels, const Rectangle& r,
+                    Border border, E* out) {
+  const S* source = images.data + image * images.image_stride() + channel * images.channel_stride();
   const Extent& size = images.size;
   const int64_t inside_first = std::clamp<int64_t>(-r.first[2], 0, r.size[2]);
   const int64_t inside_last = std::clamp<int64_t>(size[2] - r.first[2], inside_first, r.size[2]);
-  const auto zero = [&](T* from, int64_t pixels) {
-    std::memset(from, 0, static_cast<size_t>(pixels * channels) * sizeof(T));
+  const auto zero = [&](E* from, int64_t pixels) {
+    std::memset(from, 0, static_cast<size_t>(pixels * channels) * sizeof(E));
   };
   // Columns [first, last) of a row, all of them left or right of the image.
-  const auto continue_row = [&](const T* row, int64_t first, int64_t last) {
+  const auto continue_row = [&](const S* row, int64_t first, int64_t last) {
     if (border == Border::kZeros) return zero(out + first * channels, last - first);
     for (int64_t w = first; w < last; ++w) {
       const int64_t pixel = border_pixel(r.first[2] + w, size[2], border);
@@ -186,8 +188,10 @@ void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channe
         zero(out + w * channels, 1);
         continue;
       }
-      const T* from = row + pixel * images.pixel_stride();
-      for (int64_t c = 0; c < channels; ++c) out[w * channels + c] = from[c * images.channel_stride()];
+      const S* from = row + pixel * images.pixel_stride();
+      for (int64_t c = 0; c < channels; ++c) {
+        write_one(out + w * channels + c, read_one(from + c * images.channel_stride()));
+      }
     }
   };
   for (int64_t d = r.first[0]; d < r.first[0] + r.size[0]; ++d) {
@@ -197,42 +201,42 @@ void copy_rectangle(const Images<const T>& images, int64_t image, int64_t channe
         zero(out, r.size[2]);
         continue;
       }
-      const T* first_of_row = source + (plane * size[1] + line) * size[2] * images.pixel_stride();
+      const S* first_of_row = source + (plane * size[1] + line) * size[2] * images.pixel_stride();
       continue_row(first_of_row, 0, inside_first);
       continue_row(first_of_row, inside_last, r.size[2]);
       const int64_t count = inside_last - inside_first;
       if (count == 0) continue;
-      const T* row = first_of_row + (r.first[2] + inside_first) * images.pixel_stride();
-      T* to = out + inside_first * channels;
+      const S* row = first_of_row + (r.first[2] + inside_first) * images.pixel_stride();
+      E* to = out + inside_first * channels;
       if (!images.channels_last && channels == 1) {
-        std::memcpy(to, row, static_cast<size_t>(count) * sizeof(T));
+        copy_numbers(row, count, to);
       } else if (!images.channels_last) {
         transpose_block(row, images.pixels(), to, channels, channels, count);
       } else if (channels == images.channels) {
-        std::memcpy(to, row, static_cast<size_t>(count * channels) * sizeof(T));
+        copy_numbers(row, count * channels, to);
       } else {
-        for (int64_t i = 0; i < count; ++i) {
-          std::memcpy(to + i * channels, row + i * images.channels, static_cast<size_t>(channels) * sizeof(T));
-        }
+        for (int64_t i = 0; i < count; ++i) copy_numbers(row + i * images.channels, channels, to + i * channels);
       }
     }
   }
 }
 
 // What a band reads, channels last: in place where it can be, else copied to `memory`.
-template <class T>
-PixelView<T> view_rectangle(const Images<const T>& images, int64_t image, int64_t channel, int64_t channels,
-                            const Rectangle& r, Border border, bool may_read_in_place, T* memory) {
+template <class S, class E>
+PixelView<E> view_rectangle(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels,
+                            const Rectangle& r, Border border, bool may_read_in_place, E* memory) {
   bool inside = images.channels_last && may_read_in_place;
   for (int d = 0; d < kSpatialRank; ++d) {
     inside = inside && r.first[d] >= 0 && r.first[d] + r.size[d] <= images.size[d];
   }
-  if (inside) {
-    const Extent stride{images.size[1] * images.size[2] * images.channels, images.size[2] * images.channels,
-                        images.channels};
-    const T* first = images.data + image * images.image_stride() + channel + r.first[0] * stride[0] +
-                     r.first[1] * stride[1] + r.first[2] * stride[2];
-    return {first, stride};
+  if constexpr (std::is_same_v<S, E>) {
+    if (inside) {
+      const Extent stride{images.size[1] * images.size[2] * images.channels, images.size[2] * images.channels,
+                          images.channels};
+      const S* first = images.data + image * images.image_stride() + channel + r.first[0] * stride[0] +
+                       r.first[1] * stride[1] + r.first[2] * stride[2];
+      return {first, stride};
+    }
   }
   copy_rectangle(images, image, channel, channels, r, border, memory);
   return {memory, {r.size[1] * r.size[2] * channels, r.size[2] * channels, channels}};

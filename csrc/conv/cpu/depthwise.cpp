@@ -16,9 +16,9 @@ constexpr int kSideBySide = 4;           // outputs computed together: they shar
 constexpr int64_t kBandNumbers = 24576;  // of a band, all channels together
 
 // `count` outputs side by side, `lanes` channels of each: y[i][c] = sum over t of w[t][c] x[i][t][c] + bias[c].
-template <int count, class T>
+template <int count, class T, class Y>
 SCRATCHNN_INLINE void channels_of(const T* x, int64_t x_step, const int64_t* taps, int64_t tap_count, const T* w,
-                                  int64_t channels, const T* bias, int64_t lanes, T* y, int64_t y_step) {
+                                  int64_t channels, const T* bias, int64_t lanes, Y* y, int64_t y_step) {
   const bool whole = lanes == kLanes<T>;
   Vec<T> sums[count];
   for (int i = 0; i < count; ++i) sums[i] = Vec<T>{};
@@ -34,23 +34,26 @@ SCRATCHNN_INLINE void channels_of(const T* x, int64_t x_step, const int64_t* tap
     for (int i = 0; i < count; ++i) sums[i] += end;
   }
   for (int i = 0; i < count; ++i) {
-    whole ? store(y + i * y_step, sums[i]) : store_partial(y + i * y_step, sums[i], lanes);
+    whole ? write(y + i * y_step, sums[i]) : write_partial(y + i * y_step, sums[i], lanes);
   }
 }
 
 // channels_last: bands of all channels.
-template <class T>
-void correlate_channels_last(const Correlation& c, int64_t batch, const Images<const T>& in, const T* filters,
-                             int64_t channel_stride, int64_t tap_stride, const T* bias, const Images<T>& out) {
+template <class S>
+void correlate_channels_last(const Correlation& c, int64_t batch, const Images<const S>& in, const S* filters,
+                             int64_t channel_stride, int64_t tap_stride, const S* bias, const Images<S>& out) {
+  using T = Wide<S>;
   const int64_t channels = in.channels, tap_count = static_cast<int64_t>(c.taps.size());
   const Bands bands(batch, c.count, std::max<int64_t>(8, kBandNumbers / channels));
   const Extent low = c.first_offset(), high = c.last_offset();
-  T* weights = scratch<T>(tap_count * channels, Scratch::kCall);  // [tap][channel]
+  T* weights = scratch<T>((tap_count + 1) * channels, Scratch::kCall);  // [tap][channel], then the bias
   for (int64_t t = 0; t < tap_count; ++t) {
     for (int64_t k = 0; k < channels; ++k) {
-      weights[t * channels + k] = filters[k * channel_stride + c.taps[t].weight * tap_stride];
+      weights[t * channels + k] = read_one(filters + k * channel_stride + c.taps[t].weight * tap_stride);
     }
   }
+  T* ends = weights + tap_count * channels;
+  if (bias != nullptr) copy_numbers(bias, channels, ends);
   const int64_t band_size = round_up(volume(read_by(c, low, high, {0, 0, 0}, bands.largest()).size) * channels, 16);
   const int64_t grain = 1 + 16384 / std::max<int64_t>(1, volume(bands.largest()) * channels * (tap_count + 1));
   parallel_for(0, bands.total(), grain, [&](int64_t begin, int64_t end) {
@@ -68,14 +71,14 @@ void correlate_channels_last(const Correlation& c, int64_t batch, const Images<c
           const int64_t depth = c.out_base[0] + (band.first[0] + d) * c.out_step[0];
           const int64_t row = c.out_base[1] + (band.first[1] + h) * c.out_step[1];
           const int64_t column = c.out_base[2] + band.first[2] * c.out_step[2];
-          T* y = out.data + band.image * out.image_stride() +
+          S* y = out.data + band.image * out.image_stride() +
                  ((depth * out.size[1] + row) * out.size[2] + column) * channels;
           int64_t w = 0;
           const auto step = [&](auto count) __attribute__((always_inline)) {
             for (int64_t k = 0; k < channels; k += kLanes<T>) {
-              channels_of<count, T>(x + w * x_step + k, x_step, offsets, tap_count, weights + k, channels,
-                                    bias == nullptr ? nullptr : bias + k, std::min<int64_t>(kLanes<T>, channels - k),
-                                    y + w * y_step + k, y_step);
+              channels_of<count>(x + w * x_step + k, x_step, offsets, tap_count, weights + k, channels,
+                                 bias == nullptr ? nullptr : ends + k, std::min<int64_t>(kLanes<T>, channels - k),
+                                 y + w * y_step + k, y_step);
             }
             w += count;
           };
@@ -88,9 +91,10 @@ void correlate_channels_last(const Correlation& c, int64_t batch, const Images<c
 }
 
 // contiguous: bands of one channel's plane.
-template <class T>
-void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>& in, const T* filters,
-                      int64_t channel_stride, int64_t tap_stride, const T* bias, const Images<T>& out) {
+template <class S>
+void correlate_planes(const Correlation& c, int64_t batch, const Images<const S>& in, const S* filters,
+                      int64_t channel_stride, int64_t tap_stride, const S* bias, const Images<S>& out) {
+  using T = Wide<S>;
   const int64_t channels = in.channels, tap_count = static_cast<int64_t>(c.taps.size());
   const Bands bands(batch, c.count, kBandNumbers);
   const Extent low = c.first_offset(), high = c.last_offset();
@@ -110,16 +114,16 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
       copy_rectangle(in, band.image, channel, 1, r, c.border, memory);
       tap_offsets(c, low, PixelView<T>{memory, {r.size[1] * r.size[2], r.size[2], 1}}, offsets);
       for (int64_t t = 0; t < tap_count; ++t) {
-        weights[t] = filters[channel * channel_stride + c.taps[t].weight * tap_stride];
+        weights[t] = read_one(filters + channel * channel_stride + c.taps[t].weight * tap_stride);
       }
-      const Vec<T> end = broadcast(bias == nullptr ? T(0) : bias[channel]);
-      T* plane = out.data + band.image * out.image_stride() + channel * out.pixels();
+      const Vec<T> end = broadcast(bias == nullptr ? T(0) : read_one(bias + channel));
+      S* plane = out.data + band.image * out.image_stride() + channel * out.pixels();
       for (int64_t d = 0; d < band.size[0]; ++d) {
         for (int64_t h = 0; h < band.size[1]; ++h) {
           const T* x = memory + (d * c.in_step[0] * r.size[1] + h * c.in_step[1]) * r.size[2];
           const int64_t depth = c.out_base[0] + (band.first[0] + d) * c.out_step[0];
           const int64_t row = c.out_base[1] + (band.first[1] + h) * c.out_step[1];
-          T* y = plane + (depth * out.size[1] + row) * out.size[2] + c.out_base[2] + band.first[2] * c.out_step[2];
+          S* y = plane + (depth * out.size[1] + row) * out.size[2] + c.out_base[2] + band.first[2] * c.out_step[2];
           const auto step = [&](int64_t w, auto count) __attribute__((always_inline)) {
             Vec<T> sums[count];
             for (int i = 0; i < count; ++i) sums[i] = Vec<T>{};
@@ -134,11 +138,11 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
               sums[i] += end;
               const int64_t at = w + i * kLanes<T>, pixels = std::min<int64_t>(kLanes<T>, band.size[2] - at);
               if (c.out_step[2] != 1) {
-                for (int64_t p = 0; p < pixels; ++p) y[(at + p) * c.out_step[2]] = sums[i][p];
+                for (int64_t p = 0; p < pixels; ++p) write_one(y + (at + p) * c.out_step[2], sums[i][p]);
               } else if (pixels == kLanes<T>) {
-                store(y + at, sums[i]);
+                write(y + at, sums[i]);
               } else if (pixels > 0) {
-                store_partial(y + at, sums[i], pixels);
+                write_partial(y + at, sums[i], pixels);
               }
             }
           };
@@ -153,31 +157,35 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
   });
 }
 
-template <class T>
-void correlate(const Correlation& c, int64_t batch, const Images<const T>& in, const Filters<const T>& weight,
-               const T* bias, const Images<T>& out) {
+template <class S>
+void correlate(const Correlation& c, int64_t batch, const Images<const S>& in, const Filters<const S>& weight,
+               const S* bias, const Images<S>& out) {
   if (volume(c.count) == 0 || batch == 0) return;
-  const auto& in_layout = out.channels_last ? correlate_channels_last<T> : correlate_planes<T>;
+  const auto& in_layout = out.channels_last ? correlate_channels_last<S> : correlate_planes<S>;
   in_layout(c, batch, in, weight.data, weight.out_stride, weight.tap_stride, bias, out);
 }
 
-template <class T>
-void forward(const ConvGeometry& g, Images<const T> input, Filters<const T> weight, const T* bias, Images<T> output) {
+template <class S>
+void forward(const ConvGeometry& g, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output) {
   correlate(forward_correlation(g), g.batch, input, weight, bias, output);
 }
 
-template <class T>
-void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> weight, const T* bias,
-                Images<T> grad_input) {
+template <class S>
+void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> weight, const S* bias,
+                Images<S> grad_input) {
   for (const Correlation& c : input_grad_correlations(g)) correlate(c, g.batch, grad, weight, bias, grad_input);
 }
 
 }  // namespace
 
-SCRATCHNN_REGISTER_KERNEL(depthwise_forward<float>, &forward<float>);
-SCRATCHNN_REGISTER_KERNEL(depthwise_forward<double>, &forward<double>);
-SCRATCHNN_REGISTER_KERNEL(depthwise_input_grad<float>, &input_grad<float>);
-SCRATCHNN_REGISTER_KERNEL(depthwise_input_grad<double>, &input_grad<double>);
+#define SCRATCHNN_REGISTER(S)                                   \
+  SCRATCHNN_REGISTER_KERNEL(depthwise_forward<S>, &forward<S>); \
+  SCRATCHNN_REGISTER_KERNEL(depthwise_input_grad<S>, &input_grad<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

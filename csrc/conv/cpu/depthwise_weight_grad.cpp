@@ -81,8 +81,9 @@ SCRATCHNN_INLINE void for_each_taps(int64_t taps, const Body& body) {
   for (; t < taps; ++t) body(t, std::integral_constant<int, 1>());
 }
 
-template <class T>
-void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> input, Filters<T> grad_weight) {
+template <class S>
+void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
+  using T = Wide<S>;
   const Correlation c = forward_correlation(g);
   const Extent low = c.first_offset(), high = c.last_offset();
   const int64_t channels = g.in_channels, taps = g.taps();
@@ -141,7 +142,7 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         sum += sums[chunk * taps * channels + k * channel_stride + t * tap_stride];
       }
-      grad_weight.data[k * grad_weight.out_stride + t * grad_weight.tap_stride] = sum;
+      write_one(grad_weight.data + k * grad_weight.out_stride + t * grad_weight.tap_stride, sum);
     }
   }
 }
@@ -150,6 +151,8 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
 
 SCRATCHNN_REGISTER_KERNEL(depthwise_weight_grad<float>, &weight_grad<float>);
 SCRATCHNN_REGISTER_KERNEL(depthwise_weight_grad<double>, &weight_grad<double>);
+SCRATCHNN_REGISTER_KERNEL(depthwise_weight_grad<BFloat16>, &weight_grad<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(depthwise_weight_grad<Half>, &weight_grad<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -11,86 +11,108 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers, and the bias of
-// each column. Columns beyond the last channel are zero.
-template <class T>
+// A weight as the right matrix: for each group and panel, `reduction` rows of kTileColumns numbers E, and the bias of
+// each column. Columns beyond the last channel are zero. Where a step takes two numbers (gemm.h), rows come in pairs.
+template <class E>
 struct PackedWeight {
-  const T* data;
+  using T = Wide<E>;
+  const E* data;
   const T* bias;
   int64_t panels;     // in a group
   int64_t reduction;  // taps x channels summed over
 
-  const T* panel(int64_t group, int64_t index) const {
+  const E* panel(int64_t group, int64_t index) const {
     return data + (group * panels + index) * reduction * kTileColumns<T>;
   }
   const T* bias_of(int64_t group, int64_t index) const { return bias + (group * panels + index) * kTileColumns<T>; }
 };
 
 // The weight seen from one pass: summed over `sum` channels, giving `out` channels, in each group.
-template <class T>
+template <class S>
 struct Operand {
-  Filters<const T> filters;
+  Filters<const S> filters;
   int64_t sum, sum_stride;
   int64_t out, out_stride;
   int64_t group_stride;
 };
 
 // In the forward pass the sum runs over the input channels of a group ...
-template <class T>
-Operand<T> forward_operand(const ConvGeometry& g, const Filters<const T>& weight) {
+template <class S>
+Operand<S> forward_operand(const ConvGeometry& g, const Filters<const S>& weight) {
   return {weight, g.group_in(), weight.in_stride, g.group_out(), weight.out_stride, g.group_out() * weight.out_stride};
 }
 
 // ... and in the input gradient over its output channels.
-template <class T>
-Operand<T> input_grad_operand(const ConvGeometry& g, const Filters<const T>& weight) {
+template <class S>
+Operand<S> input_grad_operand(const ConvGeometry& g, const Filters<const S>& weight) {
   return {weight, g.group_out(), weight.out_stride, g.group_in(), weight.in_stride, g.group_out() * weight.out_stride};
 }
 
 // How many elements pack() writes.
-template <class T>
-int64_t packed_size(const Operand<T>& w, int64_t groups, int64_t taps) {
-  const int64_t panels = (w.out + kTileColumns<T> - 1) / kTileColumns<T>;
-  return groups * panels * (taps * w.sum + 1) * kTileColumns<T>;
+template <class S>
+int64_t packed_size(const Operand<S>& w, int64_t groups, int64_t taps) {
+  const int64_t panels = (w.out + kTileColumns<Wide<S>> - 1) / kTileColumns<Wide<S>>;
+  return groups * panels * (taps * w.sum + 1) * kTileColumns<Wide<S>>;
 }
 
-template <class T>
-PackedWeight<T> pack(const Operand<T>& w, int64_t groups, const std::vector<Tap>& taps, const T* bias, T* data) {
+// memory[q / 2][k][q % 2] = rows[q][k], which are bfloat16 numbers.
+inline void pair_rows(const float* rows, int64_t reduction, BFloat16* memory) {
+  constexpr int64_t columns = kTileColumns<float>;
+  for (int64_t q = 0; q < reduction; q += 2, rows += 2 * columns, memory += 2 * columns) {
+    for (int64_t k = 0; k < columns; k += kLanes<float>) {
+      const FloatBits pairs = (FloatBits)load(rows + k) >> 16 | (FloatBits)load(rows + columns + k);
+      std::memcpy(memory + 2 * k, &pairs, sizeof(pairs));
+    }
+  }
+}
+
+template <class E, class S>
+PackedWeight<E> pack(const Operand<S>& w, int64_t groups, const std::vector<Tap>& taps, const S* bias,
+                     Wide<S>* memory) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const int64_t panels = (w.out + columns - 1) / columns;
   const int64_t tap_count = static_cast<int64_t>(taps.size());
   const int64_t reduction = tap_count * w.sum;
-  const int64_t size = groups * panels * reduction * columns;
-  T* biases = data + size;
-  parallel_for(
-      0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns), [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          const int64_t group = i / panels;
-          const int64_t channel = i % panels * columns;
-          const int64_t count = std::min(columns, w.out - channel);
-          const T* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
-          T* to = data + i * reduction * columns;
-          if (count < columns) std::fill(to, to + reduction * columns, T(0));
-          for (int64_t t = 0; t < tap_count; ++t) {
-            const T* tap = from + taps[t].weight * w.filters.tap_stride;
-            T* rows = to + t * w.sum * columns;
-            if (w.out_stride == 1) {
-              for (int64_t c = 0; c < w.sum; ++c) {
-                std::memcpy(rows + c * columns, tap + c * w.sum_stride, static_cast<size_t>(count) * sizeof(T));
-              }
-            } else if (w.sum_stride == 1) {
-              transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
-            } else {
-              for (int64_t k = 0; k < count; ++k) {
-                for (int64_t c = 0; c < w.sum; ++c) rows[c * columns + k] = tap[k * w.out_stride + c * w.sum_stride];
-              }
-            }
-          }
-          for (int64_t k = 0; k < columns; ++k) {
-            biases[i * columns + k] = bias != nullptr && k < count ? bias[group * w.out + channel + k] : T(0);
-          }
-        }
-      });
+  E* data = reinterpret_cast<E*>(memory);
+  T* biases = memory + groups * panels * reduction * columns;
+  parallel_for(0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns),
+               [&](int64_t first, int64_t last) {
+                 for (int64_t i = first; i < last; ++i) {
+                   const int64_t group = i / panels;
+                   const int64_t channel = i % panels * columns;
+                   const int64_t count = std::min(columns, w.out - channel);
+                   const S* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
+                   T* to;
+                   if constexpr (std::is_same_v<E, T>) {
+                     to = data + i * reduction * columns;
+                   } else {
+                     to = scratch<T>(reduction * columns);
+                   }
+                   if (count < columns) std::fill(to, to + reduction * columns, T(0));
+                   for (int64_t t = 0; t < tap_count; ++t) {
+                     const S* tap = from + taps[t].weight * w.filters.tap_stride;
+                     T* rows = to + t * w.sum * columns;
+                     if (w.out_stride == 1) {
+                       for (int64_t c = 0; c < w.sum; ++c)
+                         copy_numbers(tap + c * w.sum_stride, count, rows + c * columns);
+                     } else if (w.sum_stride == 1) {
+                       transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
+                     } else {
+                       for (int64_t k = 0; k < count; ++k) {
+                         for (int64_t c = 0; c < w.sum; ++c) {
+                           rows[c * columns + k] = read_one(tap + k * w.out_stride + c * w.sum_stride);
+                         }
+                       }
+                     }
+                   }
+                   if constexpr (!std::is_same_v<E, T>) pair_rows(to, reduction, data + i * reduction * columns);
+                   for (int64_t k = 0; k < columns; ++k) {
+                     const bool biased = bias != nullptr && k < count;
+                     biases[i * columns + k] = biased ? read_one(bias + group * w.out + channel + k) : T(0);
+                   }
+                 }
+               });
   return {data, biases, panels, reduction};
 }
 

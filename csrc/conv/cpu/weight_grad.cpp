@@ -26,9 +26,11 @@ struct Rows {
   int64_t count;
 };
 
-template <class T>
-void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<const T> input, Filters<T> grad_weight) {
-  constexpr int64_t columns = kTileColumns<T>;
+// E is the type of the numbers that are multiplied: Wide<S>, or S itself.
+template <class E, class S>
+void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
+  using T = Wide<S>;
+  constexpr int64_t columns = kTileColumns<T>, together = kTogether<E, T>;
   const ConvGeometry g = flatten_pointwise(geometry, grad, input);
   const Correlation correlation = forward_correlation(g);
   const Extent low = correlation.first_offset(), high = correlation.last_offset();
@@ -41,7 +43,7 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
   std::vector<Segment> layout;
   {
     const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
-    const PixelView<T> copy{
+    const PixelView<E> copy{
         nullptr, {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels, sum_channels}};
     segments_of(correlation, low, copy, sum_channels, layout);
   }
@@ -62,15 +64,15 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
   T* sums = scratch<T>(chunks * sums_size, Scratch::kCall);
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
   const int64_t band_size = volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
-  const int64_t pixels = volume(bands.largest());
+  const int64_t pixels = round_up(volume(bands.largest()), together);
 
   parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
     const int64_t grad_size = pixels * out_channels;
-    T* band_memory =
-        scratch<T>(band_size + 2 * grad_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)) + 16);
-    T* packed_grad = band_memory + (band_size + 1) / 2 * 2;
-    T* copied_grad = packed_grad + (grad_size + 1) / 2 * 2;
-    int64_t* offsets = reinterpret_cast<int64_t*>(copied_grad + (grad_size + 1) / 2 * 2);
+    E* band_memory =
+        scratch<E>(band_size + 2 * grad_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
+    E* packed_grad = band_memory + round_up(band_size, 4);
+    E* copied_grad = packed_grad + round_up(grad_size, 4);
+    int64_t* offsets = reinterpret_cast<int64_t*>(copied_grad + round_up(grad_size, 4));
     std::vector<Segment> segments;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = task / tasks_per_chunk;
@@ -88,31 +90,35 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
         for (int64_t index = first_band; index < last_band; ++index) {
           const Band band = bands[index];
           const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-          const PixelView<T> view = view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle,
+          const PixelView<E> view = view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle,
                                                    g.border, in_place, band_memory);
           segments_of(correlation, low, view, sum_channels, segments);
-          const PixelView<T> dy = view_rectangle(grad, band.image, group * out_channels + first_row, row_count,
+          const PixelView<E> dy = view_rectangle(grad, band.image, group * out_channels + first_row, row_count,
                                                  Rectangle{band.first, band.size}, Border::kZeros, true, copied_grad);
           for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
             offsets[p] =
                 d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] + w * g.stride[2] * view.stride[2];
           });
-          // dL/dy by tiles of rows, each pixel's numbers of a tile side by side.
+          // dL/dy by tiles of rows, each pixel's (or pair of pixels') numbers of a tile side by side.
+          const int64_t packed_pixels = round_up(band.pixels(), together);
           for_each_tile(row_count, [&](int64_t first, int64_t rows) {
-            T* to = packed_grad + first * band.pixels();
+            E* to = packed_grad + first * packed_pixels;
+            if (packed_pixels > band.pixels())
+              std::fill_n(to + (packed_pixels - together) * rows, together * rows, E());
             for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
-              const T* from = dy.data + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2] + first;
-              for (int64_t r = 0; r < rows; ++r) to[p * rows + r] = from[r];
+              const E* from = dy.data + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2] + first;
+              E* step = to + p / together * together * rows + p % together;
+              for (int64_t r = 0; r < rows; ++r) step[r * together] = from[r];
             });
           });
           T* column = own;
           for (const Segment& segment : segments) {
             for (int64_t c = 0; c < segment.length; c += columns, column += columns) {
-              const T* b = view.data + segment.offset + c;
+              const E* b = view.data + segment.offset + c;
               for_each_tile(row_count, [&](int64_t first, int64_t rows) {
                 with_rows(rows, [&](auto count) {
-                  accumulate_outer_products<count, T>(packed_grad + first * band.pixels(), count, b, offsets,
-                                                      band.pixels(), column + first * width, width);
+                  accumulate_outer_products<count, E, T>(packed_grad + first * packed_pixels, count, b, offsets,
+                                                         band.pixels(), column + first * width, width);
                 });
               });
             }
@@ -126,13 +132,13 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
   parallel_for(0, g.out_channels, 1 + 16384 / std::max<int64_t>(1, width * chunks), [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
       const T* row = sums + k * width;
-      T* out = grad_weight.data + k * grad_weight.out_stride;
+      S* out = grad_weight.data + k * grad_weight.out_stride;
       int64_t tap = 0, channel = 0;
       for (const Segment& segment : layout) {
         for (int64_t i = 0; i < segment.length; ++i) {
           T sum = row[i];
           for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += row[chunk * sums_size + i];
-          out[channel * grad_weight.in_stride + tap * grad_weight.tap_stride] = sum;
+          write_one(out + channel * grad_weight.in_stride + tap * grad_weight.tap_stride, sum);
           if (++channel == sum_channels) {
             channel = 0;
             ++tap;
@@ -144,10 +150,20 @@ void weight_grad(const ConvGeometry& geometry, Images<const T> grad, Images<cons
   });
 }
 
+template <class S>
+void weight_grad(const ConvGeometry& geometry, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
+  if constexpr (kMultipliesPairs<S>) {
+    if (multiplies_pairs()) return weight_grad_in<S>(geometry, grad, input, grad_weight);
+  }
+  weight_grad_in<Wide<S>>(geometry, grad, input, grad_weight);
+}
+
 }  // namespace
 
 SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<float>, &weight_grad<float>);
 SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<double>, &weight_grad<double>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<BFloat16>, &weight_grad<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(implicit_gemm_weight_grad<Half>, &weight_grad<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -55,11 +55,11 @@ void transform_filters(const PackedWeight<T>& packed, int64_t channels, T* point
 }
 
 // Points of one tile to its outputs, for `channels` channels from `m` on. Only height x width of the 4x4 are written.
-template <bool full, class T>
-SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, int64_t channels, T* y,
+template <bool full, class T, class Y>
+SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, int64_t channels, Y* y,
                                       int64_t row_stride, int64_t pixel_stride, int64_t height, int64_t width) {
   for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    if (c % (64 / static_cast<int64_t>(sizeof(T))) == 0) {  // where the next tile's outputs will go
+    if (c % (64 / static_cast<int64_t>(sizeof(Y))) == 0) {  // where the next tile's outputs will go
 #pragma GCC unroll 4
       for (int i = 0; i < kOut; ++i) {
 #pragma GCC unroll 4
@@ -84,7 +84,7 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, 
       output_transform<T>(row, out);
 #pragma GCC unroll 4
       for (int j = 0; j < kOut; ++j) {
-        if (full || j < width) store(y + i * row_stride + j * pixel_stride + c, bias != nullptr ? out[j] + b : out[j]);
+        if (full || j < width) write(y + i * row_stride + j * pixel_stride + c, bias != nullptr ? out[j] + b : out[j]);
       }
     }
   }
@@ -92,18 +92,18 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, 
 
 // Points of the tiles [first, last) to the output channels [channel, channel + channels). m is at point p of tile t
 // and channel c: m + p * plane + t * channels + c. Contiguous outputs go through `memory`, one row of tiles.
-template <class T>
+template <class T, class S>
 void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, int64_t plane, const T* bias,
-                   int64_t channel, int64_t channels, const Images<T>& out, T* memory) {
+                   int64_t channel, int64_t channels, const Images<S>& out, T* memory) {
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
     const T* from = m + position * channels;
     const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, tiles.height - y);
-    T* image = out.data + run.image * out.image_stride() + channel * out.channel_stride();
+    S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride();
     if (out.channels_last) {
       const int64_t row_stride = tiles.width * out.channels;
       for (int64_t t = 0; t < run.count; ++t, from += channels) {
         const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, tiles.width - x);
-        T* to = image + (y * tiles.width + x) * out.channels;
+        S* to = image + (y * tiles.width + x) * out.channels;
         if (height == kOut && width == kOut) {
           outputs_of_tile<true>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
         } else {
@@ -127,16 +127,18 @@ void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, 
 
 // out = in (*) w for 3x3 filters w; the first tap reads pixel (top, left) of `in`, or its border, for output pixel
 // (0, 0).
-template <class T>
-void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t batch, int64_t top, int64_t left,
-               Border border, const Images<const T>& in, const T* bias, const Images<T>& out) {
+template <class S>
+void correlate(const Operand<S>& operand, const std::vector<Tap>& taps, int64_t batch, int64_t top, int64_t left,
+               Border border, const Images<const S>& in, const S* bias, const Images<S>& out) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const Tiles tiles{batch, out.size[1], out.size[2]};
   if (tiles.total() == 0) return;
   const int64_t in_channels = operand.sum, out_channels = operand.out;
   const int64_t filters_size = kPoints * in_channels * out_channels;
   T* filters = scratch<T>(filters_size + packed_size(operand, 1, kTaps * kTaps), Scratch::kCall);
-  transform_filters(pack<T>(operand, 1, taps, nullptr, filters + filters_size), in_channels, filters);
+  const PackedWeight<T> packed = pack<T>(operand, 1, taps, bias, filters + filters_size);
+  transform_filters(packed, in_channels, filters);
 
   const int64_t blocks = (tiles.total() + block_tiles(in_channels) - 1) / block_tiles(in_channels);
   const int64_t most = (tiles.total() + blocks - 1) / blocks;
@@ -173,29 +175,29 @@ void correlate(const Operand<T>& operand, const std::vector<Tap>& taps, int64_t 
             const T* panel = filters + ((channel + c) / columns * kPoints + p) * in_channels * columns;
             for_each_tile(last - first, [&](int64_t t, int64_t rows) {
               with_rows(rows, [&](auto n) {
-                multiply_tile<n, kPointsInTile, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
-                                                   products + p * out_plane + c, out_offsets + t, columns, false,
-                                                   nullptr);
+                multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
+                                                      products + p * out_plane + c, out_offsets + t, columns, false,
+                                                      nullptr);
               });
             });
           }
         }
-        write_outputs(tiles, first, last, products, out_plane, bias != nullptr ? bias + channel : nullptr, channel,
-                      count, out, out_scratch);
+        write_outputs(tiles, first, last, products, out_plane, bias != nullptr ? packed.bias + channel : nullptr,
+                      channel, count, out, out_scratch);
       }
     }
   });
 }
 
-template <class T>
-void forward(const ConvGeometry& g, Images<const T> input, Filters<const T> weight, const T* bias, Images<T> output) {
+template <class S>
+void forward(const ConvGeometry& g, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output) {
   correlate(forward_operand(g, weight), forward_correlation(g).taps, g.batch, -g.padding[1], -g.padding[2], g.border,
             input, bias, output);
 }
 
-template <class T>
-void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> weight, const T* bias,
-                Images<T> grad_input) {
+template <class S>
+void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> weight, const S* bias,
+                Images<S> grad_input) {
   std::vector<Tap> turned = forward_correlation(g).taps;
   std::reverse(turned.begin(), turned.end());
   correlate(input_grad_operand(g, weight), turned, g.batch, g.padding[1] - (kTaps - 1), g.padding[2] - (kTaps - 1),
@@ -204,8 +206,13 @@ void input_grad(const ConvGeometry& g, Images<const T> grad, Filters<const T> we
 
 }  // namespace
 
-SCRATCHNN_REGISTER_KERNEL(winograd_forward<float>, &forward<float>);
-SCRATCHNN_REGISTER_KERNEL(winograd_input_grad<float>, &input_grad<float>);
+#define SCRATCHNN_REGISTER(S)                                  \
+  SCRATCHNN_REGISTER_KERNEL(winograd_forward<S>, &forward<S>); \
+  SCRATCHNN_REGISTER_KERNEL(winograd_input_grad<S>, &input_grad<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

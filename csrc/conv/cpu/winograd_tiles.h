@@ -47,13 +47,13 @@ struct Points {
 };
 
 // One tile, all channels: `size` rows and columns of pixels, of which columns outside [first, last) are zero.
-template <int size, bool border, class T, class Transform>
-SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel_stride, int64_t first, int64_t last,
+template <int size, bool border, class R, class T, class Transform>
+SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel_stride, int64_t first, int64_t last,
                                      int64_t channels, const Points<T>& out, T* to, const Transform& transform) {
   const int64_t ahead = channels <= 32 ? 2 : 1;  // tiles
   for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
     for (int64_t c = 0; c < out.block; c += kLanes<T>) {
-      if (c % (64 / static_cast<int64_t>(sizeof(T))) == 0) {  // the same channels of a tile to come, a line at a time
+      if (c % (64 / static_cast<int64_t>(sizeof(R))) == 0) {  // the same channels of a tile to come, a line at a time
 #pragma GCC unroll 6
         for (int i = 0; i < size; ++i) {
 #pragma GCC unroll 4
@@ -72,7 +72,7 @@ SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel
         }
         Vec<T> column[size];
 #pragma GCC unroll 6
-        for (int i = 0; i < size; ++i) column[i] = load(rows[i] + j * pixel_stride + block + c);
+        for (int i = 0; i < size; ++i) column[i] = read(rows[i] + j * pixel_stride + block + c);
         transform(column, half[j]);
       }
 #pragma GCC unroll 6
@@ -90,56 +90,58 @@ SCRATCHNN_INLINE void transform_tile(const T* const (&rows)[size], int64_t pixel
 
 // How many elements transform_tiles needs as memory: zeros to read in place of rows outside of the image, or a tile
 // with its border written out, and for contiguous images one row of tiles in channels-last order.
-template <int size, class T>
-int64_t tile_memory(const Images<const T>& images, int64_t channels, int64_t most_tiles) {
+template <int size, class S>
+int64_t tile_memory(const Images<const S>& images, int64_t channels, int64_t most_tiles) {
   if (images.channels_last) return size * size * images.channels;
   return size * (most_tiles * kOut + size - kOut) * channels;
 }
 
 // Transforms the tiles [first, last). Tile (r, c) reads size x size pixels from (r * kOut + top, c * kOut + left),
 // of the image or its border; `channels` of them from `channel` on.
-template <int size, class T, class Transform>
-void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const T>& images, Border border,
-                     int64_t top, int64_t left, int64_t channel, int64_t channels, const Points<T>& out, T* memory,
-                     const Transform& transform) {
+template <int size, class S, class Transform>
+void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, Border border,
+                     int64_t top, int64_t left, int64_t channel, int64_t channels, const Points<Wide<S>>& out,
+                     Wide<S>* memory, const Transform& transform) {
+  using T = Wide<S>;
   const bool zeros = border == Border::kZeros;
   if (images.channels_last && zeros) std::fill_n(memory, size * images.channels, T(0));
   const int64_t height = images.size[1], width = images.size[2];
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
     const int64_t y = run.row * kOut + top;
     T* to = out.data + position * out.tile;
-    const T* rows[size];
+    const T* copied[size];
     if (!images.channels_last) {
       const Rectangle r{{0, y, run.column * kOut + left}, {1, size, run.count * kOut + size - kOut}};
       copy_rectangle(images, run.image, channel, channels, r, border, memory);
       for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
-        for (int i = 0; i < size; ++i) rows[i] = memory + (i * r.size[2] + t * kOut) * channels;
-        transform_tile<size, false>(rows, channels, 0, size, channels, out, to, transform);
+        for (int i = 0; i < size; ++i) copied[i] = memory + (i * r.size[2] + t * kOut) * channels;
+        transform_tile<size, false, T>(copied, channels, 0, size, channels, out, to, transform);
       }
       return;
     }
-    const T* image = images.data + run.image * images.image_stride() + channel;
+    const S* rows[size];
+    const S* image = images.data + run.image * images.image_stride() + channel;
     const bool rows_inside = y >= 0 && y + size <= height;
     for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
       const int64_t x = (run.column + t) * kOut + left;
       const bool inside = rows_inside && x >= 0 && x + size <= width;
       if (!inside && !zeros) {
         copy_rectangle(images, run.image, channel, channels, Rectangle{{0, y, x}, {1, size, size}}, border, memory);
-        for (int i = 0; i < size; ++i) rows[i] = memory + i * size * channels;
-        transform_tile<size, false>(rows, channels, 0, size, channels, out, to, transform);
+        for (int i = 0; i < size; ++i) copied[i] = memory + i * size * channels;
+        transform_tile<size, false, T>(copied, channels, 0, size, channels, out, to, transform);
         continue;
       }
       for (int i = 0; i < size; ++i) {
         const bool row_inside = y + i >= 0 && y + i < height;
-        rows[i] = row_inside ? image + ((y + i) * width + x) * images.channels : memory;
+        rows[i] = row_inside ? image + ((y + i) * width + x) * images.channels : reinterpret_cast<const S*>(memory);
       }
       if (inside) {
-        transform_tile<size, false>(rows, images.channels, 0, size, channels, out, to, transform);
+        transform_tile<size, false, S>(rows, images.channels, 0, size, channels, out, to, transform);
         continue;
       }
       const int64_t first_column = std::clamp<int64_t>(-x, 0, size);
       const int64_t last_column = std::clamp<int64_t>(width - x, first_column, size);
-      transform_tile<size, true>(rows, images.channels, first_column, last_column, channels, out, to, transform);
+      transform_tile<size, true, S>(rows, images.channels, first_column, last_column, channels, out, to, transform);
     }
   });
 }

@@ -22,8 +22,9 @@ constexpr int64_t kTasks = 16;          // chunks x blocks of output channels, a
 constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
 constexpr int64_t kPlanePad = 16;
 
-template <class T>
-void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> input, Filters<T> grad_weight) {
+template <class S>
+void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;  // channels lie in panels of as many
   const Tiles tiles{g.batch, g.output[1], g.output[2]};
   const int64_t blocks = std::max<int64_t>(1, g.out_channels / (2 * kBlockChannels));
@@ -107,12 +108,12 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
           for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
           filter_transform_adjoint<T>(row, taps);
           for (int j = 0; j < kTaps; ++j) {
-            T* to = grad_weight.data + k * grad_weight.out_stride + (i * kTaps + j) * grad_weight.tap_stride +
+            S* to = grad_weight.data + k * grad_weight.out_stride + (i * kTaps + j) * grad_weight.tap_stride +
                     c * grad_weight.in_stride;
             if (grad_weight.in_stride == 1) {
-              store(to, taps[j]);
+              write(to, taps[j]);
             } else {
-              for (int lane = 0; lane < kLanes<T>; ++lane) to[lane * grad_weight.in_stride] = taps[j][lane];
+              for (int lane = 0; lane < kLanes<T>; ++lane) write_one(to + lane * grad_weight.in_stride, taps[j][lane]);
             }
           }
         }
@@ -124,6 +125,8 @@ void weight_grad(const ConvGeometry& g, Images<const T> grad, Images<const T> in
 }  // namespace
 
 SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<float>, &weight_grad<float>);
+SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<BFloat16>, &weight_grad<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<Half>, &weight_grad<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

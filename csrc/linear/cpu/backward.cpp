@@ -3,13 +3,14 @@
 //   dL/dx[n, c] = sum over k of dL/dy[n, k] w[k, c]      rows n, columns c, reduced over outputs k
 //   dL/dw[k, c] = sum over n of dL/dy[n, k] x[n, c]      rows k, columns c, reduced over the batch n
 //
-// Both are left^T right with the right matrix's columns along the features. The left matrix is packed once, by tiles of
-// rows; a task takes one panel of columns, packed so that the reduction walks memory in order, and a block of tiles.
-// The sums run in order over the whole reduction: a row of dL/dx does not depend on the others, and nothing depends on
-// the number of threads.
+// Both are left^T right with the right matrix's columns along the features. The left matrix is packed by tiles of rows,
+// a block of rows at a time; a task takes one panel of columns, packed so that the reduction walks memory in order, and
+// some of the tiles. Packing widens half precision; the sums are rounded when they are complete. They run in order over
+// the whole reduction: a row of dL/dx does not depend on the others, and nothing depends on the number of threads.
 #include <algorithm>
 
 #include "common/gemm.h"
+#include "common/half.h"
 #include "common/runtime.h"
 #include "linear/kernels.h"
 
@@ -17,14 +18,18 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kReduction = 256;  // rows of the right matrix packed at a time
-constexpr int64_t kTasks = 16;       // at least, where there are as many tiles
-constexpr int64_t kGrain = 65536;    // products a thread must have to be worth waking
+constexpr int64_t kReduction = 256;          // rows of the right matrix packed at a time
+constexpr int64_t kPackedNumbers = 4 << 20;  // of the left matrix, at a time
+constexpr int64_t kMostRows = 16384;         // of the left matrix, at a time
+constexpr int64_t kTasks = 16;               // at least, where there are as many tiles
+constexpr int64_t kGrain = 65536;            // products a thread must have to be worth waking
 
-// out[i, c] = sum over p of left(i, p) right[p, c], left(i, p) = left[i * row_stride + p * reduction_stride]
-template <class T>
-void product(int64_t rows, int64_t reduction, int64_t features, const T* left, int64_t row_stride,
-             int64_t reduction_stride, const T* right, T* out) {
+// out[i, c] = sum over p of left(i, p) right[p, c], left(i, p) = left[i * row_stride + p * reduction_stride], for a
+// block of rows i
+template <class S>
+void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S* left, int64_t row_stride,
+                     int64_t reduction_stride, const S* right, S* out) {
+  using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   const auto first_row = [&](int64_t tile) { return rows * tile / tiles; };
@@ -36,8 +41,8 @@ void product(int64_t rows, int64_t reduction, int64_t features, const T* left, i
       const int64_t first = first_row(tile), count = first_row(tile + 1) - first;
       T* to = packed_left + first * reduction;
       for (int64_t p = 0; p < reduction; ++p) {
-        const T* from = left + first * row_stride + p * reduction_stride;
-        for (int64_t r = 0; r < count; ++r) *to++ = from[r * row_stride];
+        const S* from = left + first * row_stride + p * reduction_stride;
+        for (int64_t r = 0; r < count; ++r) *to++ = read_one(from + r * row_stride);
       }
     }
   });
@@ -45,57 +50,70 @@ void product(int64_t rows, int64_t reduction, int64_t features, const T* left, i
   const int64_t panels = (features + columns - 1) / columns;
   const int64_t blocks =
       std::clamp<int64_t>((kTasks + panels - 1) / std::max<int64_t>(1, panels), 1, std::max<int64_t>(1, tiles));
+  const int64_t block_rows = (tiles + blocks - 1) / blocks * kTileRows;  // at most
   const int64_t work = std::max<int64_t>(1, rows / blocks * reduction * columns);
   parallel_for(0, panels * blocks, 1 + kGrain / work, [&](int64_t begin, int64_t end) {
     const int64_t depth = std::max<int64_t>(1, std::min(kReduction, reduction));
-    T* packed_right = scratch<T>(depth * columns + kTileRows * columns + 2 * depth);
+    T* packed_right = scratch<T>(depth * columns + block_rows * columns + 2 * depth);
     T* sums = packed_right + depth * columns;
-    int64_t* offsets = reinterpret_cast<int64_t*>(sums + kTileRows * columns);
+    int64_t* offsets = reinterpret_cast<int64_t*>(sums + block_rows * columns);
     for (int64_t p = 0; p < depth; ++p) offsets[p] = p * columns;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t column = task / blocks * columns, width = std::min(columns, features - column);
-      const int64_t block = task % blocks;
-      for (int64_t first = 0; first == 0 || first < reduction; first += depth) {
+      const int64_t first_tile = tiles * (task % blocks) / blocks, last_tile = tiles * (task % blocks + 1) / blocks;
+      const int64_t top = first_row(first_tile), bottom = first_row(last_tile);
+      std::fill_n(sums, (bottom - top) * columns, T(0));
+      for (int64_t first = 0; first < reduction; first += depth) {
         const int64_t count = std::min(depth, reduction - first);
         if (width < columns) std::fill_n(packed_right, count * columns, T(0));
         for (int64_t p = 0; p < count; ++p) {
-          std::copy_n(right + (first + p) * features + column, width, packed_right + p * columns);
+          copy_numbers(right + (first + p) * features + column, width, packed_right + p * columns);
         }
-        for (int64_t tile = tiles * block / blocks; tile < tiles * (block + 1) / blocks; ++tile) {
-          const int64_t row = first_row(tile), tile_rows = first_row(tile + 1) - row;
-          T* to = out + row * features + column;
-          for (int64_t r = 0; r < tile_rows; ++r) {
-            T* sum = sums + r * columns;
-            std::fill_n(sum, columns, T(0));
-            if (first > 0) std::copy_n(to + r * features, width, sum);
-          }
-          with_rows(tile_rows, [&](auto n) {
+        for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+          const int64_t row = first_row(tile);
+          with_rows(first_row(tile + 1) - row, [&](auto n) {
             accumulate_outer_products<n, T>(packed_left + row * reduction + first * n, n, packed_right, offsets, count,
-                                            sums, columns);
+                                            sums + (row - top) * columns, columns);
           });
-          for (int64_t r = 0; r < tile_rows; ++r) std::copy_n(sums + r * columns, width, to + r * features);
         }
+      }
+      for (int64_t row = top; row < bottom; ++row) {
+        copy_numbers(sums + (row - top) * columns, width, out + row * features + column);
       }
     }
   });
 }
 
-template <class T>
-void input_grad(const LinearShape& s, const T* grad, const T* weight, T* grad_input) {
+template <class S>
+void product(int64_t rows, int64_t reduction, int64_t features, const S* left, int64_t row_stride,
+             int64_t reduction_stride, const S* right, S* out) {
+  const int64_t most = std::clamp<int64_t>(kPackedNumbers / std::max<int64_t>(1, reduction), kTileRows, kMostRows);
+  for (int64_t first = 0; first < rows; first += most) {
+    product_of_rows(std::min(most, rows - first), reduction, features, left + first * row_stride, row_stride,
+                    reduction_stride, right, out + first * features);
+  }
+}
+
+template <class S>
+void input_grad(const LinearShape& s, const S* grad, const S* weight, S* grad_input) {
   product(s.rows, s.out_features, s.in_features, grad, s.out_features, 1, weight, grad_input);
 }
 
-template <class T>
-void weight_grad(const LinearShape& s, const T* grad, const T* input, T* grad_weight) {
+template <class S>
+void weight_grad(const LinearShape& s, const S* grad, const S* input, S* grad_weight) {
   product(s.out_features, s.rows, s.in_features, grad, 1, s.out_features, input, grad_weight);
 }
 
 }  // namespace
 
-SCRATCHNN_REGISTER_KERNEL(linear_input_grad_kernel<float>, &input_grad<float>);
-SCRATCHNN_REGISTER_KERNEL(linear_input_grad_kernel<double>, &input_grad<double>);
-SCRATCHNN_REGISTER_KERNEL(linear_weight_grad_kernel<float>, &weight_grad<float>);
-SCRATCHNN_REGISTER_KERNEL(linear_weight_grad_kernel<double>, &weight_grad<double>);
+#define SCRATCHNN_REGISTER(S)                                             \
+  SCRATCHNN_REGISTER_KERNEL(linear_input_grad_kernel<S>, &input_grad<S>); \
+  SCRATCHNN_REGISTER_KERNEL(linear_weight_grad_kernel<S>, &weight_grad<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

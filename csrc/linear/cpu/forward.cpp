@@ -2,11 +2,12 @@
 //
 // Both lie in memory as they are read, so nothing is packed, and a batch of one costs no more than reading the
 // weight. Each output is one vector of partial sums over every kLanes-th feature, added up at the end: the same
-// order whatever the batch, so a sample's output never depends on its neighbours.
+// order whatever the batch, so a sample's output never depends on its neighbours. Half precision is widened as it is
+// read: the weight in registers, the input once for a block of rows.
 #include <algorithm>
 
+#include "common/half.h"
 #include "common/runtime.h"
-#include "common/simd.h"
 #include "linear/kernels.h"
 
 namespace scratchnn {
@@ -19,8 +20,8 @@ constexpr int kOutputs = 4;
 constexpr int64_t kBlockBytes = 128 << 10;  // of input rows, kept in the second-level cache
 constexpr int64_t kBlockOutputs = 64;       // outputs of one task
 
-template <int rows, int outputs, class T>
-void dot_products(const T* x, const T* w, int64_t features, const T* bias, T* y, int64_t y_stride) {
+template <int rows, int outputs, class T, class S>
+void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
   Vec<T> sums[rows][outputs] = {};
   const auto step = [&](auto load_at) __attribute__((always_inline)) {
     Vec<T> xs[rows];
@@ -35,10 +36,10 @@ void dot_products(const T* x, const T* w, int64_t features, const T* bias, T* y,
   };
   int64_t c = 0;
   for (; c + kLanes<T> <= features; c += kLanes<T>) {
-    step([&](const T* row) __attribute__((always_inline)) { return load(row + c); });
+    step([&](const auto* row) __attribute__((always_inline)) { return read(row + c); });
   }
   if (c < features) {
-    step([&](const T* row) __attribute__((always_inline)) { return load_partial(row + c, features - c); });
+    step([&](const auto* row) __attribute__((always_inline)) { return read_partial(row + c, features - c); });
   }
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
@@ -48,41 +49,52 @@ void dot_products(const T* x, const T* w, int64_t features, const T* bias, T* y,
     } else {
       for (int k = 0; k < outputs; ++k) total[k] = horizontal_sum<T>(sums[r][k]);
     }
-    for (int k = 0; k < outputs; ++k) y[r * y_stride + k] = total[k] + (bias != nullptr ? bias[k] : T(0));
+    for (int k = 0; k < outputs; ++k) {
+      write_one(y + r * y_stride + k, total[k] + (bias != nullptr ? read_one(bias + k) : T(0)));
+    }
   }
 }
 
-template <class T>
-void linear(const LinearShape& s, const T* input, const T* weight, const T* bias, T* output) {
+// `outputs` neighbouring outputs of some rows.
+template <int outputs, class T, class S>
+void outputs_of_rows(const T* x, int64_t rows, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
+  int64_t n = 0;
+  for (; n + kRows <= rows; n += kRows) {
+    dot_products<kRows, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+  }
+  for (; n < rows; ++n) dot_products<1, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+}
+
+template <class S>
+void linear(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
+  using T = Wide<S>;
+  constexpr bool widens = !std::is_same_v<S, T>;
   const int64_t row_bytes = std::max<int64_t>(1, s.in_features * static_cast<int64_t>(sizeof(T)));
   const int64_t block_rows = std::max<int64_t>(kRows, kBlockBytes / row_bytes / kRows * kRows);
   const int64_t row_blocks = (s.rows + block_rows - 1) / block_rows;
   const int64_t output_blocks = (s.out_features + kBlockOutputs - 1) / kBlockOutputs;
-  const int64_t work = std::min(block_rows, s.rows) * std::min(kBlockOutputs, s.out_features) * s.in_features;
+  const int64_t most_rows = std::min(block_rows, s.rows);
+  const int64_t work = most_rows * std::min(kBlockOutputs, s.out_features) * s.in_features;
   parallel_for(0, row_blocks * output_blocks, 1 + 65536 / std::max<int64_t>(1, work), [&](int64_t begin, int64_t end) {
+    [[maybe_unused]] T* widened = widens ? scratch<T>(most_rows * s.in_features) : nullptr;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first_row = task / output_blocks * block_rows, last_row = std::min(s.rows, first_row + block_rows);
+      const int64_t first_row = task / output_blocks * block_rows, rows = std::min(block_rows, s.rows - first_row);
       const int64_t first_out = task % output_blocks * kBlockOutputs;
       const int64_t last_out = std::min(s.out_features, first_out + kBlockOutputs);
-      for (int64_t k = first_out; k < last_out;) {
-        const T* w = weight + k * s.in_features;
-        const T* b = bias != nullptr ? bias + k : nullptr;
-        const bool full = k + kOutputs <= last_out;
-        for (int64_t n = first_row; n < last_row;) {
-          const T* x = input + n * s.in_features;
-          T* y = output + n * s.out_features + k;
-          if (n + kRows <= last_row) {
-            full ? dot_products<kRows, kOutputs>(x, w, s.in_features, b, y, s.out_features)
-                 : dot_products<kRows, 1>(x, w, s.in_features, b, y, s.out_features);
-            n += kRows;
-          } else {
-            full ? dot_products<1, kOutputs>(x, w, s.in_features, b, y, s.out_features)
-                 : dot_products<1, 1>(x, w, s.in_features, b, y, s.out_features);
-            n += 1;
-          }
-        }
-        k += full ? kOutputs : 1;
+      const T* x;
+      if constexpr (widens) {
+        copy_numbers(input + first_row * s.in_features, rows * s.in_features, widened);
+        x = widened;
+      } else {
+        x = input + first_row * s.in_features;
       }
+      const auto compute = [&](int64_t k, auto count) {
+        outputs_of_rows<count>(x, rows, weight + k * s.in_features, s.in_features, bias != nullptr ? bias + k : nullptr,
+                               output + first_row * s.out_features + k, s.out_features);
+      };
+      int64_t k = first_out;
+      for (; k + kOutputs <= last_out; k += kOutputs) compute(k, std::integral_constant<int, kOutputs>());
+      for (; k < last_out; ++k) compute(k, std::integral_constant<int, 1>());
     }
   });
 }
@@ -91,6 +103,8 @@ void linear(const LinearShape& s, const T* input, const T* weight, const T* bias
 
 SCRATCHNN_REGISTER_KERNEL(linear_kernel<float>, &linear<float>);
 SCRATCHNN_REGISTER_KERNEL(linear_kernel<double>, &linear<double>);
+SCRATCHNN_REGISTER_KERNEL(linear_kernel<BFloat16>, &linear<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(linear_kernel<Half>, &linear<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -10,6 +10,7 @@
 
 #include "common/runtime.h"
 #include "common/simd.h"
+#include "norm/cpu/endings.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
@@ -214,24 +215,36 @@ SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors
   for (int64_t i = done; i < table.geometry.size(); ++i) numbers(i, i - done);
 }
 
-// y = (x - centre) scale + offset, by vectors and number by number, rounded alike.
+// The constants of the columns of a row. Without biases these are zero.
 template <class T>
-void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias, double eps,
-                   const double* mean, const double* variance, T* constants) {
-  T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
+void set_forward_lines(const Table& table, const double* weight, const double* bias, double eps, const double* mean,
+                       const double* variance, T* centre, T* scale, T* offset) {
   table.for_each_column(table.repeat, [&](int64_t column, int64_t set, int64_t parameter) {
-    const ForwardLine<T> line(weight[parameter], bias[parameter], mean[set], variance[set], eps);
+    const double b = bias == nullptr ? 0 : bias[parameter];
+    const ForwardLine<T> line(weight[parameter], b, mean[set], variance[set], eps);
     centre[column] = line.centre;
     scale[column] = line.scale;
     offset[column] = line.offset;
   });
-  for_each_number<T>(
-      table,
-      [&](int64_t i, int64_t column) {
-        const Vec<T> c = load(centre + column), s = load(scale + column), o = load(offset + column);
-        store(output + i, fma(load(input + i) - c, s, o));
-      },
-      [&](int64_t i, int64_t column) { output[i] = fma(input[i] - centre[column], scale[column], offset[column]); });
+}
+
+// y = (x - centre) scale + offset, and the ending, by vectors and number by number, rounded alike.
+template <class T>
+void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias, double eps,
+                   const double* mean, const double* variance, T* constants, const Ending<T>& ending) {
+  T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
+  set_forward_lines(table, weight, bias, eps, mean, variance, centre, scale, offset);
+  with_finish(ending, [&](const auto& finish) {
+    for_each_number<T>(
+        table,
+        [&](int64_t i, int64_t column) {
+          const Vec<T> c = load(centre + column), s = load(scale + column), o = load(offset + column);
+          store(output + i, finish(fma(load(input + i) - c, s, o), i));
+        },
+        [&](int64_t i, int64_t column) {
+          output[i] = finish(fma(input[i] - centre[column], scale[column], offset[column]), i);
+        });
+  });
 }
 
 // This thread's scratch memory: `constants` arrays of a row's width, then the sums of every chunk.
@@ -253,14 +266,14 @@ struct Scratch {
 
 template <class T>
 void table_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                 double eps, double* mean, double* variance) {
+                 double eps, double* mean, double* variance, const Ending<T>& ending) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 3);
   table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
     chunk_moments(table, input, first, last, own.chunks[chunk]);
   });
   set_moments(table, input, own.chunks.data(), mean, variance);
-  if (output != nullptr) apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants);
+  if (output != nullptr) apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants, ending);
 }
 
 // body(i) for each of `count` tables: a single one is shared by all threads, of several each is computed by one.
@@ -274,39 +287,41 @@ void for_each_table(int64_t count, const Body& body) {
 
 template <class T>
 void norm_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                double eps, double* mean, double* variance) {
+                double eps, double* mean, double* variance, const Ending<T>& ending) {
   for_each_table(geometry.batch, [&](int64_t b) {
     const int64_t start = b * geometry.size(), set = b * geometry.sets;
     T* out = output == nullptr ? nullptr : output + start;
-    table_train(geometry, input + start, out, weight, bias, eps, mean + set, variance + set);
+    Ending<T> here = ending;
+    if (here.residual != nullptr) here.residual += start;
+    table_train(geometry, input + start, out, weight, bias, eps, mean + set, variance + set, here);
   });
 }
 
 template <class T>
 void norm_eval(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-               double eps, const double* mean, const double* variance) {
+               double eps, const double* mean, const double* variance, const Ending<T>& ending) {
   const Table table(geometry, kLanes<T>);
   T* constants = scratch<T>(3 * table.width);
-  apply_forward(table, input, output, weight, bias, eps, mean, variance, constants);
+  apply_forward(table, input, output, weight, bias, eps, mean, variance, constants, ending);
 }
 
 // Adds the rows [first, last) to the sums of g and of g (x - centre) of a chunk.
-template <class T>
-void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, int64_t first, int64_t last,
-                     const ColumnSums<T>& sums) {
+template <class T, class Gate>
+void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, const T* scale,
+                     const T* offset, int64_t first, int64_t last, const ColumnSums<T>& sums, const Gate& gate) {
   const int64_t width = table.width;
   const int64_t ahead = table.ahead();
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
     std::fill_n(sums.a, 2 * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
-      const T* g = grad + panel * width;
-      const T* x = input + panel * width;
+      const int64_t start = panel * width;
       sum_panel(panel_end - panel, width, sums.a, sums.b, [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
-        prefetch(g + i + ahead);
-        prefetch(x + i + ahead);
-        const Vec<T> slope = load(g + i);
+        prefetch(grad + start + i + ahead);
+        prefetch(input + start + i + ahead);
+        const Vec<T> d = load(input + start + i) - load(centre + column);
+        const Vec<T> slope = gate(grad, start + i, fma(d, load(scale + column), load(offset + column)));
         sum += slope;
-        product = fma(slope, load(x + i) - load(centre + column), product);
+        product = fma(slope, d, product);
       });
     });
     for (int64_t column = 0; column < width; ++column) {
@@ -317,9 +332,9 @@ void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T*
 }
 
 // For every number of a row: the sums of g and of g (x - centre), over all rows.
-template <class T>
-void row_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, const ColumnSums<T>* chunks,
-                   double* sum_g, double* sum_g_x) {
+template <class T, class Gate>
+void row_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, const T* scale, const T* offset,
+                   const ColumnSums<T>* chunks, double* sum_g, double* sum_g_x, const Gate& gate) {
   const int64_t narrow = table.width / table.repeat;
   std::fill_n(sum_g, narrow, 0.0);
   std::fill_n(sum_g_x, narrow, 0.0);
@@ -337,8 +352,10 @@ void row_grad_sums(const Table& table, const T* grad, const T* input, const T* c
   }
   for (int64_t start = table.rows * table.width; start < table.geometry.size(); start += narrow) {
     for (int64_t i = 0; i < narrow; ++i) {
-      sum_g[i] += grad[start + i];
-      sum_g_x[i] += static_cast<double>(grad[start + i]) * (input[start + i] - centre[i]);
+      const T d = input[start + i] - centre[i];
+      const T slope = gate(grad, start + i, fma(d, scale[i], offset[i]));
+      sum_g[i] += slope;
+      sum_g_x[i] += static_cast<double>(slope) * d;
     }
   }
 }
@@ -346,21 +363,24 @@ void row_grad_sums(const Table& table, const T* grad, const T* input, const T* c
 template <class T>
 void table_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
                     const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                    double* grad_bias) {
+                    double* grad_bias, const Ending<T>& ending, const Gate<T>& gate) {
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 4);
   T *centre = own.constants, *grad_scale = centre + table.width;
   T *input_scale = grad_scale + table.width, *offset = input_scale + table.width;
-  table.for_each_column(table.repeat,
-                        [&](int64_t column, int64_t set, int64_t) { centre[column] = static_cast<T>(mean[set]); });
-  table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
-    chunk_grad_sums(table, grad, input, centre, first, last, own.chunks[chunk]);
-  });
+  T *scale = grad_scale, *shift = offset;  // of the forward pass, until the sums are there
+  set_forward_lines(table, weight, gate.bias, eps, mean, variance, centre, scale, shift);
   const int64_t narrow = geometry.sets * geometry.inner;
   std::vector<double> sums(2 * narrow), means(2 * geometry.sets);
   double *sum_g = sums.data(), *sum_g_x = sum_g + narrow;
   double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets;
-  row_grad_sums(table, grad, input, centre, own.chunks.data(), sum_g, sum_g_x);
+  with_gate(ending, gate, [&](const auto& open) {
+    table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
+      chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, own.chunks[chunk], open);
+    });
+    row_grad_sums(table, grad, input, centre, scale, shift, own.chunks.data(), sum_g, sum_g_x, open);
+  });
+  if (gate.passed != nullptr) grad = gate.passed;
   const double share = 1 / static_cast<double>(geometry.count());
   table.for_each_column(1, [&](int64_t i, int64_t set, int64_t parameter) {
     const double g_x_hat = sum_g_x_hat<T>(sum_g[i], sum_g_x[i], mean[set], variance[set], eps);
@@ -398,11 +418,12 @@ void table_backward(const Interleaved& geometry, const T* grad, const T* input, 
   }
 }
 
-// The batch in fixed parts, each with gradients of weight and bias of its own, added up in order.
+// The batch in fixed parts, each with gradients of weight and bias of its own, added up in order. An ending with limits
+// is for a batch of one.
 template <class T>
 void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                   double* grad_bias) {
+                   double* grad_bias, const Ending<T>& ending, const Gate<T>& gate) {
   const int64_t parts = std::min(geometry.batch, kMostParts), parameters = geometry.parameters();
   std::vector<double> gradients(2 * parts * parameters);
   for_each_table(parts, [&](int64_t part) {
@@ -410,7 +431,7 @@ void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T
     for (int64_t b = geometry.batch * part / parts; b < geometry.batch * (part + 1) / parts; ++b) {
       const int64_t start = b * geometry.size(), set = b * geometry.sets;
       table_backward(geometry, grad + start, input + start, grad_input + start, weight, mean + set, variance + set, eps,
-                     training, dw, dw + parameters);
+                     training, dw, dw + parameters, ending, gate);
     }
   });
   std::fill_n(grad_weight, parameters, 0.0);

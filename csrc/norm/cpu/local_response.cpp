@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/half.h"
 #include "common/runtime.h"
-#include "common/simd.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 

@@ -7,6 +7,7 @@
 
 #include "common/runtime.h"
 #include "common/simd.h"
+#include "norm/cpu/endings.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
@@ -145,16 +146,29 @@ Moments chunk_moments(const Runs& runs, const T* input, int64_t set, int64_t chu
   return moments;
 }
 
-template <class T>
-SCRATCHNN_INLINE void apply_forward(const ForwardLine<T>& line, const T* x, T* y, int64_t length) {
+// output[i] = value(i) for the vectors of a run; what lies before the last one may be read by value(i), so the vector
+// that ends with the run leaves it as it is.
+template <class T, class Value>
+SCRATCHNN_INLINE void write_run(T* output, int64_t start, int64_t length, const Value& value) {
+  const Vec<IntOf<T>> fresh = last_lanes<T>(length % kLanes<T>);
+  for_each_vector<T>(
+      length, [&](int64_t i, int) { store(output + start + i, value(start + i)); },
+      [&](int64_t i) {
+        const Vec<T> before = load(output + start + i);
+        store(output + start + i, fresh ? value(start + i) : before);
+      });
+}
+
+template <class T, class Finish>
+SCRATCHNN_INLINE void apply_forward(const ForwardLine<T>& line, const T* x, T* y, int64_t start, int64_t length,
+                                    const Finish& finish) {
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
-  const auto normalize = [&](int64_t i) { store(y + i, fma(load(x + i) - centre, scale, offset)); };
-  for_each_vector<T>(length, [&](int64_t i, int) { normalize(i); }, [&](int64_t i) { normalize(i); });
+  write_run(y, start, length, [&](int64_t i) { return finish(fma(load(x + i) - centre, scale, offset), i); });
 }
 
 template <class T>
 void norm_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                double eps, double* mean, double* variance) {
+                double eps, double* mean, double* variance, const Ending<T>& ending) {
   const Runs runs(geometry);
   Moments* moments = scratch<Moments>(geometry.sets * runs.chunks);
   set_by_set(
@@ -174,21 +188,25 @@ void norm_train(const Interleaved& geometry, const T* input, T* output, const do
       [&](int64_t set, int64_t chunk) {
         if (output == nullptr) return;
         const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
-        runs.for_each(set, chunk,
-                      [&](int64_t start) { apply_forward(line, input + start, output + start, geometry.inner); });
+        with_finish(ending, [&](const auto& finish) {
+          runs.for_each(set, chunk,
+                        [&](int64_t start) { apply_forward(line, input, output, start, geometry.inner, finish); });
+        });
       });
 }
 
 template <class T>
 void norm_eval(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-               double eps, const double* mean, const double* variance) {
+               double eps, const double* mean, const double* variance, const Ending<T>& ending) {
   const int64_t grain = std::max<int64_t>(1, kGrain / geometry.inner);
   parallel_for(0, geometry.outer * geometry.sets, grain, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t set = i % geometry.sets;
-      const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
-      apply_forward(line, input + i * geometry.inner, output + i * geometry.inner, geometry.inner);
-    }
+    with_finish(ending, [&](const auto& finish) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t set = i % geometry.sets;
+        const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
+        apply_forward(line, input, output, i * geometry.inner, geometry.inner, finish);
+      }
+    });
   });
 }
 
@@ -196,25 +214,28 @@ struct GradSums {
   double g, g_x;  // sums of g and of g (x - centre)
 };
 
-template <class T>
-GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_t set, int64_t chunk, T mean) {
+template <class T, class Gate>
+GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_t set, int64_t chunk,
+                         const ForwardLine<T>& line, const Gate& gate) {
   GradSums sums = {0, 0};
-  const Vec<T> centre = broadcast(mean);
+  const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), shift = broadcast(line.offset);
   const Vec<IntOf<T>> fresh = last_lanes<T>(runs.geometry.inner % kLanes<T>);
   const auto add = [&](int64_t position, int64_t length, Vec<T>(&sum_g)[4], Vec<T>(&sum_g_x)[4]) {
-    const T* g = grad + position;
     const T* x = input + position;
     for_each_vector<T>(
         length,
         [&](int64_t i, int lane) {
-          const Vec<T> slope = load(g + i);
+          const Vec<T> d = load(x + i) - centre;
+          const Vec<T> slope = gate(grad, position + i, fma(d, scale, shift));
           sum_g[lane] += slope;
-          sum_g_x[lane] = fma(slope, load(x + i) - centre, sum_g_x[lane]);
+          sum_g_x[lane] = fma(slope, d, sum_g_x[lane]);
         },
         [&](int64_t i) {
-          const Vec<T> slope = fresh ? load(g + i) : Vec<T>{};
+          const Vec<T> d = load(x + i) - centre;
+          const Vec<T> all = gate(grad, position + i, fma(d, scale, shift));
+          const Vec<T> slope = fresh ? all : Vec<T>{};
           sum_g[0] += slope;
-          sum_g_x[0] = fma(slope, load(x + i) - centre, sum_g_x[0]);
+          sum_g_x[0] = fma(slope, d, sum_g_x[0]);
         });
   };
   sum_chunk<T>(runs, set, chunk, add, [&](int64_t, T sum_g, T sum_g_x) {
@@ -225,34 +246,37 @@ GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_
 }
 
 template <class T>
-SCRATCHNN_INLINE void apply_backward(const BackwardLine<T>& line, const T* g, const T* x, T* dx, int64_t length) {
+SCRATCHNN_INLINE void apply_backward(const BackwardLine<T>& line, const T* g, const T* x, T* dx, int64_t start,
+                                     int64_t length) {
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
-  const auto differentiate = [&](int64_t i) {
-    store(dx + i, fma(load(g + i), grad_scale, fma(load(x + i) - centre, input_scale, offset)));
-  };
-  for_each_vector<T>(length, [&](int64_t i, int) { differentiate(i); }, [&](int64_t i) { differentiate(i); });
+  write_run(dx, start, length,
+            [&](int64_t i) { return fma(load(g + i), grad_scale, fma(load(x + i) - centre, input_scale, offset)); });
 }
 
 // dx = g grad_scale, where mean and variance do not depend on x.
 template <class T>
-SCRATCHNN_INLINE void apply_scale(T grad_scale, const T* g, T* dx, int64_t length) {
+SCRATCHNN_INLINE void apply_scale(T grad_scale, const T* g, T* dx, int64_t start, int64_t length) {
   const Vec<T> scale = broadcast(grad_scale);
-  const auto differentiate = [&](int64_t i) { store(dx + i, load(g + i) * scale); };
-  for_each_vector<T>(length, [&](int64_t i, int) { differentiate(i); }, [&](int64_t i) { differentiate(i); });
+  write_run(dx, start, length, [&](int64_t i) { return load(g + i) * scale; });
 }
 
 template <class T>
 void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                   double* grad_bias) {
+                   double* grad_bias, const Ending<T>& ending, const Gate<T>& gate) {
   const Runs runs(geometry);
+  const T* passed = gate.passed == nullptr ? grad : gate.passed;
   const double count = static_cast<double>(geometry.count());
   GradSums* sums = scratch<GradSums>(geometry.sets * runs.chunks);
   set_by_set(
       runs,
       [&](int64_t set, int64_t chunk) {
-        sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, static_cast<T>(mean[set]));
+        const double bias = gate.bias == nullptr ? 0 : gate.bias[set];
+        const ForwardLine<T> line(weight[set], bias, mean[set], variance[set], eps);
+        with_gate(ending, gate, [&](const auto& open) {
+          sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, line, open);
+        });
       },
       [&](int64_t set) {
         GradSums all = {0, 0};
@@ -269,9 +293,9 @@ void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T
                                    share * grad_weight[set]);
         runs.for_each(set, chunk, [&](int64_t i) {
           if (training) {
-            apply_backward(line, grad + i, input + i, grad_input + i, geometry.inner);
+            apply_backward(line, passed, input, grad_input, i, geometry.inner);
           } else {
-            apply_scale(line.grad_scale, grad + i, grad_input + i, geometry.inner);
+            apply_scale(line.grad_scale, passed, grad_input, i, geometry.inner);
           }
         });
       });
