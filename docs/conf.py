@@ -17,6 +17,8 @@ project = "scratchnn"
 html_title = "scratchnn"
 html_theme = "furo"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 extensions = [
     "linked_files",
@@ -28,6 +30,9 @@ extensions = [
 ]
 root_doc = "index"
 exclude_patterns = ["*.py", "__pycache__"]
+
+highlight_language = "none"  # of what names no language: commands and what they print
+rst_prolog = ".. highlight:: python"  # docstrings have examples in no other
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
