@@ -13,7 +13,6 @@ from typing import Any
 from docutils import nodes
 from nbconvert import HTMLExporter
 from pygments.lexers import get_lexer_for_filename
-from pygments.util import ClassNotFound
 from sphinx.addnodes import download_reference
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
@@ -43,10 +42,7 @@ def source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
         if file.endswith(".ipynb"):
             continue
         text = (ROOT / file).read_text()
-        try:
-            language = get_lexer_for_filename(file).aliases[0]
-        except ClassNotFound:
-            language = "text"
+        language = get_lexer_for_filename(file).aliases[0]
         code = app.builder.highlighter.highlight_block(text, language, linenos="inline", location=file)
         yield f"{FOLDER}/{file}", {"title": file, "body": f"<h1>{file}</h1>\n{code}"}, "page.html"
 
