@@ -23,7 +23,7 @@ BUILD_REQUIREMENTS := 'setuptools>=77' wheel ninja numpy '$(TORCH)' torchvision
 say  = @echo "scratchnn: $(1)"
 fail = { echo "scratchnn: $(1)" >&2; exit 1; }
 
-.PHONY: help demo notebooks test test-slow test-notebooks lint format bench clean
+.PHONY: help demo notebooks docs test test-slow test-notebooks lint format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -31,6 +31,7 @@ help:
 	@echo "make demo       train a network and draw its curves: DATA=auto|digits|cifar10|FOLDER|ARCHIVE"
 	@echo "                MODEL=resnet20 EPOCHS=$(EPOCHS) OUT=FOLDER (default: a new one under runs/)"
 	@echo "make notebooks  open the notebooks in Jupyter: DATA as above, ARGS goes to jupyter lab"
+	@echo "make docs       build the documentation: site/index.html"
 	@echo "make test       every test, then the layers again on the kernels for any processor; ARGS='-k conv': some"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-notebooks"
@@ -48,6 +49,12 @@ demo: .venv/.built
 notebooks: .venv/.notebooks
 	$(call say,opening the notebooks; Ctrl-C twice ends Jupyter)
 	@DATA="$(DATA)" $(BIN)/python -m jupyterlab notebooks $(ARGS)
+
+docs: .venv/.docs
+	$(call say,building the documentation)
+	@rm -rf site
+	@$(BIN)/python -m sphinx -q -E -W --keep-going -d build/docs docs site $(ARGS)
+	$(call say,the documentation is in site/index.html)
 
 test: .venv/.built
 	$(call say,testing $(if $(ARGS),with $(ARGS),everything))
@@ -82,7 +89,7 @@ bench: .venv/.built
 
 clean:
 	$(call say,deleting what was built)
-	@rm -rf build dist scratchnn/*.so *.egg-info .pytest_cache .ruff_cache .venv/.built
+	@rm -rf build dist site scratchnn/*.so *.egg-info .pytest_cache .ruff_cache .venv/.built
 	@find scratchnn tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps below stand for the steps of the set-up. Each names the files after whose change it is done again.
@@ -106,6 +113,11 @@ clean:
 .venv/.notebooks: pyproject.toml .venv/.built
 	$(call say,installing Jupyter)
 	@$(BIN)/python -m pip install -qq $$(sed -n 's/^notebooks = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
+
+.venv/.docs: pyproject.toml .venv/.built
+	$(call say,installing Sphinx)
+	@$(BIN)/python -m pip install -qq $$(sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d '",')
 	@touch $@
 
 .venv/.torch: | .venv/.python

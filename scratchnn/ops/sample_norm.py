@@ -385,7 +385,7 @@ def group_norm(
     The C channels of a sample fall into ``num_groups`` groups of neighbours, each with a mean and a variance of its
     own; weight and bias have a number for each channel.
 
-    Shapes: input N x C x *, weight and bias C; the output is like the input, with its memory format. Beside a
+    Shapes: input ``N x C x *``, weight and bias C; the output is like the input, with its memory format. Beside a
     bfloat16 or float16 input, weight and bias may be float32.
 
     Source: Wu & He 2018, "Group Normalization"; lecture, section 7.5: another choice of index sets.
@@ -441,7 +441,7 @@ def instance_norm(
     Running statistics, where given, move towards the mean over the samples of ``mu`` and of the unbiased variance
     ``v n / (n - 1)``. Without ``use_input_stats`` they are used instead of the input's own, as in batch normalization.
 
-    Shapes: input N x C x *, all else C; the output is like the input, with its memory format (torch's own
+    Shapes: input ``N x C x *``, all else C; the output is like the input, with its memory format (torch's own
     ``instance_norm`` answers channels_last with contiguous). Beside a bfloat16 or float16 input, weight, bias and
     statistics may be float32.
 
