@@ -333,16 +333,25 @@ def batch_norm(
     ``running = (1 - momentum) running + momentum batch``, with the unbiased variance ``v n / (n - 1)``.
     Otherwise ``mu`` and ``v`` are the running statistics.
 
-    Shapes: input N x C x * with any number of dimensions from 2 on, all else C; the output is like the input,
-    with its memory format. Beside a bfloat16 or float16 input, weight, bias and statistics may be float32.
+    Args:
+        input: ``(N, C, *)`` with any number of dimensions from 2 on; floating types.
+        running_mean, running_var: ``(C)``, or none; in training they are updated in place.
+        weight, bias: w and b, ``(C)``, or none. Beside a bfloat16 or float16 input, these and the statistics may be
+            float32.
+        training: normalize by the batch's own statistics.
+        momentum: of the running statistics.
+        eps: added to the variance.
 
-    Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
+    Returns:
+        like the input, with its memory format.
 
     Raises:
         ValueError: training on a single number per channel, with ``eps <= 0``, or with one of the two running
             statistics only.
         RuntimeError: parameters or statistics that do not fit the channels or the dtype; evaluation without
             running statistics.
+
+    Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
     """
     if input.dim() == 1 and input.numel() == 0:  # torch takes this for a batch without samples and channels
         input = input.reshape(0, 0)

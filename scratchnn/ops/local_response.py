@@ -149,16 +149,21 @@ def local_response_norm(
     The sum runs over ``size`` neighbouring channels: ``size // 2`` before ``c``, ``(size - 1) // 2`` after it, and
     itself; beyond the first and the last channel there are zeros, and they count in the average.
 
-    Shapes: input N x C x * with at least three dimensions; the output is like the input, with its memory format.
-    Under autocast the powers are taken in float32, as torch's are. Of whole numbers the average is rounded towards
-    zero, as torch's is.
+    Args:
+        input: ``(N, C, *)`` with at least three dimensions. Under autocast the powers are taken in float32, as torch's
+            are. Of whole numbers the average is rounded towards zero, as torch's is.
+        size: the number of channels in the sum.
+        alpha, beta, k: of the formula.
 
-    Source: Krizhevsky, Sutskever & Hinton 2012, section 3.3.
+    Returns:
+        like the input, with its memory format.
 
     Raises:
         ValueError: for less than three dimensions.
         RuntimeError: for a window that is not positive.
         TypeError: where ``size`` is not a whole number.
+
+    Source: Krizhevsky, Sutskever & Hinton 2012, section 3.3.
     """
     if input.dim() < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
