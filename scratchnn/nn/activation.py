@@ -556,7 +556,7 @@ class PReLU(torch.nn.PReLU):
 
     Example:
         >>> scratchnn.nn.PReLU()(torch.tensor([-1.0, 2.0]))
-        tensor([-0.2500,  2.0000], grad_fn=<Prelu>)
+        tensor([-0.2500,  2.0000], grad_fn=<PreluBackward>)
     """
 
     def forward(self, input: Tensor) -> Tensor:

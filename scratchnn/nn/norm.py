@@ -683,7 +683,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     Example:
         >>> scratchnn.nn.RMSNorm(2)(torch.tensor([[3.0, 4.0]]))
-        tensor([[0.8485, 1.1314]], grad_fn=<Normalize>)
+        tensor([[0.8485, 1.1314]], grad_fn=<NormalizeBackward>)
     """
 
     def forward(self, x: Tensor) -> Tensor:

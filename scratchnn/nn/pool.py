@@ -672,8 +672,8 @@ class MaxUnpool1d(torch.nn.MaxUnpool1d):
 
     Args:
         kernel_size: K of the pooling, in positions.
-        stride: S of the pooling; K if not given.
-        padding: P of the pooling.
+        stride: S of the pooling, in positions; K if not given.
+        padding: P of the pooling, in positions.
 
     Shape:
         - Input: ``(N, C, L)`` or ``(C, L)``, and indices of the same shape, from :class:`MaxPool1d`.
@@ -701,8 +701,8 @@ class MaxUnpool2d(torch.nn.MaxUnpool2d):
 
     Args:
         kernel_size: K of the pooling, in pixels, one number or one for each dimension.
-        stride: S of the pooling; K if not given.
-        padding: P of the pooling.
+        stride: S of the pooling, in pixels; K if not given.
+        padding: P of the pooling, in pixels.
 
     Shape:
         - Input: ``(N, C, H, W)`` or ``(C, H, W)``, and indices of the same shape, from :class:`MaxPool2d`.
@@ -736,8 +736,8 @@ class MaxUnpool3d(torch.nn.MaxUnpool3d):
 
     Args:
         kernel_size: K of the pooling, in voxels, one number or one for each dimension.
-        stride: S of the pooling; K if not given.
-        padding: P of the pooling.
+        stride: S of the pooling, in voxels; K if not given.
+        padding: P of the pooling, in voxels.
 
     Shape:
         - Input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``, and indices of the same shape, from :class:`MaxPool3d`.

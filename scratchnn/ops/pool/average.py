@@ -205,6 +205,7 @@ def pool_average(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
+    """Average pooling of any rank: what :func:`avg_pool2d` and its relatives are."""
     function = _NAMES[rank]
     windows = _windows(rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)

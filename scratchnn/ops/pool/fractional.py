@@ -50,15 +50,19 @@ class Fractional(NamedTuple):
     output_size: list[int]
 
     def pool(self, input: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima, and which tap of its window each is."""
         return _fractional_max_pool_with_offsets(input, samples, self.kernel, self.output_size)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
+        """The gradient of the input, of ``size``."""
         return _ops.fractional_max_pool_backward(grad, offsets, samples, size, self.kernel)
 
     def gather(self, input: Tensor, offsets: Tensor, samples: Tensor) -> Tensor:
+        """The input at the taps that were chosen."""
         return _ops.fractional_max_pool_gather(input, offsets, samples, self.kernel)
 
     def indices(self, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
+        """The taps as indices into the flattened plane."""
         return _ops.fractional_max_pool_indices(offsets, samples, size, self.kernel)
 
 

@@ -38,6 +38,7 @@ _BYTE_TAPS = 256  # windows of up to this many taps have offsets of one byte (cs
 
 
 def offset_dtype(taps: Sequence[int]) -> torch.dtype:
+    """The narrowest type that numbers the taps of a window."""
     product = 1
     for number in taps:
         product *= number
@@ -130,15 +131,19 @@ class Sliding(NamedTuple):
         return Sliding(*lists, with_row(x, self.dilation), self.ceil_mode)
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
+        """The maxima, and which tap of its window each is."""
         return _max_pool_with_offsets(input, *self)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The gradient of the input, of ``size``."""
         return _max_pool_backward(grad, offsets, size, *self[:4])
 
     def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
+        """The input at the taps that were chosen."""
         return _ops.max_pool_gather(input, offsets, *self[:4])
 
     def indices(self, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The taps as indices into the flattened plane."""
         return _ops.max_pool_indices(offsets, size, *self[:4])
 
 
@@ -148,15 +153,19 @@ class Adaptive(NamedTuple):
     output_size: list[int]
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
+        """The maxima, and which tap of its window each is."""
         return _adaptive_max_pool_with_offsets(input, self.output_size)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The gradient of the input, of ``size``."""
         return _adaptive_max_pool_backward(grad, offsets, size)
 
     def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
+        """The input at the taps that were chosen."""
         return _ops.adaptive_max_pool_gather(input, offsets)
 
     def indices(self, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The taps as indices into the flattened plane."""
         return _ops.adaptive_max_pool_indices(offsets, size)
 
 
@@ -317,6 +326,7 @@ def pool_max(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
+    """Maximum pooling of any rank: what :func:`max_pool2d` and its relatives are."""
     function = _NAMES[rank]
     windows = _sliding_windows(rank, kernel_size, stride, padding, dilation, ceil_mode)
     x = batch(input, function, rank)

@@ -169,8 +169,8 @@ def max_unpool1d(
         input: ``(N, C, L)`` or ``(C, L)``. Floating types; under autocast it runs in float32.
         indices: of the same shape, int64: those that :func:`max_pool1d` gives for these windows.
         kernel_size: K of the pooling, in positions.
-        stride: S of the pooling; K if not given.
-        padding: P of the pooling.
+        stride: S of the pooling, in positions; K if not given.
+        padding: P of the pooling, in positions.
         output_size: another of the sizes that the pooling takes to the input's, less than S away from the one below.
 
     Returns:
@@ -206,8 +206,8 @@ def max_unpool2d(
         input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types; under autocast it runs in float32.
         indices: of the same shape, int64: those that :func:`max_pool2d` gives for these windows.
         kernel_size: K of the pooling, in pixels, one number or one for each dimension.
-        stride: S of the pooling; K if not given.
-        padding: P of the pooling.
+        stride: S of the pooling, in pixels; K if not given.
+        padding: P of the pooling, in pixels.
         output_size: another of the sizes that the pooling takes to the input's, less than S away from the one below.
 
     Returns:
@@ -243,8 +243,8 @@ def max_unpool3d(
         input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Floating types; under autocast it runs in float32.
         indices: of the same shape, int64: those that :func:`max_pool3d` gives for these windows.
         kernel_size: K of the pooling, in voxels, one number or one for each dimension.
-        stride: S of the pooling; K if not given.
-        padding: P of the pooling.
+        stride: S of the pooling, in voxels; K if not given.
+        padding: P of the pooling, in voxels.
         output_size: another of the sizes that the pooling takes to the input's, less than S away from the one below.
 
     Returns:
