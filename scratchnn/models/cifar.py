@@ -87,7 +87,8 @@ def resnet20(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None 
     Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
 
     Example:
-        >>> scratchnn.models.resnet20()(torch.randn(2, 3, 32, 32)).shape
+        >>> from scratchnn.models import resnet20
+        >>> resnet20()(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
     return cifar_resnet(20, num_classes, in_channels, nn=nn)

@@ -49,7 +49,8 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, nn: ModuleType
         ValueError: for an unknown name.
 
     Example:
-        >>> scratchnn.models.build("vgg8", num_classes=5)(torch.randn(2, 3, 32, 32)).shape
+        >>> from scratchnn import models
+        >>> models.build("vgg8", num_classes=5)(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 5])
     """
     if name not in _MODELS:

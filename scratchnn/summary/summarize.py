@@ -62,7 +62,8 @@ def summary(
     Source: Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, 2019.
 
     Example:
-        >>> report = scratchnn.summary(scratchnn.models.resnet20(), (1, 3, 32, 32))
+        >>> from scratchnn.models import resnet20
+        >>> report = scratchnn.summary(resnet20(), (1, 3, 32, 32))
         >>> report.parameters, report.forward  # numbers, and multiply-adds
         (269722, 40551040)
     """
