@@ -11,7 +11,8 @@ layer norm, RMS norm                       N rows, G = 1, P = 1   over K (and P)
 layer norm over the channels of an image   G = 1                  over K
 =========================================  =====================  ======================
 
-Names: ``mu`` and ``v`` the mean and (biased) variance, ``r = 1 / sqrt(v + eps)``, ``x_hat = (x - mu) r``, ``E`` the
+Names: ``x``, ``y``, ``w`` and ``b`` input, output, weight and bias, ``g`` the gradient that arrives at ``y``, ``dx``,
+``dw`` and ``db`` those that leave; ``mu`` and ``v`` the mean and (biased) variance, ``r = 1 / sqrt(v + eps)``, ``x_hat = (x - mu) r``, ``E`` the
 mean over an index set, and ``P(u) = u - E[u] - x_hat E[u x_hat]``, the part of ``u`` that a change of the statistics
 does not undo. ``P`` is its own adjoint, and the derivative of ``x_hat`` is ``r P``. Where the mean counts as zero
 (RMS norm) the term ``E[u]`` is missing, and where the statistics are constants (evaluation) ``P(u) = u``.

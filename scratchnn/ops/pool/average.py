@@ -113,7 +113,7 @@ class AvgPool(Function, operator="avg_pool"):
 
 
 class AvgPoolBackward(Function, operator="avg_pool_backward"):
-    """``dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i``."""
+    """``dx[i] = sum of dy[o] / divisor(o) over the windows o that hold i``."""
 
     @staticmethod
     def forward(grad: Tensor, size: Sequence[int], windows: Windows, channels_last: bool) -> Tensor:
@@ -164,7 +164,7 @@ class AdaptiveAvgPool(Function, operator="adaptive_avg_pool"):
 
 
 class AdaptiveAvgPoolBackward(Function, operator="adaptive_avg_pool_backward"):
-    """``dL/dx[i] = sum of dL/dy[o] / (size of window o) over the windows o that hold i``."""
+    """``dx[i] = sum of dy[o] / (size of window o) over the windows o that hold i``."""
 
     @staticmethod
     def forward(grad: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:

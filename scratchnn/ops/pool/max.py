@@ -211,7 +211,7 @@ class MaxPool(Function):
 
 
 class MaxPoolBackward(Function):
-    """``dL/dx[i] = sum of dL/dy[o] over the windows o whose maximum is x[i]``: linear in ``dL/dy``."""
+    """``dx[i] = sum of dy[o] over the windows o whose maximum is x[i]``: linear in ``dy``."""
 
     @staticmethod
     def forward(grad: Tensor, offsets: Tensor, samples: Tensor | None, size: Sequence[int], windows: Any) -> Tensor:

@@ -65,7 +65,7 @@ class MaxUnpool(Function, operator="max_unpool"):
 
 
 class MaxUnpoolBackward(Function, operator="max_unpool_backward"):
-    """``dL/dx[i] = dL/dy[index[i]]``; inputs that share an index all get the gradient, as in torch."""
+    """``dx[i] = dy[index[i]]``; inputs that share an index all get the gradient, as in torch."""
 
     @staticmethod
     def forward(grad: Tensor, indices: Tensor) -> Tensor:
