@@ -198,8 +198,8 @@ class BatchNormTrain(Function):
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
-        return _terms(*ctx.saved_tensors, ctx.eps, True).output_tangent(x, w, b), None, None
+    def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
+        return _terms(*ctx.saved_tensors, ctx.eps, True).output_tangent(x_, w_, b_), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -245,8 +245,8 @@ class BatchNormEval(Function, operator="batch_norm_eval"):
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> Tensor:
-        return _terms(*ctx.saved_tensors, ctx.eps, False).output_tangent(x, w, b)
+    def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> Tensor:
+        return _terms(*ctx.saved_tensors, ctx.eps, False).output_tangent(x_, w_, b_)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
@@ -287,9 +287,11 @@ class BatchNormBackward(Function, operator="batch_norm_backward"):
         return *_terms(*saved, ctx.eps, ctx.training).second_gradients(grad, u, a, c), None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, g: Tensor | None, x: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor, Tensor, Tensor]:
+    def jvp(
+        ctx: Any, g_: Tensor | None, x_: Tensor | None, w_: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grad, *saved = ctx.saved_tensors
-        return _terms(*saved, ctx.eps, ctx.training).gradient_tangents(grad, g, x, w)
+        return _terms(*saved, ctx.eps, ctx.training).gradient_tangents(grad, g_, x_, w_)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

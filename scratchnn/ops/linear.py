@@ -2,15 +2,17 @@ r"""The fully-connected layers: fake kernels, derivatives and the functional ent
 
 .. math:: y[n, k] = b[k] + \sum_c x[n, c] \; w[k, c]
 
-Like the convolution it is bilinear without its bias, and it and its two gradients are each other's derivatives:
-each multiplies two of the matrices x, w, y into the third. Of complex numbers the gradients multiply by the conjugate.
+with ``x`` of shape ``(*, C)``, ``w`` ``(K, C)``, ``b`` ``(K)`` and ``y`` ``(*, K)``. Like the convolution it is
+bilinear without its bias, and it and its two gradients are each other's derivatives: each multiplies two of the
+matrices x, w, y into the third. Of complex numbers the gradients multiply by the conjugate.
 
 The bilinear layer of two inputs x and z is trilinear without its bias,
 
 .. math:: y[n, k] = b[k] + \sum_{i, j} w[k, i, j] \; x[n, i] \; z[n, j],
 
-and so symmetric in x, z and y that the gradients of its inputs are the same layer with the weight's dimensions
-exchanged; only that of the weight is another operator.
+with ``x`` of shape ``(*, I)``, ``z`` ``(*, J)`` and ``w`` ``(K, I, J)``, and so symmetric in x, z and y that the
+gradients of its inputs are the same layer with the weight's dimensions exchanged; only that of the weight is another
+operator.
 """
 
 from __future__ import annotations

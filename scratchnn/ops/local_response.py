@@ -1,7 +1,8 @@
 """Local response normalization: a number over a power of the squares around it, in neighbouring channels.
 
 With ``s_c = k + alpha / size * (the sum of x^2 over a window of channels around c)``, ``y = x s^-beta``. AlexNet's
-normalization, before there was batch normalization.
+normalization, before there was batch normalization. Inputs and outputs are N x C x pixels; ``g`` is the gradient that
+arrives at ``y``, and ``x_`` in code the tangent ``x'`` of forward differentiation.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class LocalResponseNorm(Function, operator="local_response_norm"):
         before, after, scale, beta, k = ctx.options
         x, x_ = _wide(input), _wide(x_)
         s = k + scale * _window_sums(x * x, before, after)
-        y = x_ * s**-beta - 2 * scale * beta * x * s ** (-beta - 1) * _window_sums(x * x_, before, after)
-        return y.to(input.dtype)
+        y_ = x_ * s**-beta - 2 * scale * beta * x * s ** (-beta - 1) * _window_sums(x * x_, before, after)
+        return y_.to(input.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, input: Tensor, *options: Any) -> tuple[Tensor, int]:

@@ -115,8 +115,8 @@ class Normalize(Function, operator="normalize"):
         return dx, dw, db, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
-        return _terms(*ctx.saved_tensors, *ctx.geometry).output_tangent(x, w, b), None, None
+    def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
+        return _terms(*ctx.saved_tensors, *ctx.geometry).output_tangent(x_, w_, b_), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -170,9 +170,11 @@ class NormalizeBackward(Function, operator="normalize_backward"):
         return *gradients, None, None, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, g: Tensor | None, x: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor, Tensor, Tensor]:
+    def jvp(
+        ctx: Any, g_: Tensor | None, x_: Tensor | None, w_: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grad, *saved = ctx.saved_tensors
-        dx, dw, db = _terms(*saved, *ctx.geometry).gradient_tangents(grad, g, x, w)
+        dx, dw, db = _terms(*saved, *ctx.geometry).gradient_tangents(grad, g_, x_, w_)
         return (dx, dw, db) if ctx.parameters else (dx, dw[:0], db[:0])
 
     @staticmethod
