@@ -85,7 +85,7 @@ class Hardtanh(torch.nn.Hardtanh):
         - Output: the same, in the same memory format.
 
     Raises:
-        ValueError: where a is above b.
+        AssertionError: when made, where a is not below b.
         NotImplementedError: for boolean or complex tensors.
 
     Source: Collobert, 2004. See :func:`scratchnn.functional.hardtanh`.

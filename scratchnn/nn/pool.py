@@ -422,7 +422,7 @@ class FractionalMaxPool2d(torch.nn.FractionalMaxPool2d):
         - Output: ``(N, C, O_H, O_W)`` or ``(C, O_H, O_W)``.
 
     Raises:
-        ValueError: for neither an output size nor a ratio.
+        ValueError: when made, for not exactly one of output size and ratio, or a ratio that is not between 0 and 1.
         TypeError: for sizes that are not integers.
         IndexError: for an input of fewer than three dimensions.
         RuntimeError: for an input of more than four or with empty channels or planes, windows that do not fit, and
@@ -469,7 +469,7 @@ class FractionalMaxPool3d(torch.nn.FractionalMaxPool3d):
         - Output: ``(N, C, O_D, O_H, O_W)`` or ``(C, O_D, O_H, O_W)``.
 
     Raises:
-        ValueError: for neither an output size nor a ratio.
+        ValueError: when made, for not exactly one of output size and ratio, or a ratio that is not between 0 and 1.
         TypeError: for sizes that are not integers.
         IndexError: for an input of fewer than four dimensions.
         RuntimeError: for an input of more than five or with empty channels or volumes, windows that do not fit, and
@@ -507,8 +507,8 @@ class AdaptiveMaxPool1d(torch.nn.AdaptiveMaxPool1d):
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for more sizes than the input has dimensions.
-        RuntimeError: for an input of another rank or with empty channels or signals, or negative sizes.
+        RuntimeError: for an input of another rank or with empty channels or signals, for several sizes, or a
+            negative one.
         NotImplementedError: for types that are not floating.
 
     Source: He, Zhang, Ren & Sun 2014, "Spatial Pyramid Pooling"; lecture, section 7.4.
@@ -593,8 +593,8 @@ class AdaptiveAvgPool1d(torch.nn.AdaptiveAvgPool1d):
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for more sizes than the input has dimensions.
-        RuntimeError: for an input of another rank or with empty signals, or negative sizes.
+        RuntimeError: for an input of another rank or with empty signals, for several sizes, or a
+            negative one.
         NotImplementedError: for types that are not floating.
 
     Source: Lin, Chen & Yan 2013, "Network In Network", for size 1; lecture, section 7.4.

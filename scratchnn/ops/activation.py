@@ -113,6 +113,11 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         NotImplementedError: for boolean or complex tensors.
 
     Source: Nair and Hinton, 2010; lecture, section 7.3.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.relu(torch.tensor([-1.0, 0.0, 2.0]))
+        tensor([0., 0., 2.])
     """
     _tensor(input, "relu")
     if inplace:
@@ -848,6 +853,11 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         NotImplementedError: for other types.
 
     Source: Bridle, 1990.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.softmax(torch.tensor([0.0, 0.0]), dim=0)
+        tensor([0.5000, 0.5000])
     """
     return _along(Softmax, "softmax", input, dim, _stacklevel, dtype)
 

@@ -354,6 +354,12 @@ def batch_norm(
             running statistics.
 
     Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.batch_norm(torch.tensor([[1.0], [3.0]]), None, None, training=True)
+        tensor([[-1.0000],
+                [ 1.0000]])
     """
     if input.dim() == 1 and input.numel() == 0:  # torch takes this for a batch without samples and channels
         input = input.reshape(0, 0)

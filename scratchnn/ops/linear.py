@@ -297,6 +297,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError: where input, weight or bias is not a tensor.
 
     Source: lecture, section 7.1.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.linear(torch.tensor([1.0, 2.0]), weight=torch.tensor([[3.0, 4.0]]), bias=torch.tensor([0.5]))
+        tensor([11.5000])
     """
     _check_tensors("linear", "bias", input=input, weight=weight, bias=bias)
     input, weight, bias = autocast(input, weight, bias)

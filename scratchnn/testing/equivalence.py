@@ -91,6 +91,12 @@ def check_equivalence(
         TypeError: where module or reference is neither module, factory nor function, or an input is no tensor at all.
         ValueError: where there is no such check, a dtype is not one of numbers with a fraction, or, as
             :class:`ReferenceRefusesError`, the reference refuses the inputs in every dtype.
+
+    Example:
+        >>> from scratchnn.testing import check_equivalence
+        >>> inputs = torch.randn(2, 3)
+        >>> check_equivalence(torch.nn.ReLU(), torch.nn.ReLU6(), 10 * inputs, checks=["outputs"]).passed
+        False
     """
     selected = select(checks, skip, reproducible=reproducible, representation=representation)
     _require_dtypes(dtypes)

@@ -313,6 +313,12 @@ def avg_pool2d(
         NotImplementedError: for other types.
 
     Source: lecture, section 7.4.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.avg_pool2d(torch.arange(16.0).reshape(1, 4, 4), kernel_size=2)
+        tensor([[[ 2.5000,  4.5000],
+                 [10.5000, 12.5000]]])
     """
     return pool_average(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
@@ -382,8 +388,8 @@ def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tens
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for more sizes than the input has dimensions.
-        RuntimeError: for an input of another rank or with empty signals, or negative sizes.
+        RuntimeError: for an input of another rank or with empty signals, for several sizes, or a
+            negative one.
         NotImplementedError: for types that are not floating.
 
     Source: Lin, Chen & Yan 2013, "Network In Network", for size 1; lecture, section 7.4.

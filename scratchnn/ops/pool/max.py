@@ -425,6 +425,12 @@ def max_pool2d(
         NotImplementedError: for boolean or complex tensors.
 
     Source: lecture, section 7.4.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.max_pool2d(torch.arange(16.0).reshape(1, 4, 4), kernel_size=2)
+        tensor([[[ 5.,  7.],
+                 [13., 15.]]])
     """
     return pool_max(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
@@ -592,8 +598,8 @@ def adaptive_max_pool1d(
 
     Raises:
         TypeError: for sizes that are not integers.
-        ValueError: for more sizes than the input has dimensions.
-        RuntimeError: for an input of another rank or with empty channels or signals, or negative sizes.
+        RuntimeError: for an input of another rank or with empty channels or signals, for several sizes, or a
+            negative one.
         NotImplementedError: for types that are not floating.
 
     Source: He, Zhang, Ren & Sun 2014, "Spatial Pyramid Pooling"; lecture, section 7.4.
@@ -673,7 +679,7 @@ def adaptive_max_pool1d_with_indices(
         the maxima and their indices, both of the shape that :func:`adaptive_max_pool1d` gives.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`adaptive_max_pool1d`.
+        TypeError, RuntimeError, NotImplementedError: as :func:`adaptive_max_pool1d`.
 
     Source: as of :func:`adaptive_max_pool1d`.
     """
