@@ -189,6 +189,7 @@ def check_common(value: Any, parts: dict[str, str], parameters: list[str], liste
                 assert re.search(unit, text), f"{name} has no unit, {unit}: {text}"
     for name, text in entries(parts["Raises"]).items() if "Raises" in parts else ():
         error = getattr(builtins, name, None) or find_error(name)
+        assert inspect.isclass(error), f"there is no {name}"
         assert issubclass(error, Exception), f"{name} is no error"
         assert text, f"{name} is not explained"
 
