@@ -184,6 +184,7 @@ def check_common(value: Any, parts: dict[str, str], parameters: list[str], liste
         assert set(documented) <= set(parameters), f"no parameters: {sorted(set(documented) - set(parameters))}"
     for name, text in documented.items():
         assert text, f"{name} is not explained"
+        assert not re.match(r"\w\. ?", text), f"{name} starts a list where this is set as a page: {text}"
         for pattern, unit in UNITS.items():
             if re.fullmatch(pattern, name):
                 assert re.search(unit, text), f"{name} has no unit, {unit}: {text}"

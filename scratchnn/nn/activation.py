@@ -75,8 +75,8 @@ class Hardtanh(torch.nn.Hardtanh):
     .. math:: y = \min(\max(x, a), b)
 
     Args:
-        min_val: a.
-        max_val: b.
+        min_val: a, the lower limit.
+        max_val: b, the upper limit.
         inplace: overwrite the input.
         min_value, max_value: old names of both.
 
@@ -123,7 +123,7 @@ class LeakyReLU(torch.nn.LeakyReLU):
     .. math:: y = \begin{cases} x & x > 0 \\ a x & \text{else} \end{cases}
 
     Args:
-        negative_slope: a.
+        negative_slope: a, the slope below zero.
         inplace: overwrite the input.
 
     Shape:
@@ -150,8 +150,8 @@ class Threshold(torch.nn.Threshold):
     .. math:: y = \begin{cases} x & x > t \\ v & \text{else} \end{cases}
 
     Args:
-        threshold: t.
-        value: v.
+        threshold: t, up to which y is v.
+        value: v, what y is there.
         inplace: overwrite the input.
 
     Shape:
@@ -725,8 +725,8 @@ class Maxout(torch.nn.Module):
     A convex function of as many straight pieces, learned. Weights are drawn as those of :class:`torch.nn.Linear`.
 
     Args:
-        in_features: C.
-        out_features: K.
+        in_features: C, the numbers in a row of the input.
+        out_features: K, the numbers in a row of the output.
         pieces: P, at least 1.
         bias: with b.
         device, dtype: of the parameters.

@@ -56,7 +56,7 @@ class Conv1d(torch.nn.Conv1d):
     The sum runs over the channels of a filter's group and the taps t of its kernel.
 
     Args:
-        in_channels: C.
+        in_channels: C, the channels of the input.
         out_channels: K, the number of filters.
         kernel_size: R, in positions.
         stride: S, positions between neighbouring outputs.
@@ -97,7 +97,7 @@ class Conv2d(torch.nn.Conv2d):
     A 1x1 convolution is a fully-connected layer at every pixel (Lin, Chen & Yan 2013).
 
     Args:
-        in_channels: C.
+        in_channels: C, the channels of the input.
         out_channels: K, the number of filters.
         kernel_size: R, S, in pixels, for both dimensions or ``(height, width)``.
         stride: S, pixels between neighbouring outputs.
@@ -138,7 +138,7 @@ class Conv3d(torch.nn.Conv3d):
     The sum runs over the channels of a filter's group and the taps t of its kernel.
 
     Args:
-        in_channels: C.
+        in_channels: C, the channels of the input.
         out_channels: K, the number of filters.
         kernel_size: Q, R, S, in voxels, for all dimensions or ``(depth, height, width)``.
         stride: S, voxels between neighbouring outputs.
@@ -177,8 +177,8 @@ class ConvTranspose1d(torch.nn.ConvTranspose1d):
     The gradient of the convolution of the same window with respect to its input; it inverts its sizes.
 
     Args:
-        in_channels: C.
-        out_channels: K.
+        in_channels: C, the channels of the input.
+        out_channels: K, the channels of the output.
         kernel_size: R, in positions.
         stride: S, positions between the outputs of neighbouring inputs.
         padding: P, positions left out on both sides of the output.
@@ -216,8 +216,8 @@ class ConvTranspose2d(torch.nn.ConvTranspose2d):
     The gradient of the convolution of the same window with respect to its input; it inverts its sizes.
 
     Args:
-        in_channels: C.
-        out_channels: K.
+        in_channels: C, the channels of the input.
+        out_channels: K, the channels of the output.
         kernel_size: R, S, in pixels, for both dimensions or ``(height, width)``.
         stride: S, pixels between the outputs of neighbouring inputs.
         padding: P, pixels left out on both sides of the output.
@@ -260,8 +260,8 @@ class ConvTranspose3d(torch.nn.ConvTranspose3d):
     The gradient of the convolution of the same window with respect to its input; it inverts its sizes.
 
     Args:
-        in_channels: C.
-        out_channels: K.
+        in_channels: C, the channels of the input.
+        out_channels: K, the channels of the output.
         kernel_size: Q, R, S, in voxels, for all dimensions or ``(depth, height, width)``.
         stride: S, voxels between the outputs of neighbouring inputs.
         padding: P, voxels left out on both sides of the output.
@@ -302,7 +302,7 @@ class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
     .. math:: y[n, k, o] = b[k] + \sum_{c, t} w[k, c, t] \; x[n, c, o S - P + t D]
 
     Args:
-        out_channels: K.
+        out_channels: K, the channels of the output.
         kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
             :class:`Conv1d`.
         device, dtype: of the parameters.
@@ -329,7 +329,7 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
     .. math:: y[n, k, o] = b[k] + \sum_{c, t} w[k, c, t] \; x[n, c, o S - P + t D]
 
     Args:
-        out_channels: K.
+        out_channels: K, the channels of the output.
         kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
             :class:`Conv2d`.
         device, dtype: of the parameters.
@@ -361,7 +361,7 @@ class LazyConv3d(torch.nn.LazyConv3d, Conv3d):
     .. math:: y[n, k, o] = b[k] + \sum_{c, t} w[k, c, t] \; x[n, c, o S - P + t D]
 
     Args:
-        out_channels: K.
+        out_channels: K, the channels of the output.
         kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
             :class:`Conv3d`.
         device, dtype: of the parameters.
@@ -388,7 +388,7 @@ class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
     .. math:: y[n, k, i] = b[k] + \sum_{c, (o, t)\,:\, o S - P + t D = i} w[c, k, t] \; x[n, c, o]
 
     Args:
-        out_channels: K.
+        out_channels: K, the channels of the output.
         kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode: as in
             :class:`ConvTranspose1d`.
         device, dtype: of the parameters.
@@ -415,7 +415,7 @@ class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
     .. math:: y[n, k, i] = b[k] + \sum_{c, (o, t)\,:\, o S - P + t D = i} w[c, k, t] \; x[n, c, o]
 
     Args:
-        out_channels: K.
+        out_channels: K, the channels of the output.
         kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode: as in
             :class:`ConvTranspose2d`.
         device, dtype: of the parameters.
@@ -442,7 +442,7 @@ class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):
     .. math:: y[n, k, i] = b[k] + \sum_{c, (o, t)\,:\, o S - P + t D = i} w[c, k, t] \; x[n, c, o]
 
     Args:
-        out_channels: K.
+        out_channels: K, the channels of the output.
         kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode: as in
             :class:`ConvTranspose3d`.
         device, dtype: of the parameters.

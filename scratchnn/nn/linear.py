@@ -41,8 +41,8 @@ class Linear(torch.nn.Linear):
     .. math:: y[n, k] = b[k] + \sum_c x[n, c] \; w[k, c]
 
     Args:
-        in_features: C.
-        out_features: K.
+        in_features: C, the numbers in a row of the input.
+        out_features: K, the numbers in a row of the output.
         bias: with b.
         device, dtype: of the parameters.
 
@@ -73,7 +73,7 @@ class LazyLinear(torch.nn.LazyLinear):
     .. math:: y[n, k] = b[k] + \sum_c x[n, c] \; w[k, c]
 
     Args:
-        out_features: K.
+        out_features: K, the numbers in a row of the output.
         bias: with b.
         device, dtype: of the parameters.
 
@@ -103,9 +103,9 @@ class Bilinear(torch.nn.Bilinear):
     .. math:: y[n, k] = b[k] + \sum_{i, j} w[k, i, j] \; x[n, i] \; z[n, j]
 
     Args:
-        in1_features: I.
-        in2_features: J.
-        out_features: K.
+        in1_features: I, the numbers in a row of the first input.
+        in2_features: J, the numbers in a row of the second input.
+        out_features: K, the numbers in a row of the output.
         bias: with b.
         device, dtype: of the parameters.
 

@@ -80,7 +80,7 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
     the convolution before it.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the batch's; None for the plain average of all
             batches.
@@ -113,7 +113,7 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     the convolution before it.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the batch's; None for the plain average of all
             batches.
@@ -152,7 +152,7 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     the convolution before it.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the batch's; None for the plain average of all
             batches.
@@ -254,7 +254,7 @@ class SyncBatchNorm(_BatchNorm):
     It is not derived from torch's class, since ``DistributedDataParallel`` refuses to train that on a CPU.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the batch's; None for the plain average of all
             batches.
@@ -368,7 +368,7 @@ class InstanceNorm1d(_InstanceNorm, torch.nn.InstanceNorm1d):
     The same in training and in evaluation, unless running statistics are kept: these are then used in evaluation.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the mean of the samples'.
         affine: learn w and b; by default neither.
@@ -399,7 +399,7 @@ class InstanceNorm2d(_InstanceNorm, torch.nn.InstanceNorm2d):
     The same in training and in evaluation, unless running statistics are kept: these are then used in evaluation.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the mean of the samples'.
         affine: learn w and b; by default neither.
@@ -435,7 +435,7 @@ class InstanceNorm3d(_InstanceNorm, torch.nn.InstanceNorm3d):
     The same in training and in evaluation, unless running statistics are kept: these are then used in evaluation.
 
     Args:
-        num_features: C.
+        num_features: C, the channels of the input.
         eps: added to the variance.
         momentum: the running statistics move by this part towards the mean of the samples'.
         affine: learn w and b; by default neither.
@@ -577,7 +577,7 @@ class LayerNorm2d(torch.nn.LayerNorm):
     the same.
 
     Args:
-        num_channels: C.
+        num_channels: C, the channels of the input.
         eps: added to the variance.
         elementwise_affine: learn w and b.
         bias: learn b, where w is learned.

@@ -311,7 +311,7 @@ class LPPool1d(torch.nn.LPPool1d):
     minimum.
 
     Args:
-        norm_type: p.
+        norm_type: p, the power.
         kernel_size: K, in positions.
         stride: S, positions between the starts of neighbouring windows; K if not given.
         ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
@@ -347,7 +347,7 @@ class LPPool2d(torch.nn.LPPool2d):
     minimum.
 
     Args:
-        norm_type: p.
+        norm_type: p, the power.
         kernel_size: K, in pixels, one number or one for each dimension.
         stride: S, pixels between the starts of neighbouring windows; K if not given.
         ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
@@ -379,7 +379,7 @@ class LPPool3d(torch.nn.LPPool3d):
     minimum.
 
     Args:
-        norm_type: p.
+        norm_type: p, the power.
         kernel_size: K, in voxels, one number or one for each dimension.
         stride: S, voxels between the starts of neighbouring windows; K if not given.
         ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part

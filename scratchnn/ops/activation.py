@@ -169,8 +169,8 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
     Args:
         input: any shape; floating or whole numbers.
-        min_val: a.
-        max_val: b.
+        min_val: a, the lower limit.
+        max_val: b, the upper limit.
         inplace: overwrite the input.
 
     Returns:
@@ -212,7 +212,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
     Args:
         input: any shape; floating numbers.
-        negative_slope: a.
+        negative_slope: a, the slope below zero.
         inplace: overwrite the input. With a negative slope there is no derivative then.
 
     Returns:
@@ -250,8 +250,8 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
     Args:
         input: any shape; floating or whole numbers.
-        threshold: t.
-        value: v.
+        threshold: t, up to which y is v.
+        value: v, what y is there.
         inplace: overwrite the input.
 
     Returns:

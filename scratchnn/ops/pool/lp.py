@@ -55,7 +55,7 @@ def lp_pool1d(
 
     Args:
         input: ``(N, C, L)`` or ``(C, L)``. Floating types.
-        norm_type: p.
+        norm_type: p, the power.
         kernel_size: K, in positions.
         stride: S, positions between the starts of neighbouring windows; K if not given.
         ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
@@ -89,7 +89,7 @@ def lp_pool2d(
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types.
-        norm_type: p.
+        norm_type: p, the power.
         kernel_size: K, in pixels, one number or one for each dimension.
         stride: S, pixels between the starts of neighbouring windows; K if not given.
         ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
@@ -123,7 +123,7 @@ def lp_pool3d(
 
     Args:
         input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. float32 and float64; under autocast it runs in float32.
-        norm_type: p.
+        norm_type: p, the power.
         kernel_size: K, in voxels, one number or one for each dimension.
         stride: S, voxels between the starts of neighbouring windows; K if not given.
         ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
