@@ -72,6 +72,14 @@ def convert(model: Module, *, include: Any = None, exclude: Any = None, verbose:
     Raises:
         TypeError: where ``model`` is not a module, or ``include`` or ``exclude`` is of another type.
         ValueError: where a name or pattern in them matches nothing in the model, which is then as it was.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Dropout())
+        >>> print(scratchnn.convert(model))
+        1 of 2 layers converted
+          1 Conv2d
+        1 left as they were
+          1 Dropout: scratchnn has no such layer (1)
     """
     if not isinstance(model, Module):
         raise TypeError(f"convert(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")

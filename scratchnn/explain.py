@@ -171,6 +171,12 @@ def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = N
         TypeError: where ``layer`` is not a module, or compiled by TorchScript.
         ValueError: without a shape, and for lazy layers that have seen no input.
         RuntimeError, ValueError: where the layer does not take inputs of these shapes: its own errors.
+
+    Example:
+        >>> print(scratchnn.explain(scratchnn.nn.MaxPool2d(2), (8, 16, 32, 32)))
+        MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False) for 8x16x32x32 in float32
+          forward: windows over vectors of channels, because many maxima are found at once
+          gradients: gathering windows, because ...
     """
     if not isinstance(layer, Module):
         raise TypeError(f"explain(): argument 'layer' must be a torch.nn.Module, not {type(layer).__name__}")
@@ -192,6 +198,12 @@ def explain_call(layer: Module, inputs: Sequence[Tensor]) -> Explanation:
     Args:
         layer: the layer.
         inputs: tensors of any device.
+
+    Returns:
+        the explanation.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`explain`.
     """
     dtype = str(inputs[0].dtype).removeprefix("torch.")
     explanation = Explanation(str(layer), tuple(tuple(x.shape) for x in inputs), dtype)

@@ -87,6 +87,13 @@ def fuse(
     Raises:
         TypeError: where ``model`` is not a module, or ``include`` or ``exclude`` is of another type.
         ValueError: where a name or pattern in them matches nothing in the model, which is then as it was.
+
+    Example:
+        >>> nn = scratchnn.nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> print(scratchnn.fuse(model))
+        1 of 1 layers fused
+          1 Conv2d + BatchNorm2d + ReLU
     """
     if not isinstance(model, Module):
         raise TypeError(f"fuse(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")
@@ -142,6 +149,14 @@ def unfuse(model: Module, *, verbose: bool = False) -> Unfusion:
 
     Raises:
         TypeError: where ``model`` is not a module.
+
+    Example:
+        >>> nn = scratchnn.nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> _ = scratchnn.fuse(model)
+        >>> print(scratchnn.unfuse(model))
+        1 of 1 layers unfused
+          1 Sequential
     """
     if not isinstance(model, Module):
         raise TypeError(f"unfuse(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")

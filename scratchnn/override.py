@@ -313,6 +313,12 @@ class override(Rerouting, ContextDecorator):
     Raises:
         TypeError: where ``include`` or ``exclude`` is of another type.
         ValueError: where one names nothing that can be rerouted.
+
+    Example:
+        >>> with scratchnn.override() as routed:
+        ...     y = torch.nn.functional.relu(torch.tensor([-1.0, 2.0]))
+        >>> y, dict(routed.calls)
+        (tensor([0., 2.]), {'relu': 1})
     """
 
     def __init__(self, *, include: Any = None, exclude: Any = None) -> None:
@@ -322,6 +328,7 @@ class override(Rerouting, ContextDecorator):
         self.left: Counter[tuple[str, str]] = Counter()
 
     def count(self, name: str, reason: str | None = None) -> None:
+        """Enters a call into :attr:`calls` or :attr:`left`."""
         if torch.compiler.is_compiling():
             return
         if reason is None:

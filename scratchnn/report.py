@@ -10,7 +10,12 @@ __all__ = ["Left", "summary"]
 
 
 class Left(NamedTuple):
-    """A layer that stayed as it was: the name of its class, and why."""
+    """A layer that stayed as it was.
+
+    Attributes:
+        type: the name of its class.
+        reason: why.
+    """
 
     type: str
     reason: str

@@ -61,6 +61,13 @@ def restore(model: Module, *, include: Any = None, exclude: Any = None, verbose:
     Raises:
         TypeError: where ``model`` is not a module, or ``include`` or ``exclude`` is of another type.
         ValueError: where a name or pattern in them matches nothing in the model, which is then as it was.
+
+    Example:
+        >>> model = scratchnn.nn.Sequential(scratchnn.nn.Conv2d(3, 8, 3), scratchnn.nn.ReLU())
+        >>> print(scratchnn.restore(model))
+        2 of 2 layers restored
+          1 Conv2d
+          1 ReLU
     """
     if not isinstance(model, Module):
         raise TypeError(f"restore(): argument 'model' must be a torch.nn.Module, not {type(model).__name__}")

@@ -1,4 +1,8 @@
 // The activations straight from their formulas, one element at a time, in double precision.
+//
+// scratchnn.kernels("naive") runs these loops, the tests hold the fast kernels against them, and they serve the types
+// that the fast ones do not. x is an input, y an output, dy the gradient that arrives at it, dx the one that leaves.
+// Elementwise, dx = dy f'(x): value and slope of each function are in functions.h, which the fast kernels share.
 #include "activation/naive.h"
 
 #include <ATen/Dispatch.h>
@@ -143,8 +147,9 @@ void activation_output_backward(Activation which, const double* parameters, cons
   });
 }
 
-// Rows along one dimension: element i of row (o, k) is at (o size + i) inner + k.
+// Rows along one dimension, outer x size x inner in memory: element i of row (o, k) is at (o size + i) inner + k.
 
+// y_i = e^(x_i - most) / sum_j e^(x_j - most), most = max_j x_j: the same as without it, and no exponential overflows.
 void softmax(Softmax f, const Rows& r, const at::Tensor& input, const at::Tensor& output) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "softmax", [&] {
     const double sign = f == Softmax::softmin ? -1 : 1;
@@ -168,7 +173,7 @@ void softmax(Softmax f, const Rows& r, const at::Tensor& input, const at::Tensor
   });
 }
 
-// softmax: dx_i = y_i (dy_i - sum_j dy_j y_j); log_softmax: dx_i = dy_i - e^(y_i) sum_j dy_j
+// softmax: dx_i = y_i (dy_i - sum_j dy_j y_j), softmin: minus that; log_softmax: dx_i = dy_i - e^(y_i) sum_j dy_j
 void softmax_backward(Softmax f, const Rows& r, const at::Tensor& grad, const at::Tensor& output,
                       const at::Tensor& grad_input) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "softmax_backward", [&] {
@@ -194,7 +199,7 @@ void softmax_backward(Softmax f, const Rows& r, const at::Tensor& grad, const at
   });
 }
 
-// y = a sigmoid(b), (a, b) the halves of the input
+// y = a sigmoid(b), (a, b) the halves of the input, outer x 2 x (size inner)
 void glu(const Rows& r, const at::Tensor& input, const at::Tensor& output) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "glu", [&] {
     const int64_t half = r.size * r.inner;

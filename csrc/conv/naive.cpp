@@ -4,6 +4,12 @@
 //   dx[n, g C + c, i] = sum over k, t of  w[k, c, t] dy[n, k, o]
 //   dw[k, c, t]    = sum over n, o of  x[n, g C + c, i] dy[n, k, o]
 //
+// where g is the group of k and C the number of channels in it; x is N x (groups C) x pixels i, w K x C x taps t, y and
+// the gradient dy that arrives at it N x K x pixels o, and pixels and taps have one to three dimensions.
+//
+// scratchnn.kernels("naive") runs these loops, the tests hold the fast kernels against them, and they serve the types
+// that the fast ones do not.
+//
 // All three are the same loops: every (n, k, o, c, t) whose input pixel i lies inside the image, or in a border that
 // continues the image, links one element of x, one of w and one of y, and each pass sums the product of two of them
 // into the third.

@@ -1,14 +1,19 @@
 // The fully-connected layers and their gradients as nested loops. Sums are in double, of complex numbers in complex
 // double, of whole numbers in 64 bits. The gradients take the conjugate of the factor that stays.
 //
+// scratchnn.kernels("naive") runs these loops, the tests hold the fast kernels against them, and they serve the types
+// that the fast ones do not. With x N x C, w K x C, b K and y N x K, and dy the gradient that arrives at y,
+//
 //   y[n, k]  = b[k] + sum over c of x[n, c] w[k, c]
 //   dx[n, c] = sum over k of dy[n, k] w[k, c]
 //   dw[k, c] = sum over n of dy[n, k] x[n, c]
 //
-// and with two inputs
+// and with two inputs, x N x I and z N x J (the arguments a and b), and w K x I x J,
 //
-//   y[n, k]     = b[k] + sum over i, j of w[k, i, j] a[n, i] b[n, j]
-//   dw[k, i, j] = sum over n of dy[n, k] a[n, i] b[n, j]
+//   y[n, k]     = b[k] + sum over i, j of w[k, i, j] x[n, i] z[n, j]
+//   dw[k, i, j] = sum over n of dy[n, k] x[n, i] z[n, j]
+//
+// whose dx and dz are the same layer with the dimensions of w exchanged. db is a sum over n: common/channel_sum.h.
 #include "linear/naive.h"
 
 #include <ATen/Dispatch.h>

@@ -1,4 +1,13 @@
 // Normalization straight from its formulas, for any index sets, in double.
+//
+// scratchnn.kernels("naive") runs these loops, and the tests hold the fast kernels against them. The input x is
+// N x G x K x P, samples x groups x channels of a group x pixels. Each index set has a mean mu and a variance v, each
+// channel of each group a weight w and a bias b:
+//
+//   r = 1 / sqrt(v + eps)     x_hat = (x - mu) r     y = w x_hat + b
+//   db = sum of g             dw = sum of g x_hat    dx = r (w g - E[w g] - x_hat E[w g x_hat])
+//
+// g is the gradient that arrives at y and E the mean over an index set; db and dw are sums over samples and pixels.
 #include "norm/naive.h"
 
 #include <ATen/Dispatch.h>
@@ -65,6 +74,7 @@ void norm_apply(const IndexSets& sets, const at::Tensor& input, const at::Tensor
   });
 }
 
+// y = min(max(n + r, low), high) over n, r the residual, where there is one.
 void norm_end(const at::Tensor& output, const std::optional<at::Tensor>& residual, double low, double high) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "norm", [&] {
     scalar_t* y = output.data_ptr<scalar_t>();
@@ -76,6 +86,7 @@ void norm_end(const at::Tensor& output, const std::optional<at::Tensor>& residua
   });
 }
 
+// The gradient of n and of r: g where the limits let n + r pass, else 0.
 void norm_end_backward(const at::Tensor& grad, const at::Tensor& sum, double low, double high,
                        const at::Tensor& passed) {
   const double none = std::numeric_limits<double>::infinity();
@@ -153,6 +164,7 @@ double sum_of(const Window& window, int64_t first, int64_t last, const Value& va
 
 }  // namespace
 
+// y_c = x_c s_c^-beta, s_c = k + scale (the sum of x^2 over the window of channel c).
 void local_response_norm(const Window& window, const at::Tensor& input, const at::Tensor& output) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "local_response_norm", [&] {
     const scalar_t* x = input.const_data_ptr<scalar_t>();

@@ -1,4 +1,8 @@
 // The pooling layers straight from their formulas: nested loops over images, channels, pixels and windows.
+//
+// scratchnn.kernels("naive") runs these loops, the tests hold the fast kernels against them, and they serve the types
+// that the fast ones do not. x and its gradient dx are N x C x pixels i, y and the gradient dy that arrives at it
+// N x C x pixels o, each with one to three spatial dimensions; o names a window, k a tap of it.
 #include "pool/naive.h"
 
 #include <ATen/Dispatch.h>
@@ -143,7 +147,7 @@ void max_pool(const at::Tensor& input, const at::Tensor& output, const at::Tenso
   });
 }
 
-// dL/dx[i] = sum of dL/dy[o] over the windows o whose maximum is x[i].
+// dx[i] = sum of dy[o] over the windows o whose maximum is x[i].
 void max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, const at::Tensor& grad_input,
                        const PoolShape& shape, const PlaneWindows& windows) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "max_pool_backward", [&] {
@@ -157,6 +161,7 @@ void max_pool_backward(const at::Tensor& grad, const at::Tensor& offsets, const 
   });
 }
 
+// y[o] = x[i], i the pixel that o's offset names: max_pool_backward transposed.
 void max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, const at::Tensor& output,
                      const PoolShape& shape, const PlaneWindows& windows) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "max_pool_gather", [&] {
@@ -174,6 +179,7 @@ void max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, const a
   });
 }
 
+// index[o] = i, counted within the plane.
 void max_pool_indices(const at::Tensor& offsets, const at::Tensor& indices, const PoolShape& shape,
                       const PlaneWindows& windows) {
   int64_t* index = indices.data_ptr<int64_t>();
@@ -233,7 +239,7 @@ void average(const at::Tensor& input, const at::Tensor& output, const PoolShape&
   });
 }
 
-// dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i
+// dx[i] = sum of dy[o] / divisor(o) over the windows o that hold i
 void average_backward(const at::Tensor& grad, const at::Tensor& grad_input, const PoolShape& shape,
                       const Spans& spans) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "avg_pool_backward", [&] {

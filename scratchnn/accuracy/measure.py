@@ -28,9 +28,13 @@ FACTOR, WINOGRAD_FACTOR = 2.0, 4.0
 
 @dataclass
 class Result:
-    """The errors of a layer in one dtype, by what was computed: ``output``, ``dx``, ``dw``, ``db``.
+    """The errors of a layer in one dtype.
 
-    They are medians over several seeds; ``allowed`` is the largest ratio that counts as equally exact.
+    Attributes:
+        layer: the example.
+        dtype: of weights and inputs.
+        errors: medians over several seeds, by what was computed: ``output``, ``dx``, ``dw``, ``db``.
+        allowed: the largest ratio to torch's error that counts as equally exact.
     """
 
     layer: Layer
@@ -40,14 +44,30 @@ class Result:
 
 
 def measure(layer: Layer, dtype: torch.dtype, seeds: int = SEEDS) -> Result:
-    """The errors of one layer."""
+    """The errors of one layer, ours and torch's.
+
+    Args:
+        layer: the example.
+        dtype: of weights and inputs.
+        seeds: how many draws of both.
+
+    Returns:
+        the medians over the draws.
+    """
     runs = [_errors_of_a_run(layer, dtype, seed) for seed in range(seeds)]
     errors = {name: Comparison.median([run[name] for run in runs]) for name in runs[0]}
     return Result(layer, dtype, errors, allowed_factor(layer))
 
 
 def measure_all(layers: Sequence[Layer]) -> Iterator[Result]:
-    """The errors of all layers, in every dtype each serves."""
+    """The errors of all layers, in every dtype each serves.
+
+    Args:
+        layers: the examples.
+
+    Returns:
+        the result of each layer and dtype, as it is measured.
+    """
     for layer in layers:
         for dtype in layer.dtypes:
             yield measure(layer, dtype)
@@ -57,6 +77,12 @@ def allowed_factor(layer: Layer) -> float:
     """How many times torch's error ours may be: more in plain 3x3 convolutions, which may use Winograd's algorithm.
 
     Those of any type, since half precision and complex numbers are computed in float32.
+
+    Args:
+        layer: the example.
+
+    Returns:
+        the factor.
     """
     module = layer.theirs()
     may_use_winograd = (
@@ -99,7 +125,17 @@ def _made(module: Module, dtype: torch.dtype, inputs: tuple[Tensor, ...], seed: 
 def run(
     module: Module, inputs: tuple[Tensor, ...], seed: int = 0, rounded: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The output and the gradients of a module for a random gradient, which is rounded to ``rounded`` first."""
+    """The output and the gradients of a module for a random gradient.
+
+    Args:
+        module: any.
+        inputs: what to call it with.
+        seed: of the gradient, and of what the module draws.
+        rounded: the type that the gradient is rounded to first.
+
+    Returns:
+        the tensors by name: ``output``, ``dx``, ``dw``, ``db``.
+    """
     torch.manual_seed(seed)
     leaves = {}
     arguments = []

@@ -108,12 +108,27 @@ class Case:
 
 
 def families(cases: Sequence[Case]) -> list[str]:
-    """The families in the order of the table."""
+    """The families in the order of the table.
+
+    Args:
+        cases: any.
+
+    Returns:
+        each family once.
+    """
     return list(dict.fromkeys(case.family for case in cases))
 
 
 def select(cases: Sequence[Case], family: Sequence[str] | None = None, pattern: str | None = None) -> list[Case]:
     """The cases of these families (all unless given) whose "family name" contains the regular expression.
+
+    Args:
+        cases: to choose from.
+        family: those to take; all unless given.
+        pattern: a regular expression, without regard to case.
+
+    Returns:
+        the cases, in their order.
 
     Raises:
         re.error: when ``pattern`` is not a regular expression.
@@ -132,6 +147,9 @@ def borrowed(model: Module, *, lacking: bool = True) -> list[str]:
     Args:
         model: of ``scratchnn.nn``, or converted.
         lacking: count also layers that scratchnn has none of, such as dropout: torch's on both sides.
+
+    Returns:
+        the names of their classes, each once.
     """
     leaves = [layer for layer in model.modules() if not list(layer.children())]
     theirs = [layer for layer in leaves if not _ours(layer) and not isinstance(layer, _COMPUTE_NOTHING)]

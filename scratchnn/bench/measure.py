@@ -103,12 +103,27 @@ class Result:
 
 
 def name_of(case: str, side: str) -> str:
-    """The name of a case and, unless ours are plain layers, of our side."""
+    """The name of a case and, unless ours are plain layers, of our side.
+
+    Args:
+        case: its name.
+        side: one of :data:`OUR_SIDES`.
+
+    Returns:
+        the name.
+    """
     return case if side == LAYERS else f"{case}, {side}"
 
 
 def names_of(case: Case) -> list[str]:
-    """The names that the results of a case have."""
+    """The names that the results of a case have.
+
+    Args:
+        case: any.
+
+    Returns:
+        the names, one for each of our sides.
+    """
     return [name_of(case.name, side) for side in _our_sides(case)]
 
 
@@ -122,7 +137,17 @@ class Disagreement(Exception):
 
 
 class Side:
-    """A layer with its input, ready to run: ours, or torch's in one memory format."""
+    """A layer with its input, ready to run: ours, or torch's in one memory format.
+
+    Args:
+        case: what to run.
+        layer: that computes it.
+        input: copied into the memory format.
+        memory_format: ``"channels_last"`` or ``"contiguous"``.
+
+    Raises:
+        NotImplementedError: from its methods; subclasses have them.
+    """
 
     def __init__(self, case: Case, layer: Module, input: Tensor, memory_format: str) -> None:
         layout = case.layout(memory_format)
@@ -131,6 +156,7 @@ class Side:
         self.parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
 
     def forward(self) -> Tensor:
+        """The output, without gradients."""
         with torch.no_grad():
             return self.layer(self.input)
 
@@ -206,6 +232,9 @@ def _laid_out(layer: Module, layout: torch.memory_format) -> Module:
 def require_ours(cases: list[Case]) -> None:
     """Refuse layers that would time torch against itself; models are looked at when they are built.
 
+    Args:
+        cases: of which layers are looked at.
+
     Raises:
         UserError: naming the layers that ``scratchnn.nn`` took from torch, and the families they are in.
     """
@@ -235,6 +264,9 @@ def measure(
         min_rounds: at least so often, however long that takes.
         every_format: give torch the choice of memory formats, not only that of the case.
         compile: time models of torch.nn under ``torch.compile`` as well. Compiling is not timed.
+
+    Returns:
+        a result for each pass and side, as it is timed.
 
     Raises:
         Disagreement: before anything is timed, when the results differ.
@@ -280,6 +312,13 @@ def measure(
 def build_sides(case: Case, torch_formats: Sequence[str]) -> tuple[dict[str, Side], dict[str, Side]]:
     """Ours by :data:`OUR_SIDES` (of a layer only the first) and torch's by format: the same weights, the same input.
 
+    Args:
+        case: what to build.
+        torch_formats: the memory formats of torch's sides.
+
+    Returns:
+        our sides by name, and torch's by memory format.
+
     Raises:
         UserError: when a model of ours has layers of torch's that scratchnn has its own for.
     """
@@ -308,6 +347,13 @@ def compiled_side(case: Case, eager: Side) -> Side:
     """torch's model compiled, in the layout of the case.
 
     One layout is enough: on the CPU the compiler lays out what a convolution touches itself, as channels_last.
+
+    Args:
+        case: a model.
+        eager: torch's side of it, which is copied.
+
+    Returns:
+        the compiled side.
     """
     torch.compiler.reset()  # what earlier models left would count towards the limit of recompilations
     side = _ModelSide(case, copy.deepcopy(eager.layer), eager.input.detach(), case.memory_format)

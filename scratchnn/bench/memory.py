@@ -72,6 +72,7 @@ class Kept:
 
     @property
     def all(self) -> int:
+        """Bytes of all three."""
         return self.input + self.output + self.other
 
 

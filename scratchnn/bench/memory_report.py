@@ -48,6 +48,7 @@ class MemoryReport:
     peaks: list[PeakResult] = field(default_factory=list)
 
     def to_json(self) -> str:
+        """Everything, bytes as they were measured."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
 
     def standings(self) -> list[Standing]:
@@ -102,11 +103,13 @@ class MemoryReport:
 
 
 def kept_header(width: int) -> str:
+    """The heading of :func:`kept_row`, in kilobytes."""
     columns = "".join(f"{name:>12}" for name in ("input", "output", "other") * 2)
     return f"  {'':<{width}}{'scratchnn':>36}{'torch.nn':>36}\n  {'case, KB kept':<{width}}{columns}"
 
 
 def kept_row(result: KeptResult, width: int) -> str:
+    """The row of one case, in kilobytes."""
     cells = "".join(f"{cell:>12}" for cell in _kept_cells(result))
     return f"  {result.case:<{width}}{cells}  {_excess(result)}".rstrip()
 
@@ -120,6 +123,7 @@ def peak_rows(results: Sequence[PeakResult], width: int) -> Iterator[str]:
 
 
 def peak_header(width: int) -> str:
+    """The heading of :func:`peak_rows`, in megabytes."""
     names = ("scratchnn", "(resident)", "torch.nn", "(resident)", "ratio", "compiled")
     return f"  {'model, MB at the peak':<{width}}" + "".join(f"{name:>12}" for name in names)
 

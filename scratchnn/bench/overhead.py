@@ -136,6 +136,7 @@ def _candidate(name: str, layer: Module, inputs: tuple[torch.Tensor, ...], copie
 
 
 def heading() -> str:
+    """The heading of the table, in microseconds."""
     return f"{'microseconds, ours / torch':<28}" + "".join(f"{name:>28}" for name in BOUNDS)
 
 

@@ -43,6 +43,7 @@ class Report:
     disagreements: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
+        """Everything, for :meth:`from_json`."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
@@ -114,6 +115,7 @@ class Table:
         self._case = ""
 
     def header(self) -> str:
+        """The heading of :meth:`rows`."""
         return (
             f"  {'case':<{self._width}}  {'pass':<7}  {'ours':>17}  {'torch':>17}"
             f"  {'ratio':>6}  {'quartiles':<14}"

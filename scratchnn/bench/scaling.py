@@ -69,6 +69,7 @@ class Kind:
         )
 
     def work(self, case: Case) -> int:
+        """What the time should grow with: operations, or bytes moved."""
         work = case.work(FORWARD_BACKWARD)
         return work.flops if self.arithmetic else work.bytes
 
@@ -112,6 +113,7 @@ class Growth:
 
     @property
     def torch_exponent(self) -> float:
+        """The same of torch."""
         return _slope(self.work, [spread.median for spread in self.torch])
 
 
@@ -136,6 +138,7 @@ class Efficiency:
 
     @property
     def attainable(self) -> float:
+        """The efficiency that memory allows: that of a copy, or 1."""
         return min(self.copy, 1.0) if self.bound_by_memory else 1.0
 
 

@@ -46,6 +46,7 @@ class ScalingReport:
     efficiencies: list[Efficiency] = field(default_factory=list)
 
     def to_json(self) -> str:
+        """Everything, times in seconds."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
 
     def standings(self) -> list[Standing]:
@@ -62,6 +63,7 @@ class ScalingReport:
         return standings
 
     def markdown(self) -> str:
+        """The report as a page."""
         lines = [
             f"{self.hardware['processor']}, {self.settings['threads']} threads; "
             f"allocator: {self.settings['allocator']}  ",
@@ -94,6 +96,7 @@ class ScalingReport:
 
 
 def growth_row(growth: Growth) -> str:
+    """A line of the table of exponents."""
     return (
         f"  {growth.kind:<18}{growth.axis:<10} exponent {growth.exponent:5.2f}, torch's {growth.torch_exponent:5.2f}"
         f"   {duration(growth.ours[0])} to {duration(growth.ours[-1])}"
@@ -101,6 +104,7 @@ def growth_row(growth: Growth) -> str:
 
 
 def efficiency_row(found: Efficiency) -> str:
+    """A line of the table of efficiencies."""
     return (
         f"  {found.kind:<18}{found.threads} threads  efficiency {found.ours.median:.2f}, torch's "
         f"{found.torch.median:.2f}  (copy {found.copy:.2f})"

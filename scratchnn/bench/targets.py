@@ -67,6 +67,7 @@ class Standing:
 
     @property
     def verdict(self) -> str:
+        """``reached``, ``missed`` or ``not measured``."""
         if self.reached is None:
             return "not measured"
         held = self.reached <= self.goal if self.at_most else self.reached >= self.goal

@@ -15,13 +15,34 @@ _ORDER, _AUGMENTATION = 1, 2
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """A random order of ``count`` images, cut into batches of indices; the last may be smaller."""
+    """A random order of the images of an epoch, cut into batches.
+
+    Args:
+        count: number of images.
+        batch_size: images in a batch; the last may be smaller.
+        seed, epoch: what the order follows from.
+
+    Returns:
+        the indices of each batch, int64.
+
+    Example:
+        >>> from scratchnn.data import epoch_batches
+        >>> [len(batch) for batch in epoch_batches(10, batch_size=4, seed=0, epoch=0)]
+        [4, 4, 2]
+    """
     order = torch.randperm(count, generator=_generator(seed, _ORDER, epoch, 0))
     return order.split(batch_size)
 
 
 def augmentation_generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """The generator that augments the ``step``-th batch of an epoch."""
+    """The generator that augments the ``step``-th batch of an epoch.
+
+    Args:
+        seed, epoch, step: what its numbers follow from.
+
+    Returns:
+        a new generator, on the CPU.
+    """
     return _generator(seed, _AUGMENTATION, epoch, step)
 
 

@@ -33,6 +33,9 @@ def load(
         cache: folder for decoded archives and downloads, ``~/.cache/scratchnn`` unless given.
         progress: wraps the files while they are decoded, to show how far it is.
 
+    Returns:
+        the images of training and test, with their labels.
+
     Raises:
         UserError: when there is no such data, or it is damaged.
     """

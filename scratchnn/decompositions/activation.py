@@ -60,7 +60,7 @@ VALUES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-# dL/dx = dL/dy conj(f'(x)), from g = dL/dy and what is saved, x or y
+# dx = dy conj(f'(x)), from g = dy and what is saved, x or y
 
 
 def _hardswish(g: Tensor, x: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def _fractional(planes: Tensor, samples: Tensor, size: Sequence[int], kernel: Se
 
 
 def _scattered(grad: Tensor, offsets: Tensor, windows: Windows) -> Tensor:
-    """``dL/dx[i] = sum of dL/dy[o] over the windows o whose maximum is x[i]``, rounded once."""
+    """``dx[i] = sum of dy[o] over the windows o whose maximum is x[i]``, rounded once."""
     dy = _planes(grad).flatten(2)
     dy = dy.float() if is_half(dy) else dy
     indices = windows.indices(_planes(offsets)).flatten(2)

@@ -58,6 +58,7 @@ class Rewritten:
     children: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def holds_for(self, module: Module) -> bool:
+        """Whether a block still is what its ``forward`` was traced with."""
         for name, value in self.attributes.items():
             now = module.__dict__.get(name, _ABSENT)
             if now is not value and not (type(now) is type(value) and type(now) in _PLAIN and now == value):

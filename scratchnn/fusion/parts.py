@@ -74,12 +74,14 @@ def is_norm(module: Module) -> int:
 
 
 def looks_like_conv(module: Module) -> bool:
+    """Whether this is a convolution of any class, torch's or ours."""
     return isinstance(module, torch.nn.modules.conv._ConvNd) and not isinstance(
         module, torch.nn.modules.conv._ConvTransposeNd
     )
 
 
 def looks_like_norm(module: Module) -> bool:
+    """Whether this is a batch norm of any class, torch's or ours."""
     return isinstance(module, TorchBatchNorm)
 
 

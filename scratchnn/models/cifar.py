@@ -36,8 +36,13 @@ def cifar_resnet(
         width: channels of the first stage, 16 in the paper.
         nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
 
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
     Raises:
         ValueError: when ``depth`` is not ``6 n + 2`` for a positive ``n``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
     """
     n, remainder = divmod(depth - 2, 6)
     if n < 1 or remainder:
@@ -53,32 +58,103 @@ def cifar_resnet(
 
 
 def resnet8(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> ResNet:
-    """The smallest of the family, for a first look: :func:`cifar_resnet` with 8 layers."""
+    """The smallest of the family, for a first look: :func:`cifar_resnet` with 8 layers.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+    """
     return cifar_resnet(8, num_classes, in_channels, nn=nn)
 
 
 def resnet20(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> ResNet:
-    """:func:`cifar_resnet` with 20 layers, 91.25% on CIFAR-10 in the paper."""
+    """:func:`cifar_resnet` with 20 layers, 91.25% on CIFAR-10 in the paper.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+
+    Example:
+        >>> from scratchnn.models import resnet20
+        >>> resnet20()(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
     return cifar_resnet(20, num_classes, in_channels, nn=nn)
 
 
 def resnet32(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> ResNet:
-    """:func:`cifar_resnet` with 32 layers, 92.49% on CIFAR-10 in the paper."""
+    """:func:`cifar_resnet` with 32 layers, 92.49% on CIFAR-10 in the paper.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+    """
     return cifar_resnet(32, num_classes, in_channels, nn=nn)
 
 
 def resnet44(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> ResNet:
-    """:func:`cifar_resnet` with 44 layers, 92.83% on CIFAR-10 in the paper."""
+    """:func:`cifar_resnet` with 44 layers, 92.83% on CIFAR-10 in the paper.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+    """
     return cifar_resnet(44, num_classes, in_channels, nn=nn)
 
 
 def resnet56(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> ResNet:
-    """:func:`cifar_resnet` with 56 layers, 93.03% on CIFAR-10 in the paper."""
+    """:func:`cifar_resnet` with 56 layers, 93.03% on CIFAR-10 in the paper.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+    """
     return cifar_resnet(56, num_classes, in_channels, nn=nn)
 
 
 def resnet110(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> ResNet:
-    """:func:`cifar_resnet` with 110 layers, 93.57% on CIFAR-10 in the paper."""
+    """:func:`cifar_resnet` with 110 layers, 93.57% on CIFAR-10 in the paper.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
+    """
     return cifar_resnet(110, num_classes, in_channels, nn=nn)
 
 
@@ -87,6 +163,16 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None 
 
     The shortcuts between stages are 1x1 convolutions (option B). With the ImageNet network's 7x7 stride 2
     stem and max pooling, a 32x32 image would be 8x8 before the first block.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition".
     """
     return ResNet(
         blocks=(2, 2, 2, 2),
@@ -99,7 +185,13 @@ def resnet18(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None 
 
 
 def default_namespace() -> ModuleType:
-    """``scratchnn.nn``, imported only when it is used: a model of ``torch.nn`` does not need the kernels."""
+    """The namespace of a model for which none is given.
+
+    Imported only when it is used: a model of ``torch.nn`` does not need the kernels.
+
+    Returns:
+        ``scratchnn.nn``.
+    """
     import scratchnn.nn
 
     return scratchnn.nn

@@ -25,7 +25,11 @@ _MODELS: dict[str, Callable[..., torch.nn.Module]] = {
 
 
 def names() -> list[str]:
-    """The names that :func:`build` knows."""
+    """The names that :func:`build` knows.
+
+    Returns:
+        them, as a new list.
+    """
     return list(_MODELS)
 
 
@@ -38,8 +42,16 @@ def build(name: str, num_classes: int = 10, in_channels: int = 3, nn: ModuleType
         in_channels: channels of the images.
         nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
 
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
     Raises:
         ValueError: for an unknown name.
+
+    Example:
+        >>> from scratchnn import models
+        >>> models.build("vgg8", num_classes=5)(torch.randn(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
     """
     if name not in _MODELS:
         raise ValueError(f"unknown model {name!r}, choose from {', '.join(names())}")

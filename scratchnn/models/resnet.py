@@ -22,6 +22,13 @@ class PadShortcut(torch.nn.Module):
 
     Takes every ``stride``-th pixel and appends channels of zeros:
     ``[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]``.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out, at least as many.
+        stride: in pixels.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -30,6 +37,7 @@ class PadShortcut(torch.nn.Module):
         self.extra_channels = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, ceil(H / stride), ceil(W / stride)]``."""
         x = x[:, :, :: self.stride, :: self.stride]
         before = self.extra_channels // 2
         return torch.nn.functional.pad(x, (0, 0, 0, 0, before, self.extra_channels - before))
@@ -62,6 +70,15 @@ class BasicBlock(torch.nn.Module):
     ``[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]``.
 
     The convolutions have no bias: the norm after each would subtract it again.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        stride: of the first convolution, in pixels.
+        shortcut: :func:`pad_shortcut` or :func:`projection_shortcut`.
+        nn: the namespace that the layers come from.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", figure 2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut, nn: ModuleType) -> None:
@@ -75,6 +92,7 @@ class BasicBlock(torch.nn.Module):
         self.relu2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, C_in, H, W]`` to ``[N, C_out, ceil(H / stride), ceil(W / stride)]``."""
         residual = self.relu1(self.bn1(self.conv1(x)))
         residual = self.bn2(self.conv2(residual))
         return self.relu2(residual + self.shortcut(x))
@@ -93,6 +111,8 @@ class ResNet(torch.nn.Module):
         num_classes: number of scores that come out.
         in_channels: channels of the images.
         nn: the namespace that the layers come from.
+
+    Source: He, Zhang, Ren & Sun 2015, "Deep Residual Learning for Image Recognition", section 4.2.
     """
 
     def __init__(
@@ -124,6 +144,7 @@ class ResNet(torch.nn.Module):
         initialise(self, nn)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` to ``[N, num_classes]``."""
         return self.head(self.stages(self.stem(x)))
 
 

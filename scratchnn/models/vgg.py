@@ -28,6 +28,8 @@ class VGG(torch.nn.Module):
         num_classes: number of scores that come out.
         in_channels: channels of the images.
         nn: the namespace that the layers come from.
+
+    Source: Simonyan & Zisserman 2014, "Very Deep Convolutional Networks".
     """
 
     def __init__(self, num_classes: int, in_channels: int, nn: ModuleType) -> None:
@@ -48,9 +50,21 @@ class VGG(torch.nn.Module):
         initialise(self, nn)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` to ``[N, num_classes]``."""
         return self.head(self.features(x))
 
 
 def vgg8(num_classes: int = 10, in_channels: int = 3, nn: ModuleType | None = None) -> VGG:
-    """:class:`VGG` with its seven convolutions and one linear layer: 2.0 million parameters."""
+    """:class:`VGG` with its seven convolutions and one linear layer: 2.0 million parameters.
+
+    Args:
+        num_classes: number of scores that come out.
+        in_channels: channels of the images.
+        nn: the namespace that the layers come from, ``scratchnn.nn`` unless given.
+
+    Returns:
+        the model with fresh weights: ``[N, in_channels, H, W]`` to ``[N, num_classes]``.
+
+    Source: Simonyan & Zisserman 2014, "Very Deep Convolutional Networks".
+    """
     return VGG(num_classes, in_channels, nn or default_namespace())

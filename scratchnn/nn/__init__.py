@@ -32,7 +32,15 @@ for _family in _FAMILIES:
 
 
 def implemented() -> dict[str, type[_torch_nn.Module]]:
-    """The layers computed by scratchnn, by name."""
+    """The layers computed by scratchnn, by name.
+
+    Returns:
+        name and class of each.
+
+    Example:
+        >>> scratchnn.nn.implemented()["Conv2d"] is scratchnn.nn.Conv2d
+        True
+    """
     return {name: getattr(family, name) for family in _FAMILIES for name in family.__all__}
 
 

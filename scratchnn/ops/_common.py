@@ -266,8 +266,21 @@ def kernels(which: str) -> Iterator[None]:
     The naive kernels are the nested loops of each layer's formula in ``csrc/<family>/naive.cpp``: the same
     results, slowly. The choice holds for forward and backward passes run inside the block.
 
+    Args:
+        which: ``"naive"`` or ``"fast"``.
+
+    Returns:
+        a context manager; blocks nest, and the innermost counts.
+
     Raises:
         ValueError: for any other name.
+
+    Example:
+        >>> layer, x = scratchnn.nn.Conv2d(3, 8, kernel_size=3), torch.randn(2, 3, 8, 8)
+        >>> with scratchnn.kernels("naive"):
+        ...     slow = layer(x)
+        >>> torch.allclose(slow, layer(x), atol=1e-5)
+        True
     """
     if which not in ("naive", "fast"):
         raise ValueError(f"kernels are 'naive' or 'fast', got {which!r}")

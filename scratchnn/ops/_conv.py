@@ -3,9 +3,10 @@ r"""Convolution and its derivatives: fake kernels and Functions. Lecture, sectio
 .. math::
     y[n, k, o] = b[k] + \sum_{c, t} w[k, c, t] \; x[n, c, o S - P + t D]
 
-with tap :math:`t`, output pixel :math:`o`, stride :math:`S`, padding :math:`P`, dilation :math:`D`; :math:`c` runs
-over the input channels of the group of :math:`k`. Outside of the image :math:`x` is zero, or continues the image as
-the padding mode says.
+with tap :math:`t`, output pixel :math:`o`, stride :math:`S`, padding :math:`P`, dilation :math:`D`; :math:`c` runs over
+the input channels of the group of :math:`k`. ``x`` is ``(N, C, *)``, ``w`` ``(K, C / groups, *)``, ``b`` ``(K)`` and
+``y`` ``(N, K, *)``, with one, two or three dimensions of pixels or taps in place of the star. Outside of the image
+:math:`x` is zero, or continues the image as the padding mode says.
 
 The convolution moves numbers from input pixels :math:`i = o S - P + t D` to output pixels :math:`o`. The *transposed*
 convolution moves them back along the same links with the same weights,
@@ -28,8 +29,8 @@ operation              derivative in its first argument    derivative in its sec
 ``weight_grad(g, x)``  ``conv(x, u)``                      ``transpose(g, u)``
 =====================  ==================================  ==========================================
 
-(``u``: the gradient that arrives.) Derivatives of any order follow. Complex numbers enter a derivative conjugated, all
-but u: torch's gradients are those with respect to the conjugate.
+(``u``: the gradient that arrives, ``dy`` where it arrives at y.) Derivatives of any order follow. Complex numbers enter
+a derivative conjugated, all but u: torch's gradients are those with respect to the conjugate.
 """
 
 from __future__ import annotations
@@ -247,14 +248,14 @@ class Conv(Function, operator="conv"):
         ctx.channels_last = _is_channels_last(weight)
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, w = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        dx = ConvTranspose.call(u, _conj(w), None, ctx.input_size, ctx.window) if needs_input else None
+        dx = ConvTranspose.call(dy, _conj(w), None, ctx.input_size, ctx.window) if needs_input else None
         dw = None
         if needs_weight:
-            dw = ConvWeightGrad.call(u, _conj(x), ctx.kernel_size, ctx.window, ctx.channels_last)
-        db = ChannelSum.call(u) if needs_bias else None
+            dw = ConvWeightGrad.call(dy, _conj(x), ctx.kernel_size, ctx.window, ctx.channels_last)
+        db = ChannelSum.call(dy) if needs_bias else None
         return dx, dw, db, None
 
     @staticmethod

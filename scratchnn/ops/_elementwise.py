@@ -138,7 +138,7 @@ def _mapped_first(info: Any, in_dims: tuple, *tensors: Tensor) -> list[Tensor]:
 
 
 def _complex_softsign_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``dL/dx`` of softsign for complex numbers, where ``|x|`` has a derivative of its own."""
+    """``dx`` of softsign for complex numbers, where ``|x|`` has a derivative of its own."""
     r = x.abs()
     along = (x.conj() * grad).real / (r * (1 + r) ** 2)
     return grad / (1 + r) - x * torch.where(r == 0, 0, along)
@@ -157,9 +157,9 @@ def _spelled_out(forward: Callable[..., Tensor], operator: torch._ops.OpOverload
 
 
 def _gradient_function(name: str, row: Row) -> type[Function]:
-    """The Function of the operator ``name``: ``dL/dx = dL/dy f'(x)`` from ``dL/dy`` and what is saved.
+    """The Function of the operator ``name``: ``dx = dy f'(x)`` from ``dy`` and what is saved.
 
-    It is linear in ``dL/dy``, and its derivative by what is saved is the curvature.
+    It is linear in ``dy``, and its derivative by what is saved is the curvature.
     """
     operator = getattr(_ops, name).default
     curvature = row.curvature
@@ -169,7 +169,7 @@ def _gradient_function(name: str, row: Row) -> type[Function]:
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         grad, saved, *ctx.parameters = inputs
-        # The slope of a function that is linear in pieces has no derivative: dL/dy is not needed for it.
+        # The slope of a function that is linear in pieces has no derivative: dy is not needed for it.
         ctx.save_for_backward(saved, None if curvature is None else grad)
         ctx.save_for_forward(saved, None if curvature is None else grad)
 

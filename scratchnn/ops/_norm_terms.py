@@ -11,10 +11,12 @@ layer norm, RMS norm                       N rows, G = 1, P = 1   over K (and P)
 layer norm over the channels of an image   G = 1                  over K
 =========================================  =====================  ======================
 
-Names: ``mu`` and ``v`` the mean and (biased) variance, ``r = 1 / sqrt(v + eps)``, ``x_hat = (x - mu) r``, ``E`` the
-mean over an index set, and ``P(u) = u - E[u] - x_hat E[u x_hat]``, the part of ``u`` that a change of the statistics
-does not undo. ``P`` is its own adjoint, and the derivative of ``x_hat`` is ``r P``. Where the mean counts as zero
-(RMS norm) the term ``E[u]`` is missing, and where the statistics are constants (evaluation) ``P(u) = u``.
+Names: ``x``, ``y``, ``w`` and ``b`` input, output, weight and bias, ``g`` the gradient that arrives at ``y``, ``dx``,
+``dw`` and ``db`` those that leave; ``mu`` and ``v`` the mean and (biased) variance, ``r = 1 / sqrt(v + eps)``,
+``x_hat = (x - mu) r``, ``E`` the mean over an index set, and ``P(u) = u - E[u] - x_hat E[u x_hat]``, the part of ``u``
+that a change of the statistics does not undo. Tangents of forward differentiation are ``x'`` in formulas and ``x_`` in
+code. ``P`` is its own adjoint, and the derivative of ``x_hat`` is ``r P``. Where the mean counts as zero (RMS norm) the
+term ``E[u]`` is missing, and where the statistics are constants (evaluation) ``P(u) = u``.
 """
 
 from __future__ import annotations
@@ -115,16 +117,16 @@ class Terms:
         P, E, x_hat = self.P, self.E, self.x_hat
         return -self.r * self.r * (P(u) * E(g * x_hat) + P(g) * E(u * x_hat) + E(u * P(g)) * x_hat)
 
-    def output_tangent(self, x: Tensor | None, w: Tensor | None, b: Tensor | None) -> Tensor:
+    def output_tangent(self, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None) -> Tensor:
         """``y' = w r P(x') + w' x_hat + b'``."""
-        y = torch.zeros_like(self.x_hat)
-        if x is not None:
-            y = y + self.w * self.r * self.P(self.view(x))
-        if w is not None:
-            y = y + self.per_channel(w) * self.x_hat
-        if b is not None:
-            y = y + self.per_channel(b)
-        return self.back(y)
+        y_ = torch.zeros_like(self.x_hat)
+        if x_ is not None:
+            y_ = y_ + self.w * self.r * self.P(self.view(x_))
+        if w_ is not None:
+            y_ = y_ + self.per_channel(w_) * self.x_hat
+        if b_ is not None:
+            y_ = y_ + self.per_channel(b_)
+        return self.back(y_)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """``r P(w g)``."""

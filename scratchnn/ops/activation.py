@@ -106,10 +106,18 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         input: any shape; floating or whole numbers.
         inplace: overwrite the input.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         NotImplementedError: for boolean or complex tensors.
 
     Source: Nair and Hinton, 2010; lecture, section 7.3.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.relu(torch.tensor([-1.0, 0.0, 2.0]))
+        tensor([0., 0., 2.])
     """
     _tensor(input, "relu")
     if inplace:
@@ -121,7 +129,20 @@ _relu = FUNCTIONS["relu"].call
 
 
 def relu_(input: Tensor) -> Tensor:
-    """:func:`relu` in place."""
+    r""":func:`relu` in place, :math:`y = \max(x, 0)`.
+
+    Args:
+        input: any shape, overwritten.
+
+    Returns:
+        the input.
+
+    Raises:
+        NotImplementedError: as :func:`relu`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`relu`.
+    """
     return relu(input, inplace=True)
 
 
@@ -132,8 +153,13 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor:
         input: any shape; floating or whole numbers.
         inplace: overwrite the input.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         NotImplementedError: for boolean or complex tensors.
+
+    Source: Krizhevsky, 2010, "Convolutional Deep Belief Networks on CIFAR-10".
     """
     return _activation("hardtanh", input, inplace, 0.0, 6.0)
 
@@ -143,13 +169,18 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
     Args:
         input: any shape; floating or whole numbers.
-        min_val: a.
-        max_val: b.
+        min_val: a, the lower limit.
+        max_val: b, the upper limit.
         inplace: overwrite the input.
+
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
 
     Raises:
         ValueError: where a is above b.
         NotImplementedError: for boolean or complex tensors.
+
+    Source: Collobert, 2004.
     """
     least, most = _number(min_val, "hardtanh", "min_val"), _number(max_val, "hardtanh", "max_val")
     if least > most:
@@ -158,7 +189,21 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace
 
 
 def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """:func:`hardtanh` in place."""
+    r""":func:`hardtanh` in place, :math:`y = \min(\max(x, a), b)`.
+
+    Args:
+        input: any shape, overwritten.
+        min_val, max_val: as in :func:`hardtanh`.
+
+    Returns:
+        the input.
+
+    Raises:
+        ValueError, NotImplementedError: as :func:`hardtanh`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`hardtanh`.
+    """
     return hardtanh(input, min_val, max_val, inplace=True)
 
 
@@ -167,8 +212,11 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
     Args:
         input: any shape; floating numbers.
-        negative_slope: a.
+        negative_slope: a, the slope below zero.
         inplace: overwrite the input. With a negative slope there is no derivative then.
+
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
 
     Raises:
         NotImplementedError: for other types.
@@ -179,7 +227,21 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = Fals
 
 
 def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """:func:`leaky_relu` in place."""
+    """:func:`leaky_relu` in place, :math:`y = x` for :math:`x > 0`, else :math:`a x`.
+
+    Args:
+        input: any shape, overwritten.
+        negative_slope: as in :func:`leaky_relu`.
+
+    Returns:
+        the input.
+
+    Raises:
+        NotImplementedError: as :func:`leaky_relu`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`leaky_relu`.
+    """
     return leaky_relu(input, negative_slope, inplace=True)
 
 
@@ -188,12 +250,17 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
     Args:
         input: any shape; floating or whole numbers.
-        threshold: t.
-        value: v.
+        threshold: t, up to which y is v.
+        value: v, what y is there.
         inplace: overwrite the input.
+
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
 
     Raises:
         NotImplementedError: for boolean or complex tensors.
+
+    Source: :class:`torch.nn.Threshold`; a ReLU is the one with t = v = 0.
     """
     _tensor(input, "threshold")
     limit, constant = _number(threshold, "threshold", "threshold"), _number(value, "threshold", "value")
@@ -204,7 +271,21 @@ def threshold(input: Tensor, threshold: float, value: float, inplace: bool = Fal
 
 
 def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
-    """:func:`threshold` in place."""
+    """:func:`threshold` in place, :math:`y = x` for :math:`x > t`, else :math:`v`.
+
+    Args:
+        input: any shape, overwritten.
+        threshold, value: as in :func:`threshold`.
+
+    Returns:
+        the input.
+
+    Raises:
+        NotImplementedError: as :func:`threshold`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`threshold`.
+    """
     return _threshold(input, threshold, value, inplace=True)
 
 
@@ -218,8 +299,13 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
         input: any shape; floating numbers.
         lambd: :math:`\lambda`.
 
+    Returns:
+        the input's shape, type and memory format.
+
     Raises:
         NotImplementedError: for other types.
+
+    Source: Donoho and Johnstone, 1994.
     """
     _tensor(input, "hardshrink")
     return FUNCTIONS["hardshrink"].call(input, _number(lambd, "hardshrink", "lambd"))
@@ -232,9 +318,14 @@ def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
         input: any shape; floating numbers.
         lambd: :math:`\lambda \ge 0`.
 
+    Returns:
+        the input's shape, type and memory format.
+
     Raises:
         RuntimeError: for a negative :math:`\lambda`, or one that is no number of the input's type.
         NotImplementedError: for other types.
+
+    Source: Donoho and Johnstone, 1994.
     """
     _tensor(input, "softshrink")
     limit = _number(lambd, "softshrink", "lambd")
@@ -251,8 +342,13 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
         input: any shape; floating numbers.
         inplace: overwrite the input.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         NotImplementedError: for other types.
+
+    Source: Howard et al., 2019.
     """
     return _activation("hardsigmoid", input, inplace)
 
@@ -263,6 +359,9 @@ def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     Args:
         input: any shape; floating numbers.
         inplace: overwrite the input.
+
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
 
     Raises:
         NotImplementedError: for other types.
@@ -283,6 +382,9 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         alpha: :math:`\alpha`.
         inplace: overwrite the input. With a negative :math:`\alpha` there is no derivative then.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         NotImplementedError: for other types.
 
@@ -292,7 +394,21 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
-    """:func:`elu` in place."""
+    r""":func:`elu` in place, :math:`y = x` for :math:`x > 0`, else :math:`\alpha (e^x - 1)`.
+
+    Args:
+        input: any shape, overwritten.
+        alpha: as in :func:`elu`.
+
+    Returns:
+        the input.
+
+    Raises:
+        NotImplementedError: as :func:`elu`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`elu`.
+    """
     return elu(input, alpha, inplace=True)
 
 
@@ -303,6 +419,9 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
         input: any shape; floating numbers.
         alpha: :math:`\alpha`.
         inplace: overwrite the input. With a negative :math:`\alpha` there is no derivative then.
+
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
 
     Raises:
         RuntimeError: where :math:`\alpha` is 0.
@@ -317,7 +436,21 @@ def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
-    """:func:`celu` in place."""
+    r""":func:`celu` in place, :math:`y = x` for :math:`x > 0`, else :math:`\alpha (e^{x / \alpha} - 1)`.
+
+    Args:
+        input: any shape, overwritten.
+        alpha: as in :func:`celu`.
+
+    Returns:
+        the input.
+
+    Raises:
+        RuntimeError, NotImplementedError: as :func:`celu`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`celu`.
+    """
     return celu(input, alpha, inplace=True)
 
 
@@ -330,6 +463,9 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
         input: any shape; floating numbers.
         inplace: overwrite the input.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         NotImplementedError: for other types.
 
@@ -339,7 +475,20 @@ def selu(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def selu_(input: Tensor) -> Tensor:
-    """:func:`selu` in place."""
+    r""":func:`selu` in place, :math:`y = s x` for :math:`x > 0`, else :math:`s \alpha (e^x - 1)`.
+
+    Args:
+        input: any shape, overwritten.
+
+    Returns:
+        the input.
+
+    Raises:
+        NotImplementedError: as :func:`selu`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`selu`.
+    """
     return selu(input, inplace=True)
 
 
@@ -351,6 +500,12 @@ def sigmoid(input: Tensor) -> Tensor:
 
     Args:
         input: any shape and type; whole numbers give floating ones.
+
+    Returns:
+        the input's shape and memory format.
+
+    Raises:
+        TypeError: where the input is not a tensor.
 
     Source: lecture, section 7.3.
     """
@@ -364,8 +519,13 @@ def logsigmoid(input: Tensor) -> Tensor:
     Args:
         input: any shape; floating numbers.
 
+    Returns:
+        the input's shape, type and memory format.
+
     Raises:
         NotImplementedError: for other types.
+
+    Source: the logarithm of the sigmoid, lecture, section 7.3.
     """
     _tensor(input, "logsigmoid")
     return FUNCTIONS["log_sigmoid"].call(input)
@@ -376,6 +536,12 @@ def tanh(input: Tensor) -> Tensor:
 
     Args:
         input: any shape and type; whole numbers give floating ones.
+
+    Returns:
+        the input's shape and memory format.
+
+    Raises:
+        TypeError: where the input is not a tensor.
 
     Source: lecture, section 7.3.
     """
@@ -389,8 +555,13 @@ def tanhshrink(input: Tensor) -> Tensor:
     Args:
         input: any shape and type but booleans; whole numbers give floating ones.
 
+    Returns:
+        the input's shape and memory format.
+
     Raises:
         NotImplementedError: for booleans.
+
+    Source: :class:`torch.nn.Tanhshrink`.
     """
     return _not_for_booleans("tanhshrink", input)
 
@@ -401,8 +572,13 @@ def softsign(input: Tensor) -> Tensor:
     Args:
         input: any shape and type but booleans; whole numbers give floating ones.
 
+    Returns:
+        the input's shape and memory format.
+
     Raises:
         NotImplementedError: for booleans.
+
+    Source: Bergstra et al., 2009.
     """
     return _not_for_booleans("softsign", input)
 
@@ -422,8 +598,13 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
         beta: :math:`\beta`.
         threshold: for :math:`\beta x`.
 
+    Returns:
+        the input's shape, type and memory format.
+
     Raises:
         NotImplementedError: for other types.
+
+    Source: Dugas et al., 2001.
     """
     _tensor(input, "softplus")
     parameters = _number(beta, "softplus", "beta"), _number(threshold, "softplus", "threshold")
@@ -436,6 +617,9 @@ def silu(input: Tensor, inplace: bool = False) -> Tensor:
     Args:
         input: any shape; floating or complex numbers.
         inplace: overwrite the input.
+
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
 
     Raises:
         NotImplementedError: for other types.
@@ -452,6 +636,9 @@ def mish(input: Tensor, inplace: bool = False) -> Tensor:
         input: any shape; floating numbers.
         inplace: overwrite the input.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         NotImplementedError: for other types.
 
@@ -466,6 +653,9 @@ def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     Args:
         input: any shape; floating numbers.
         approximate: ``"none"``, or ``"tanh"`` for :math:`P \approx (1 + \tanh(\sqrt{2 / \pi} (x + 0.044715 x^3))) / 2`.
+
+    Returns:
+        the input's shape, type and memory format.
 
     Raises:
         RuntimeError: for another approximation.
@@ -493,6 +683,9 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         input: any shape; dimension 1 are the channels c, and a tensor of one dimension has one. Floating numbers.
         weight: one number, or ``(C)``.
 
+    Returns:
+        the input's shape, type and memory format.
+
     Raises:
         RuntimeError: where the numbers of slopes and channels, or the types, differ.
         NotImplementedError: for other types.
@@ -518,6 +711,9 @@ def rrelu(
         training: draw.
         inplace: overwrite the input.
 
+    Returns:
+        the input's shape, type and memory format; the input itself, if in place.
+
     Raises:
         RuntimeError: where the limits are in the wrong order.
         NotImplementedError: for other types; in training for float16, as torch.
@@ -537,7 +733,21 @@ def rrelu(
 
 
 def rrelu_(input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False) -> Tensor:
-    """:func:`rrelu` in place."""
+    """:func:`rrelu` in place, :math:`y = x` for :math:`x > 0`, else :math:`r x`.
+
+    Args:
+        input: any shape, overwritten.
+        lower, upper, training: as in :func:`rrelu`.
+
+    Returns:
+        the input.
+
+    Raises:
+        RuntimeError, NotImplementedError: as :func:`rrelu`.
+        RuntimeError: for a leaf that requires grad.
+
+    Source: as of :func:`rrelu`.
+    """
     return rrelu(input, lower, upper, training, inplace=True)
 
 
@@ -632,23 +842,43 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     Args:
         input: any shape; floating numbers.
         dim: the dimension i runs along. Not to name it is deprecated: 0 for tensors of 0, 1 and 3 dimensions, else 1.
+        _stacklevel: of the warning that the dimension is not named.
         dtype: of the output; the input is converted first, which also serves whole numbers.
+
+    Returns:
+        the input's shape and memory format, of ``dtype`` or the input's type.
 
     Raises:
         IndexError: where there is no such dimension.
         NotImplementedError: for other types.
 
-    Source: lecture, section 7.2.
+    Source: Bridle, 1990.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.softmax(torch.tensor([0.0, 0.0]), dim=0)
+        tensor([0.5000, 0.5000])
     """
     return _along(Softmax, "softmax", input, dim, _stacklevel, dtype)
 
 
 def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    r"""The softmax of :math:`-x`: see :func:`softmax`.
+    r"""The softmax of :math:`-x`, :math:`y_i = e^{-x_i} / \sum_j e^{-x_j}`: see :func:`softmax`.
+
+    Args:
+        input: any shape; floating numbers.
+        dim: the dimension j runs along; see :func:`softmax`.
+        _stacklevel: of the warning that the dimension is not named.
+        dtype: of the output; the input is converted first, which also serves whole numbers.
+
+    Returns:
+        the input's shape and memory format, of ``dtype`` or the input's type.
 
     Raises:
         IndexError: where there is no such dimension.
         NotImplementedError: for other types.
+
+    Source: Bridle, 1990.
     """
     if isinstance(input, Tensor) and not input.is_floating_point():
         if input.dtype == torch.bool:
@@ -665,10 +895,16 @@ def log_softmax(
     Args:
         input: any shape; floating numbers.
         dim: the dimension i runs along. Not to name it is deprecated: 0 for tensors of 0, 1 and 3 dimensions, else 1.
+        _stacklevel: of the warning that the dimension is not named.
         dtype: of the output; the input is converted first, which also serves whole numbers.
+
+    Returns:
+        the input's shape and memory format, of ``dtype`` or the input's type.
 
     Raises:
         IndexError: where there is no such dimension.
         NotImplementedError: for other types.
+
+    Source: Bridle, 1990.
     """
     return _along(LogSoftmax, "log_softmax", input, dim, _stacklevel, dtype)

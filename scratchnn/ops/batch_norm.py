@@ -198,8 +198,8 @@ class BatchNormTrain(Function):
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
-        return _terms(*ctx.saved_tensors, ctx.eps, True).output_tangent(x, w, b), None, None
+    def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
+        return _terms(*ctx.saved_tensors, ctx.eps, True).output_tangent(x_, w_, b_), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -245,8 +245,8 @@ class BatchNormEval(Function, operator="batch_norm_eval"):
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> Tensor:
-        return _terms(*ctx.saved_tensors, ctx.eps, False).output_tangent(x, w, b)
+    def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> Tensor:
+        return _terms(*ctx.saved_tensors, ctx.eps, False).output_tangent(x_, w_, b_)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
@@ -287,9 +287,11 @@ class BatchNormBackward(Function, operator="batch_norm_backward"):
         return *_terms(*saved, ctx.eps, ctx.training).second_gradients(grad, u, a, c), None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, g: Tensor | None, x: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor, Tensor, Tensor]:
+    def jvp(
+        ctx: Any, g_: Tensor | None, x_: Tensor | None, w_: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grad, *saved = ctx.saved_tensors
-        return _terms(*saved, ctx.eps, ctx.training).gradient_tangents(grad, g, x, w)
+        return _terms(*saved, ctx.eps, ctx.training).gradient_tangents(grad, g_, x_, w_)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -333,16 +335,31 @@ def batch_norm(
     ``running = (1 - momentum) running + momentum batch``, with the unbiased variance ``v n / (n - 1)``.
     Otherwise ``mu`` and ``v`` are the running statistics.
 
-    Shapes: input N x C x * with any number of dimensions from 2 on, all else C; the output is like the input,
-    with its memory format. Beside a bfloat16 or float16 input, weight, bias and statistics may be float32.
+    Args:
+        input: ``(N, C, *)`` with any number of dimensions from 2 on; floating types.
+        running_mean, running_var: ``(C)``, or none; in training they are updated in place.
+        weight, bias: w and b, ``(C)``, or none. Beside a bfloat16 or float16 input, these and the statistics may be
+            float32.
+        training: normalize by the batch's own statistics.
+        momentum: of the running statistics.
+        eps: added to the variance.
 
-    Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
+    Returns:
+        like the input, with its memory format.
 
     Raises:
         ValueError: training on a single number per channel, with ``eps <= 0``, or with one of the two running
             statistics only.
         RuntimeError: parameters or statistics that do not fit the channels or the dtype; evaluation without
             running statistics.
+
+    Source: Ioffe & Szegedy 2015, "Batch Normalization"; lecture, section 7.5.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.batch_norm(torch.tensor([[1.0], [3.0]]), None, None, training=True)
+        tensor([[-1.0000],
+                [ 1.0000]])
     """
     if input.dim() == 1 and input.numel() == 0:  # torch takes this for a batch without samples and channels
         input = input.reshape(0, 0)

@@ -252,6 +252,12 @@ def conv2d(
         TypeError: where input, weight or bias is not a tensor, or a number is not whole.
 
     Source: lecture, section 7.2.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> image, edges = torch.tensor([[[1.0, 1.0, 5.0]]]), torch.tensor([[[[-1.0, 1.0]]]])
+        >>> F.conv2d(image, edges)
+        tensor([[[0., 4.]]])
     """
     return convolve(2, input, weight, bias, stride, padding, dilation, groups)
 

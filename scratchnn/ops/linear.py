@@ -2,15 +2,17 @@ r"""The fully-connected layers: fake kernels, derivatives and the functional ent
 
 .. math:: y[n, k] = b[k] + \sum_c x[n, c] \; w[k, c]
 
-Like the convolution it is bilinear without its bias, and it and its two gradients are each other's derivatives:
-each multiplies two of the matrices x, w, y into the third. Of complex numbers the gradients multiply by the conjugate.
+with ``x`` of shape ``(*, C)``, ``w`` ``(K, C)``, ``b`` ``(K)`` and ``y`` ``(*, K)``. Like the convolution it is
+bilinear without its bias, and it and its two gradients are each other's derivatives: each multiplies two of the
+matrices x, w, y into the third. Of complex numbers the gradients multiply by the conjugate.
 
 The bilinear layer of two inputs x and z is trilinear without its bias,
 
 .. math:: y[n, k] = b[k] + \sum_{i, j} w[k, i, j] \; x[n, i] \; z[n, j],
 
-and so symmetric in x, z and y that the gradients of its inputs are the same layer with the weight's dimensions
-exchanged; only that of the weight is another operator.
+with ``x`` of shape ``(*, I)``, ``z`` ``(*, J)`` and ``w`` ``(K, I, J)``, and so symmetric in x, z and y that the
+gradients of its inputs are the same layer with the weight's dimensions exchanged; only that of the weight is another
+operator.
 """
 
 from __future__ import annotations
@@ -295,6 +297,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError: where input, weight or bias is not a tensor.
 
     Source: lecture, section 7.1.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.linear(torch.tensor([1.0, 2.0]), weight=torch.tensor([[3.0, 4.0]]), bias=torch.tensor([0.5]))
+        tensor([11.5000])
     """
     _check_tensors("linear", "bias", input=input, weight=weight, bias=bias)
     input, weight, bias = autocast(input, weight, bias)

@@ -1,7 +1,8 @@
 """Local response normalization: a number over a power of the squares around it, in neighbouring channels.
 
 With ``s_c = k + alpha / size * (the sum of x^2 over a window of channels around c)``, ``y = x s^-beta``. AlexNet's
-normalization, before there was batch normalization.
+normalization, before there was batch normalization. Inputs and outputs are N x C x pixels; ``g`` is the gradient that
+arrives at ``y``, and ``x_`` in code the tangent ``x'`` of forward differentiation.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class LocalResponseNorm(Function, operator="local_response_norm"):
         before, after, scale, beta, k = ctx.options
         x, x_ = _wide(input), _wide(x_)
         s = k + scale * _window_sums(x * x, before, after)
-        y = x_ * s**-beta - 2 * scale * beta * x * s ** (-beta - 1) * _window_sums(x * x_, before, after)
-        return y.to(input.dtype)
+        y_ = x_ * s**-beta - 2 * scale * beta * x * s ** (-beta - 1) * _window_sums(x * x_, before, after)
+        return y_.to(input.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, input: Tensor, *options: Any) -> tuple[Tensor, int]:
@@ -149,16 +150,21 @@ def local_response_norm(
     The sum runs over ``size`` neighbouring channels: ``size // 2`` before ``c``, ``(size - 1) // 2`` after it, and
     itself; beyond the first and the last channel there are zeros, and they count in the average.
 
-    Shapes: input N x C x * with at least three dimensions; the output is like the input, with its memory format.
-    Under autocast the powers are taken in float32, as torch's are. Of whole numbers the average is rounded towards
-    zero, as torch's is.
+    Args:
+        input: ``(N, C, *)`` with at least three dimensions. Under autocast the powers are taken in float32, as torch's
+            are. Of whole numbers the average is rounded towards zero, as torch's is.
+        size: the number of channels in the sum.
+        alpha, beta, k: of the formula.
 
-    Source: Krizhevsky, Sutskever & Hinton 2012, section 3.3.
+    Returns:
+        like the input, with its memory format.
 
     Raises:
         ValueError: for less than three dimensions.
         RuntimeError: for a window that is not positive.
         TypeError: where ``size`` is not a whole number.
+
+    Source: Krizhevsky, Sutskever & Hinton 2012, section 3.3.
     """
     if input.dim() < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")

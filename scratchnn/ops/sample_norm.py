@@ -115,8 +115,8 @@ class Normalize(Function, operator="normalize"):
         return dx, dw, db, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, w: Tensor | None, b: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
-        return _terms(*ctx.saved_tensors, *ctx.geometry).output_tangent(x, w, b), None, None
+    def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
+        return _terms(*ctx.saved_tensors, *ctx.geometry).output_tangent(x_, w_, b_), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -170,9 +170,11 @@ class NormalizeBackward(Function, operator="normalize_backward"):
         return *gradients, None, None, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, g: Tensor | None, x: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor, Tensor, Tensor]:
+    def jvp(
+        ctx: Any, g_: Tensor | None, x_: Tensor | None, w_: Tensor | None, *_: None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         grad, *saved = ctx.saved_tensors
-        dx, dw, db = _terms(*saved, *ctx.geometry).gradient_tangents(grad, g, x, w)
+        dx, dw, db = _terms(*saved, *ctx.geometry).gradient_tangents(grad, g_, x_, w_)
         return (dx, dw, db) if ctx.parameters else (dx, dw[:0], db[:0])
 
     @staticmethod
@@ -319,15 +321,22 @@ def layer_norm(
 ) -> Tensor:
     """Layer normalization, ``y = w (x - mu) / sqrt(v + eps) + b``, over the last dimensions of the input.
 
-    Shapes: input * x ``normalized_shape``; weight and bias, one number for each position, ``normalized_shape``.
-    The output is like the input. Beside a bfloat16 or float16 input, weight and bias may be float32.
+    Args:
+        input: ``(*, *normalized_shape)``; floating types.
+        normalized_shape: the sizes of the last dimensions.
+        weight, bias: w and b, one number for each position, ``normalized_shape``, or none. Beside a bfloat16 or float16
+            input, they may be float32.
+        eps: added to the variance.
 
-    Source: Ba, Kiros & Hinton 2016, "Layer Normalization"; lecture, section 7.5: another choice of index sets.
+    Returns:
+        like the input.
 
     Raises:
         RuntimeError: where the input does not end with ``normalized_shape``, or weight or bias do not have that shape
             or a dtype that fits the input's.
         TypeError: where the input is no tensor, or ``normalized_shape`` not a sequence of whole numbers.
+
+    Source: Ba, Kiros & Hinton 2016, "Layer Normalization"; lecture, section 7.5: another choice of index sets.
     """
     sizes = _check_normalized_shape(input, normalized_shape, weight, bias, "layer_norm")
     _check_parameters(input, weight, bias, "layer_norm")
@@ -346,14 +355,21 @@ def rms_norm(
     the type computed in, float32 or float64. A complex input is divided by the (complex) root of its mean square, as
     torch does.
 
-    Shapes: input * x ``normalized_shape``; weight ``normalized_shape``, of any dtype; the output is like the input.
+    Args:
+        input: ``(*, *normalized_shape)``; floating or complex types.
+        normalized_shape: the sizes of the last dimensions.
+        weight: w, ``normalized_shape``, of any type, or none.
+        eps: added to the mean square.
 
-    Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
+    Returns:
+        like the input.
 
     Raises:
         RuntimeError: where the input does not end with ``normalized_shape``, or the weight does not have that shape.
         ValueError: where the input has fewer dimensions than ``normalized_shape``.
         TypeError: where the input is no tensor, or ``normalized_shape`` not a sequence of whole numbers.
+
+    Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     """
     sizes = _check_normalized_shape(input, normalized_shape, weight, None, "rms_norm")
     if input.is_complex():
@@ -385,15 +401,21 @@ def group_norm(
     The C channels of a sample fall into ``num_groups`` groups of neighbours, each with a mean and a variance of its
     own; weight and bias have a number for each channel.
 
-    Shapes: input ``N x C x *``, weight and bias C; the output is like the input, with its memory format. Beside a
-    bfloat16 or float16 input, weight and bias may be float32.
+    Args:
+        input: ``(N, C, *)``; floating types.
+        num_groups: groups of neighbouring channels.
+        weight, bias: w and b, ``(C)``, or none. Beside a bfloat16 or float16 input, they may be float32.
+        eps: added to the variance.
 
-    Source: Wu & He 2018, "Group Normalization"; lecture, section 7.5: another choice of index sets.
+    Returns:
+        like the input, with its memory format.
 
     Raises:
         RuntimeError: for less than two dimensions, channels that do not fall into the groups, no channels or no
             pixels, parameters that do not fit the channels or the dtype.
         ValueError: where all index sets together hold a single number for each group.
+
+    Source: Wu & He 2018, "Group Normalization"; lecture, section 7.5: another choice of index sets.
     """
     if input.dim() < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.dim()}")
@@ -441,18 +463,26 @@ def instance_norm(
     Running statistics, where given, move towards the mean over the samples of ``mu`` and of the unbiased variance
     ``v n / (n - 1)``. Without ``use_input_stats`` they are used instead of the input's own, as in batch normalization.
 
-    Shapes: input ``N x C x *``, all else C; the output is like the input, with its memory format (torch's own
-    ``instance_norm`` answers channels_last with contiguous). Beside a bfloat16 or float16 input, weight, bias and
-    statistics may be float32.
+    Args:
+        input: ``(N, C, *)``; floating types.
+        running_mean, running_var: ``(C)``, or none; updated in place where the input's own statistics are used.
+        weight, bias: w and b, ``(C)``, or none. Beside a bfloat16 or float16 input, these and the statistics may be
+            float32.
+        use_input_stats: normalize by the input's own statistics.
+        momentum: of the running statistics.
+        eps: added to the variance.
 
-    Source: Ulyanov, Vedaldi & Lempitsky 2016, "Instance Normalization"; lecture, section 7.5: another choice of
-    index sets.
+    Returns:
+        like the input, with its memory format (torch's own ``instance_norm`` answers channels_last with contiguous).
 
     Raises:
         ValueError: where a sample has a single number in each channel, or one of the two running statistics only is
             given.
         RuntimeError: parameters or statistics that do not fit the channels or the dtype; no running statistics where
             they are to be used.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016, "Instance Normalization"; lecture, section 7.5: another choice of
+    index sets.
     """
     if use_input_stats:
         if _product(input.shape[2:]) == 1:

@@ -68,22 +68,27 @@ class Layer:
 
     @property
     def parameters(self) -> int:
+        """Numbers in parameters."""
         return sum(layer.own_parameters for layer in self.walk())
 
     @property
     def trainable(self) -> int:
+        """Numbers in parameters that need a gradient."""
         return sum(layer.own_trainable for layer in self.walk())
 
     @property
     def forward(self) -> int:
+        """Multiply-adds of the forward pass."""
         return sum(layer.own_forward for layer in self.walk())
 
     @property
     def backward(self) -> int:
+        """Multiply-adds of the backward pass."""
         return sum(layer.own_backward for layer in self.walk())
 
     @property
     def saved(self) -> int:
+        """Bytes kept for the backward pass, parameters aside."""
         return sum(layer.own_saved for layer in self.walk())
 
     def walk(self) -> Iterator[Layer]:

@@ -60,6 +60,12 @@ def summary(
             raises.
 
     Source: Araujo et al., Computing Receptive Fields of Convolutional Neural Networks, 2019.
+
+    Example:
+        >>> from scratchnn.models import resnet20
+        >>> report = scratchnn.summary(resnet20(), (1, 3, 32, 32))
+        >>> report.parameters, report.forward  # numbers, and multiply-adds
+        (269722, 40551040)
     """
     from scratchnn.summary.trace import trace  # what it needs is slow to import
 

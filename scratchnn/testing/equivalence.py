@@ -91,6 +91,12 @@ def check_equivalence(
         TypeError: where module or reference is neither module, factory nor function, or an input is no tensor at all.
         ValueError: where there is no such check, a dtype is not one of numbers with a fraction, or, as
             :class:`ReferenceRefusesError`, the reference refuses the inputs in every dtype.
+
+    Example:
+        >>> from scratchnn.testing import check_equivalence
+        >>> inputs = torch.randn(2, 3)
+        >>> check_equivalence(torch.nn.ReLU(), torch.nn.ReLU6(), 10 * inputs, checks=["outputs"]).passed
+        False
     """
     selected = select(checks, skip, reproducible=reproducible, representation=representation)
     _require_dtypes(dtypes)
@@ -137,12 +143,22 @@ def check_equivalence(
 def assert_equivalent(module: Callable[..., Any], reference: Callable[..., Any], inputs: Any, **options: Any) -> Report:
     """As :func:`check_equivalence`, with the same arguments, and raise where the report has not passed.
 
+    Args:
+        module, reference, inputs, options: as of :func:`check_equivalence`.
+
     Returns:
         the report.
 
     Raises:
         NotEquivalentError: an :class:`AssertionError` with the report for its message; also where nothing at all could
             be compared.
+        TypeError, ValueError: as :func:`check_equivalence`.
+
+    Example:
+        >>> from scratchnn.testing import assert_equivalent
+        >>> ours, theirs = scratchnn.nn.ReLU(), torch.nn.ReLU()
+        >>> assert_equivalent(ours, theirs, torch.randn(2, 3), checks=["outputs"]).passed
+        True
     """
     report = check_equivalence(module, reference, inputs, **options)
     if not report.passed:

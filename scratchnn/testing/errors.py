@@ -30,6 +30,19 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
     Where the truth is all zeros, the norm of the difference. Entries that are the same infinity, or NaN on both sides,
     count as equal; any other entry that is not finite makes the error infinite.
+
+    Args:
+        value: any tensor.
+        truth: of the same shape, of a wider type.
+
+    Returns:
+        the error, without a unit: 0 where both are equal.
+
+    Example:
+        >>> from scratchnn.testing import relative_error
+        >>> truth = torch.tensor([3.0, 4.0], dtype=torch.float64)
+        >>> round(relative_error(truth + 0.1, truth), 4)
+        0.0283
     """
     value, truth = _comparable(value, truth)
     scale = truth.norm().item()

@@ -43,10 +43,12 @@ class LayerReport:
 
     @property
     def checks(self) -> list[Check]:
+        """All of them: by itself, then in the model."""
         return [*self.alone_forward, *self.alone_backward, *self.forward, *self.backward]
 
     @property
     def passed(self) -> bool:
+        """Whether none failed."""
         return all(check.passed for check in self.checks)
 
     @property
@@ -120,6 +122,7 @@ class ModelReport:
 
     @property
     def passed(self) -> bool:
+        """Whether no check of any layer or of the whole failed."""
         return not self.failures
 
     @property

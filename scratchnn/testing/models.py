@@ -74,6 +74,14 @@ def compare_models(
         TypeError: where a model is not a module.
         ValueError: where the names or the weights of the layers differ, where the reference computes in float64, or not
             at all in float64.
+
+    Example:
+        >>> import copy
+        >>> from scratchnn.testing import compare_models
+        >>> theirs = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> ours = scratchnn.convert(copy.deepcopy(theirs)).model
+        >>> compare_models(ours, theirs, torch.randn(5, 8)).passed
+        True
     """
     _require_comparable(ours, reference)
     if seeds < 1:

@@ -93,6 +93,9 @@ def equivalence_tests(
 
     Returns:
         a parametrized test function, which uses the fixture ``equivalence``.
+
+    Raises:
+        TypeError, ValueError: as :func:`~scratchnn.testing.check_equivalence`.
     """
     import pytest
 

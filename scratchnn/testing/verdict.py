@@ -86,6 +86,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether ours is as exact as it has to be."""
         if self.problem or self.comparison is None:
             return False
         if self.truthless:

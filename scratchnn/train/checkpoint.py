@@ -81,6 +81,12 @@ def save(
 def load(path: Path) -> dict[str, Any]:
     """Read what :func:`save` wrote.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        its content, by name.
+
     Raises:
         UserError: when there is no such file, or it is damaged, or something else.
     """
@@ -106,6 +112,14 @@ def load(path: Path) -> dict[str, Any]:
 
 def restore(content: dict[str, Any], path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Put a loaded checkpoint into ``model`` and ``optimizer`` and return how far the run is.
+
+    Args:
+        content: as :func:`load` gives it.
+        path: where that is from, for messages.
+        model, optimizer: that get the state.
+
+    Returns:
+        how far the run was.
 
     Raises:
         UserError: when its weights are those of another model.

@@ -82,5 +82,17 @@ class Config:
 
 
 def flag(name: str) -> str:
-    """The command-line option of a hyper-parameter: ``batch_size`` is ``--batch-size``."""
+    """The command-line option of a hyper-parameter.
+
+    Args:
+        name: of the hyper-parameter.
+
+    Returns:
+        the option.
+
+    Example:
+        >>> from scratchnn.train.config import flag
+        >>> flag("batch_size")
+        '--batch-size'
+    """
     return "--" + name.replace("_", "-")

@@ -42,6 +42,9 @@ class Trainer:
         config: the hyper-parameters.
         dataset: the images.
         out: an existing folder for the tables and the checkpoint.
+
+    Raises:
+        UserError: from its methods, where a checkpoint does not fit the run, or the loss is no longer a number.
     """
 
     def __init__(self, config: Config, dataset: Dataset, out: Path) -> None:
@@ -212,7 +215,15 @@ class Trainer:
 
 
 def make_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay for matrices and filters, not for norms and biases."""
+    """SGD with Nesterov momentum; weight decay for matrices and filters, not for norms and biases.
+
+    Args:
+        model: whose parameters to train.
+        config: learning rate, momentum and weight decay.
+
+    Returns:
+        the optimizer.
+    """
     parameters = list(model.parameters())
     return torch.optim.SGD(
         [

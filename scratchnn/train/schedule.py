@@ -18,6 +18,21 @@ def learning_rate(step: int, total: int, peak: float, schedule: str = "cosine", 
     - ``step``: ``peak``, a tenth of it from ``t = 1/2`` on, a hundredth from ``t = 3/4`` on (He et al. 2015,
       https://arxiv.org/abs/1512.03385, section 4.2)
     - ``constant``: ``peak``
+
+    Args:
+        step: from 0 on.
+        total: number of steps.
+        peak: the largest learning rate.
+        schedule: ``"cosine"``, ``"step"`` or ``"constant"``.
+        warmup: share of the steps over which it rises.
+
+    Returns:
+        the learning rate of this step.
+
+    Example:
+        >>> from scratchnn.train.schedule import learning_rate
+        >>> learning_rate(50, total=100, peak=0.1)
+        0.05
     """
     rising = round(warmup * total)
     if step < rising:

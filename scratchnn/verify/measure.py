@@ -30,7 +30,7 @@ class Cost:
 
     Attributes:
         forward: torch's time over ours, without gradients: above 1 is a win.
-        backward: the same of a forward and a backward pass; None where no gradient comes back.
+        backward: the same ratio of times of a forward and a backward pass; None where no gradient comes back.
         saved_ours, saved_theirs: bytes that the forward pass keeps for the backward pass, parameters aside.
     """
 
@@ -52,6 +52,9 @@ def measure_costs(
         inputs: what to call them with.
         context: what to run ours in.
         seconds: for each pass of a layer, set-up aside; the whole model gets ten times as much.
+
+    Returns:
+        the cost of the whole model, and those of the calls of layers.
     """
     sides = [_Side(ours, context), _Side(theirs, nullcontext)]
     whole = _cost([side.passes_of_model(inputs) for side in sides], 10 * seconds)

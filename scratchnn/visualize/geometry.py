@@ -56,7 +56,19 @@ def pixel_use(size: tuple[int, int], kernel_size: Any, stride: Any = 1, padding:
 def padding_usage(
     size: tuple[int, int], kernel_size: int, paddings: Sequence[int] = (0, 1), stride: int = 1, dilation: int = 1
 ) -> Figure:
-    """How often each input pixel is read, a picture for each padding; see :func:`pixel_use`."""
+    """How often each input pixel is read, a picture for each padding; see :func:`pixel_use`.
+
+    Args:
+        size: height and width of the image, in pixels.
+        kernel_size, stride, dilation: of the convolution, in pixels, the same in both dimensions.
+        paddings: the paddings to compare, in pixels.
+
+    Returns:
+        the figure.
+
+    Raises:
+        ValueError: as :func:`pixel_use`.
+    """
     uses = [pixel_use(size, kernel_size, stride, padding, dilation) for padding in paddings]
     largest = max(int(use.max()) for use in uses)
     figure, axes = grid(len(uses), 4, 2.6, 2.8)
@@ -81,6 +93,9 @@ def windows(size: int, kernel_size: int, stride: int = 1, padding: int = 0, dila
     Args:
         size: of the input.
         kernel_size, stride, padding, dilation: as for ``Conv1d``.
+
+    Returns:
+        the figure.
 
     Raises:
         ValueError: when the window is larger than the padded input.
@@ -161,8 +176,17 @@ def influence(model: torch.nn.Module, inputs: Tensor, names: Iterable[str] | Non
 def receptive_field(model: torch.nn.Module, inputs: Tensor, names: Iterable[str] | None = None) -> Figure:
     """The pixels that the centre of each layer's output depends on, growing from layer to layer.
 
-    The brighter, the stronger (each picture by itself); the frame holds all that have any influence. Arguments as of
-    :func:`influence`, whose numbers are drawn.
+    The brighter, the stronger (each picture by itself); the frame holds all that have any influence. What
+    :func:`influence` computes is drawn.
+
+    Args:
+        model, inputs, names: as of :func:`influence`.
+
+    Returns:
+        the figure.
+
+    Raises:
+        ValueError: as :func:`influence`; when no layer has an output of four dimensions.
     """
     fields = influence(model, inputs, names)
     if not fields:

@@ -27,8 +27,17 @@ def layer_outputs(model: torch.nn.Module, inputs: Tensor, names: Iterable[str] |
         names: of the layers, as in ``model.named_modules()``; unless given, those without layers of their own. A layer
             that is called more than once shows its last call.
 
+    Returns:
+        the output of each layer, by its name.
+
     Raises:
         ValueError: when the model has no layer of such a name, or did not call it.
+
+    Example:
+        >>> from scratchnn.visualize import layer_outputs
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> {name: tuple(output.shape) for name, output in layer_outputs(model, torch.randn(1, 3, 8, 8)).items()}
+        {'0': (1, 8, 6, 6), '1': (1, 8, 6, 6)}
     """
     modules = named_layers(model, names)
     outputs: dict[str, Tensor] = {}
@@ -87,7 +96,19 @@ class LayerStatistics(NamedTuple):
 def layer_statistics(
     model: torch.nn.Module, inputs: Tensor, names: Iterable[str] | None = None
 ) -> list[LayerStatistics]:
-    """Mean, standard deviation and share of zeros of each layer's output; arguments as of :func:`layer_outputs`."""
+    """Mean, standard deviation and share of zeros of each layer's output.
+
+    Args:
+        model: any module.
+        inputs: its input.
+        names: of the layers, as in ``model.named_modules()``; unless given, those without layers of their own.
+
+    Returns:
+        the statistics of each layer, in the order of the calls.
+
+    Raises:
+        ValueError: when the model has no layer of such a name, or did not call it.
+    """
     modules = dict(model.named_modules())
     statistics = []
     for name, output in layer_outputs(model, inputs, names).items():
@@ -103,8 +124,20 @@ def activation_statistics(
 ) -> Figure:
     """Layer by layer from top to bottom, the mean of the output with its standard deviation, and the share of zeros.
 
-    A signal that fades or grows from layer to layer, and units that are all zero, show here. Arguments as of
-    :func:`layer_outputs`.
+    A signal that fades or grows from layer to layer, and units that are all zero, show here.
+
+    Args:
+        model: any module.
+        inputs: its input.
+        names: of the layers, as in ``model.named_modules()``; unless given, those without layers of their own.
+        title: of the figure.
+
+    Returns:
+        the figure.
+
+    Raises:
+        ValueError: when the model has no layer of such a name, or did not call it;
+            when there are no layers whose outputs are tensors.
     """
     statistics = layer_statistics(model, inputs, names)
     if not statistics:

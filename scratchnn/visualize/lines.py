@@ -22,6 +22,9 @@ def activation_functions(
         functions: by name, functions or modules that work element by element.
         low, high: the interval.
         columns: panels in a row.
+
+    Returns:
+        the figure.
     """
     figure, axes = grid(len(functions), columns, 2.3, 1.9)
     for ax, (name, function) in zip(axes, functions.items(), strict=True):
@@ -49,6 +52,9 @@ def curves(
         series: the numbers, by name.
         xlabel, ylabel: of the axes.
         smooth: draw the mean of so many numbers up to each one as the line, and the numbers themselves faintly.
+
+    Returns:
+        the figure.
     """
     figure = new_figure(6.5, 3.2)
     axes = figure.subplots()

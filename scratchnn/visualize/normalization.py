@@ -51,6 +51,9 @@ def normalizations(shape: tuple[int, int, int] = (4, 6, 5), groups: int = 2) -> 
     Args:
         shape: ``(N, C, HW)`` of the cubes.
         groups: of group normalization.
+
+    Returns:
+        the figure.
     """
     import mpl_toolkits.mplot3d  # noqa: F401 - registers the projection
 

@@ -35,6 +35,9 @@ def images(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8
         titles: one for each image.
         columns: images in a row.
 
+    Returns:
+        the figure.
+
     Raises:
         ValueError: for another shape, or another number of titles.
     """
@@ -61,6 +64,9 @@ def filters(
         image_shape: for a linear layer, ``(C, H, W)`` of the images that it flattens.
         limit: at most so many filters, and so many channels of each, the first ones.
         columns: colour pictures in a row.
+
+    Returns:
+        the figure.
 
     Raises:
         TypeError: when the layer has no weight.
@@ -135,6 +141,9 @@ def feature_maps(maps: Tensor, limit: int = 16, columns: int = 8) -> Figure:
         limit: at most so many channels, the first ones.
         columns: maps in a row.
 
+    Returns:
+        the figure.
+
     Raises:
         ValueError: for another shape.
     """
@@ -149,6 +158,9 @@ def feature_vectors(maps: Tensor, positions: Sequence[tuple[int, int]], image: T
         maps: ``[C, H, W]``, or ``[1, C, H, W]``.
         positions: rows and columns of the maps to draw the vectors of.
         image: ``[3, H', W']``, the input: each position is marked in it, at the place that it stands for.
+
+    Returns:
+        the figure.
 
     Raises:
         ValueError: for another shape, or a position outside of the maps.

@@ -4,6 +4,9 @@ Lecture, section 7.4. One module for each way to pool: :mod:`~scratchnn.ops.pool
 :mod:`~scratchnn.ops.pool.fractional`, :mod:`~scratchnn.ops.pool.average`, :mod:`~scratchnn.ops.pool.lp`, and
 :mod:`~scratchnn.ops.pool.unpool`, which undoes a max pooling. One, two and three dimensions are one code path: the
 operators work on any spatial rank from 1 to 3.
+
+``x`` and ``dx`` are ``(N, C, *)`` with pixels ``i``, ``y`` and ``dy`` ``(N, C, *)`` with pixels ``o``, each of which
+names a window of taps ``k``.
 """
 
 from scratchnn.ops.pool.average import (

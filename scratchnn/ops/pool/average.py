@@ -113,7 +113,7 @@ class AvgPool(Function, operator="avg_pool"):
 
 
 class AvgPoolBackward(Function, operator="avg_pool_backward"):
-    """``dL/dx[i] = sum of dL/dy[o] / divisor(o) over the windows o that hold i``."""
+    """``dx[i] = sum of dy[o] / divisor(o) over the windows o that hold i``."""
 
     @staticmethod
     def forward(grad: Tensor, size: Sequence[int], windows: Windows, channels_last: bool) -> Tensor:
@@ -164,7 +164,7 @@ class AdaptiveAvgPool(Function, operator="adaptive_avg_pool"):
 
 
 class AdaptiveAvgPoolBackward(Function, operator="adaptive_avg_pool_backward"):
-    """``dL/dx[i] = sum of dL/dy[o] / (size of window o) over the windows o that hold i``."""
+    """``dx[i] = sum of dy[o] / (size of window o) over the windows o that hold i``."""
 
     @staticmethod
     def forward(grad: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
@@ -205,6 +205,7 @@ def pool_average(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
+    """Average pooling of any rank: what :func:`avg_pool2d` and its relatives are."""
     function = _NAMES[rank]
     windows = _windows(rank, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     x = batch(input, function, rank, IndexError if rank == 2 else RuntimeError)
@@ -249,9 +250,30 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    """The average of each window of a signal; see :func:`avg_pool2d`.
+    """The average of each window of a signal: ``y[n, c, o] = (sum over k of x[n, c, o S - P + k]) / divisor``.
 
-    Shape: ``(N, C, L)`` or ``(C, L)``.
+    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without those in the
+    padding either if not ``count_include_pad``. Padding counts as 0.
+
+    Args:
+        input: ``(N, C, L)`` or ``(C, L)``. Floating types and int64.
+        kernel_size: K, in positions.
+        stride: S, positions between the starts of neighbouring windows; K if not given.
+        padding: P, positions on both sides, which count as 0.
+        ceil_mode: round the quotient up, provided the last window starts inside the input or its left padding.
+        count_include_pad: divide by the taps in the padding as well.
+
+    Returns:
+        ``(N, C, L')`` or ``(C, L')`` with ``L' = floor((L + 2 P - K) / S) + 1``, in the memory
+        format of the input.
+
+    Raises:
+        TypeError: for arguments that are not integers.
+        RuntimeError: for an input of another rank, or with empty channels or signals, sizes that are not positive,
+            padding of more than half of ``kernel_size``, an output that would be empty, or a divisor of zero.
+        NotImplementedError: for other types.
+
+    Source: lecture, section 7.4.
     """
     return pool_average(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
@@ -265,20 +287,38 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The average of each window: ``y[n, c, o] = (sum over k of x[n, c, o S - P + k]) / divisor``.
+    """The average of each window of a plane: ``y[n, c, o] = (sum over k of x[n, c, o S - P + k]) / divisor``.
 
-    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without
-    those in the padding either if not ``count_include_pad``; or ``divisor_override``. Padding counts as 0.
+    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without those in the
+    padding either if not ``count_include_pad``; or ``divisor_override``. Padding counts as 0.
 
-    Shape: as in :func:`max_pool2d`, with dilation 1. The memory format is kept. Floating dtypes and int64.
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types and int64.
+        kernel_size: K, in pixels, one number or one for each dimension.
+        stride: S, pixels between the starts of neighbouring windows; K if not given.
+        padding: P, pixels on both sides, which count as 0.
+        ceil_mode: round the quotient up, provided the last window starts inside the input or its left padding.
+        count_include_pad: divide by the taps in the padding as well.
+        divisor_override: divide by this number instead.
+
+    Returns:
+        ``(N, C, H', W')`` or ``(C, H', W')`` with ``H' = floor((H + 2 P - K) / S) + 1``, W' alike, in the memory
+        format of the input.
 
     Raises:
         TypeError: for arguments that are not integers.
         IndexError: for an input of fewer than three dimensions.
-        RuntimeError: for an input of more than four, or with empty channels or planes, sizes that are not
-            positive, padding of more than half of ``kernel_size``, an output that would be empty, or a
-            divisor of zero.
-        NotImplementedError: for other dtypes.
+        RuntimeError: for an input of another rank, or with empty channels or planes, sizes that are not positive,
+            padding of more than half of ``kernel_size``, an output that would be empty, or a divisor of zero.
+        NotImplementedError: for other types.
+
+    Source: lecture, section 7.4.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.avg_pool2d(torch.arange(16.0).reshape(1, 4, 4), kernel_size=2)
+        tensor([[[ 2.5000,  4.5000],
+                 [10.5000, 12.5000]]])
     """
     return pool_average(2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
@@ -292,13 +332,32 @@ def avg_pool3d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The average of each window of a volume; see :func:`avg_pool2d`.
+    """The average of each window of a volume: ``y[n, c, o] = (sum over k of x[n, c, o S - P + k]) / divisor``.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``, no smaller than the kernel. float32, float64 and int64;
-    under autocast it runs in float32.
+    The divisor is the number of taps, without those that ceil mode hangs over beyond the padding; without those in the
+    padding either if not ``count_include_pad``; or ``divisor_override``. Padding counts as 0.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``, no smaller than the kernel. float32, float64 and int64; under
+            autocast it runs in float32.
+        kernel_size: K, in voxels, one number or one for each dimension.
+        stride: S, voxels between the starts of neighbouring windows; K if not given.
+        padding: P, voxels on both sides, which count as 0.
+        ceil_mode: round the quotient up, provided the last window starts inside the input or its left padding.
+        count_include_pad: divide by the taps in the padding as well.
+        divisor_override: divide by this number instead.
+
+    Returns:
+        ``(N, C, D', H', W')`` or ``(C, D', H', W')`` with ``H' = floor((H + 2 P - K) / S) + 1``, D' and W' alike, in
+        the memory format of the input.
 
     Raises:
-        RuntimeError: for an input of another rank too.
+        TypeError: for arguments that are not integers.
+        RuntimeError: for an input of another rank, or with empty channels or volumes, sizes that are not positive,
+            padding of more than half of ``kernel_size``, an output that would be empty, or a divisor of zero.
+        NotImplementedError: for other types.
+
+    Source: lecture, section 7.4.
     """
     return pool_average(3, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
@@ -315,36 +374,73 @@ def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: int | Sequence[int]) -> Tensor:
-    """The averages of a given number of windows of a signal; see :func:`adaptive_avg_pool2d`.
+    """The average of as many windows of a signal as the output is to have positions, whatever the input size.
 
-    Shape: ``(N, C, L)`` or ``(C, L)``.
+    Along each dimension, ``y[o] = mean of x[i] for floor(o I / O) <= i < ceil((o + 1) I / O)``.
+    Size 1 averages everything: global average pooling.
+
+    Args:
+        input: ``(N, C, L)`` or ``(C, L)``. Floating types.
+        output_size: O, the output's size.
+
+    Returns:
+        ``(N, C, O)`` or ``(C, O)``, in the memory format of the input.
+
+    Raises:
+        TypeError: for sizes that are not integers.
+        RuntimeError: for an input of another rank or with empty signals, for several sizes, or a
+            negative one.
+        NotImplementedError: for types that are not floating.
+
+    Source: Lin, Chen & Yan 2013, "Network In Network", for size 1; lecture, section 7.4.
     """
     return _adaptive_avg_pool(1, input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
-    """The averages of as many windows as the output is to have pixels, whatever the input size.
+    """The average of as many windows of a plane as the output is to have pixels, whatever the input size.
 
-    Along each dimension, output o of O is the mean of inputs ``floor(o I / O)`` to
-    ``ceil((o + 1) I / O) - 1``.
-    Size 1 averages whole planes: global average pooling (Lin, Chen & Yan 2013).
+    Along each dimension, ``y[o] = mean of x[i] for floor(o I / O) <= i < ceil((o + 1) I / O)``.
+    Size 1 averages everything: global average pooling.
 
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, one number or one for each dimension; None
-    keeps that dimension. The memory format is kept. Floating dtypes.
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types.
+        output_size: O, one number or one for each dimension; None keeps that dimension.
+
+    Returns:
+        ``(N, C, O_H, O_W)`` or ``(C, O_H, O_W)``, in the memory format of the input.
 
     Raises:
         TypeError: for sizes that are neither integers nor None.
         ValueError: for more sizes than the input has dimensions.
         RuntimeError: for an input of another rank or with empty planes, or negative sizes.
-        NotImplementedError: for other dtypes.
+        NotImplementedError: for types that are not floating.
+
+    Source: Lin, Chen & Yan 2013, "Network In Network", for size 1; lecture, section 7.4.
     """
     return _adaptive_avg_pool(2, input, output_size)
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
-    """The averages of a given number of windows of a volume; see :func:`adaptive_avg_pool2d`.
+    """The average of as many windows of a volume as the output is to have voxels, whatever the input size.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32.
+    Along each dimension, ``y[o] = mean of x[i] for floor(o I / O) <= i < ceil((o + 1) I / O)``.
+    Size 1 averages everything: global average pooling.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Floating types. Under autocast it runs in float32.
+        output_size: O, one number or one for each dimension; None keeps that dimension.
+
+    Returns:
+        ``(N, C, O_D, O_H, O_W)`` or ``(C, O_D, O_H, O_W)``, in the memory format of the input.
+
+    Raises:
+        TypeError: for sizes that are neither integers nor None.
+        ValueError: for more sizes than the input has dimensions.
+        RuntimeError: for an input of another rank or with empty volumes, or negative sizes.
+        NotImplementedError: for types that are not floating.
+
+    Source: Lin, Chen & Yan 2013, "Network In Network", for size 1; lecture, section 7.4.
     """
     return _adaptive_avg_pool(3, input, output_size)
 
@@ -352,13 +448,22 @@ def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None]) 
 def global_avg_pool(input: Tensor, keepdim: bool = False) -> Tensor:
     """The average of each channel of each sample, of any number of spatial dimensions; not in torch.
 
-    Shape: ``(N, C, *)`` with at least one more dimension to ``(N, C)``; with ``keepdim`` to ``(N, C, 1, ...)``.
+    ``y[n, c] = mean over the pixels i of x[n, c, i]``.
 
-    Source: Lin, Chen & Yan 2013, "Network In Network".
+    It serves as the head of a network of any input size, without parameters.
+
+    Args:
+        input: ``(N, C, *)`` with at least one more dimension.
+        keepdim: keep the spatial dimensions, of size 1.
+
+    Returns:
+        ``(N, C)``; with ``keepdim`` ``(N, C, 1, ...)``.
 
     Raises:
         RuntimeError: for an input of fewer than three dimensions or with empty planes.
-        NotImplementedError: for dtypes that are not floating.
+        NotImplementedError: for types that are not floating.
+
+    Source: Lin, Chen & Yan 2013, "Network In Network"; lecture, section 7.4.
     """
     if input.dim() < 3:
         raise RuntimeError(f"global_avg_pool: expected input of at least 3 dimensions, but got {list(input.shape)}")

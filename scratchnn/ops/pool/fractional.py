@@ -50,15 +50,19 @@ class Fractional(NamedTuple):
     output_size: list[int]
 
     def pool(self, input: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima, and which tap of its window each is."""
         return _fractional_max_pool_with_offsets(input, samples, self.kernel, self.output_size)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
+        """The gradient of the input, of ``size``."""
         return _ops.fractional_max_pool_backward(grad, offsets, samples, size, self.kernel)
 
     def gather(self, input: Tensor, offsets: Tensor, samples: Tensor) -> Tensor:
+        """The input at the taps that were chosen."""
         return _ops.fractional_max_pool_gather(input, offsets, samples, self.kernel)
 
     def indices(self, offsets: Tensor, samples: Tensor, size: Sequence[int]) -> Tensor:
+        """The taps as indices into the flattened plane."""
         return _ops.fractional_max_pool_indices(offsets, samples, size, self.kernel)
 
 
@@ -122,26 +126,34 @@ def fractional_max_pool2d(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Maxima of windows of ``kernel_size`` K that begin at random (Graham 2014).
+    """Maxima of windows at random places of a plane: ``y[n, c, o] = max over k < K of x[n, c, begin(o) + k]``.
 
-    Along each dimension output o of O is the maximum from ``floor((o + u) a) - floor(u a)`` on, with
-    ``a = (I - K) / (O - 1)`` and a random u in [0, 1) for each channel of each sample; the last window ends
-    where the input does. NaN, ties and ``return_indices`` are as in :func:`max_pool2d`.
-
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, or to ``output_ratio`` times the input size.
-    The memory format is kept. Floating dtypes. Under autocast it runs in float32.
+    Along each dimension window o begins at ``floor((o + u) a) - floor(u a)`` with ``a = (I - K) / (O - 1)``, and a
+    random u in [0, 1) for each channel of each sample; the last window ends where the input does. NaN and ties are as
+    in :func:`max_pool2d`.
 
     Args:
-        _random_samples: the random numbers u, ``(N, C, 2)`` in the order width, height; by default drawn from
-            torch's generator.
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types; under autocast it runs in float32.
+        kernel_size: K, in pixels, one number or one for each dimension.
+        output_size: O, one number or one for each dimension.
+        output_ratio: O as a part of I, instead, between 0 and 1.
+        return_indices: also return the positions of the maxima, as indices into the flattened plane, int64.
+        _random_samples: the random numbers u, ``(N, C, 2)`` in the order width, height; by default drawn
+            from torch's generator.
+
+    Returns:
+        ``(N, C, O_H, O_W)`` or ``(C, O_H, O_W)``, in the memory format of the input; with ``return_indices`` a pair,
+        the indices of the same shape.
 
     Raises:
         ValueError: for neither an output size nor a ratio.
         TypeError: for sizes that are not integers.
         IndexError: for an input of fewer than three dimensions.
-        RuntimeError: for an input of more than four or with empty channels or planes, windows that do not fit,
-            and random numbers of another shape or dtype, or that put a window outside the input.
-        NotImplementedError: for other dtypes.
+        RuntimeError: for an input of more than four or with empty channels or planes, windows that do not fit, and
+            random numbers of another shape or type, or that put a window outside the input.
+        NotImplementedError: for types that are not floating.
+
+    Source: Graham 2014, "Fractional Max-Pooling".
     """
     return _fractional_max_pool(2, input, kernel_size, output_size, output_ratio, return_indices, _random_samples)
 
@@ -154,10 +166,34 @@ def fractional_max_pool3d(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Maxima of windows of a volume that begin at random; see :func:`fractional_max_pool2d`.
+    """Maxima of windows at random places of a volume: ``y[n, c, o] = max over k < K of x[n, c, begin(o) + k]``.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``; ``_random_samples`` are ``(N, C, 3)`` in the order depth,
-    height, width. As in torch ``O + K`` must be at most the input size, one less than two dimensions allow.
+    Along each dimension window o begins at ``floor((o + u) a) - floor(u a)`` with ``a = (I - K) / (O - 1)``, and a
+    random u in [0, 1) for each channel of each sample; the last window ends where the input does. As in torch ``O + K``
+    must be at most the input size, one less than two dimensions allow. NaN and ties are as in :func:`max_pool3d`.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Floating types; under autocast it runs in float32.
+        kernel_size: K, in voxels, one number or one for each dimension.
+        output_size: O, one number or one for each dimension.
+        output_ratio: O as a part of I, instead, between 0 and 1.
+        return_indices: also return the positions of the maxima, as indices into the flattened volume, int64.
+        _random_samples: the random numbers u, ``(N, C, 3)`` in the order depth, height, width; by default drawn
+            from torch's generator.
+
+    Returns:
+        ``(N, C, O_D, O_H, O_W)`` or ``(C, O_D, O_H, O_W)``, in the memory format of the input; with ``return_indices``
+        a pair, the indices of the same shape.
+
+    Raises:
+        ValueError: for neither an output size nor a ratio.
+        TypeError: for sizes that are not integers.
+        IndexError: for an input of fewer than four dimensions.
+        RuntimeError: for an input of more than five or with empty channels or volumes, windows that do not fit, and
+            random numbers of another shape or type, or that put a window outside the input.
+        NotImplementedError: for types that are not floating.
+
+    Source: Graham 2014, "Fractional Max-Pooling".
     """
     return _fractional_max_pool(3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples)
 
@@ -170,7 +206,23 @@ def fractional_max_pool2d_with_indices(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`fractional_max_pool2d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`fractional_max_pool2d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`fractional_max_pool2d`.
+        kernel_size, output_size, output_ratio, _random_samples: as in :func:`fractional_max_pool2d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`fractional_max_pool2d` gives.
+
+    Raises:
+        ValueError, TypeError, IndexError, RuntimeError, NotImplementedError: as :func:`fractional_max_pool2d`.
+
+    Source: as of :func:`fractional_max_pool2d`.
+    """
     return fractional_max_pool2d(input, kernel_size, output_size, output_ratio, True, _random_samples)
 
 
@@ -182,5 +234,21 @@ def fractional_max_pool3d_with_indices(
     return_indices: bool = False,
     _random_samples: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`fractional_max_pool3d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`fractional_max_pool3d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`fractional_max_pool3d`.
+        kernel_size, output_size, output_ratio, _random_samples: as in :func:`fractional_max_pool3d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`fractional_max_pool3d` gives.
+
+    Raises:
+        ValueError, TypeError, IndexError, RuntimeError, NotImplementedError: as :func:`fractional_max_pool3d`.
+
+    Source: as of :func:`fractional_max_pool3d`.
+    """
     return fractional_max_pool3d(input, kernel_size, output_size, output_ratio, True, _random_samples)

@@ -47,9 +47,29 @@ def lp_pool1d(
     stride: int | Sequence[int] | None = None,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The p-norm of each window of a signal; see :func:`lp_pool2d`.
+    """The p-norm of each window of a signal: ``y[n, c, o] = (sum over k of x[n, c, o S + k]^p)^(1/p)``.
 
-    Shape: ``(N, C, L)`` or ``(C, L)``.
+    There is no absolute value: odd powers of negative inputs are negative, and the root of a negative sum is NaN. Where
+    the sum is 0 so is the gradient. With p infinite, the maximum of the absolute values; with minus infinity, the
+    minimum.
+
+    Args:
+        input: ``(N, C, L)`` or ``(C, L)``. Floating types.
+        norm_type: p, the power.
+        kernel_size: K, in positions.
+        stride: S, positions between the starts of neighbouring windows; K if not given.
+        ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
+            outside held the average of the part inside.
+
+    Returns:
+        ``(N, C, L')`` or ``(C, L')`` with ``L' = floor((L - K) / S) + 1``.
+
+    Raises:
+        ValueError: for p = 0.
+        Exception: what :func:`avg_pool1d` raises, or for infinite p :func:`max_pool1d`.
+
+    Source: Sermanet, Chintala & LeCun 2012, "Convolutional Neural Networks Applied to House Numbers Digit
+    Classification".
     """
     return _lp_pool(1, input, norm_type, kernel_size, stride, ceil_mode)
 
@@ -61,18 +81,29 @@ def lp_pool2d(
     stride: int | Sequence[int] | None = None,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The p-norm of each window: ``y = (sum over k of x[o S + k]^p)^(1/p)``, p the ``norm_type``.
+    """The p-norm of each window of a plane: ``y[n, c, o] = (sum over k of x[n, c, o S + k]^p)^(1/p)``.
 
-    There is no absolute value: odd powers of negative inputs are negative, and the root of a negative sum is NaN.
-    Where the sum is 0 so is the gradient. With p infinite, the maximum of the absolute values; with minus infinity,
-    the minimum. A window that ceil mode hangs over the edge counts, as in torch, as if the part outside held the
-    average of the part inside.
+    There is no absolute value: odd powers of negative inputs are negative, and the root of a negative sum is NaN. Where
+    the sum is 0 so is the gradient. With p infinite, the maximum of the absolute values; with minus infinity, the
+    minimum.
 
-    Shape: as in :func:`avg_pool2d`, without padding.
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types.
+        norm_type: p, the power.
+        kernel_size: K, in pixels, one number or one for each dimension.
+        stride: S, pixels between the starts of neighbouring windows; K if not given.
+        ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
+            outside held the average of the part inside.
+
+    Returns:
+        ``(N, C, H', W')`` or ``(C, H', W')`` with ``H' = floor((H - K) / S) + 1``, W' alike.
 
     Raises:
         ValueError: for p = 0.
         Exception: what :func:`avg_pool2d` raises, or for infinite p :func:`max_pool2d`.
+
+    Source: Sermanet, Chintala & LeCun 2012, "Convolutional Neural Networks Applied to House Numbers Digit
+    Classification".
     """
     return _lp_pool(2, input, norm_type, kernel_size, stride, ceil_mode)
 
@@ -84,8 +115,28 @@ def lp_pool3d(
     stride: int | Sequence[int] | None = None,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The p-norm of each window of a volume; see :func:`lp_pool2d`.
+    """The p-norm of each window of a volume: ``y[n, c, o] = (sum over k of x[n, c, o S + k]^p)^(1/p)``.
 
-    Shape: as in :func:`avg_pool3d`, without padding.
+    There is no absolute value: odd powers of negative inputs are negative, and the root of a negative sum is NaN. Where
+    the sum is 0 so is the gradient. With p infinite, the maximum of the absolute values; with minus infinity, the
+    minimum.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. float32 and float64; under autocast it runs in float32.
+        norm_type: p, the power.
+        kernel_size: K, in voxels, one number or one for each dimension.
+        stride: S, voxels between the starts of neighbouring windows; K if not given.
+        ceil_mode: round the output size up. A window that hangs over the edge counts, as in torch, as if the part
+            outside held the average of the part inside.
+
+    Returns:
+        ``(N, C, D', H', W')`` or ``(C, D', H', W')`` with ``H' = floor((H - K) / S) + 1``, D' and W' alike.
+
+    Raises:
+        ValueError: for p = 0.
+        Exception: what :func:`avg_pool3d` raises, or for infinite p :func:`max_pool3d`.
+
+    Source: Sermanet, Chintala & LeCun 2012, "Convolutional Neural Networks Applied to House Numbers Digit
+    Classification".
     """
     return _lp_pool(3, input, norm_type, kernel_size, stride, ceil_mode)

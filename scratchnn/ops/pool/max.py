@@ -38,6 +38,7 @@ _BYTE_TAPS = 256  # windows of up to this many taps have offsets of one byte (cs
 
 
 def offset_dtype(taps: Sequence[int]) -> torch.dtype:
+    """The narrowest type that numbers the taps of a window."""
     product = 1
     for number in taps:
         product *= number
@@ -130,15 +131,19 @@ class Sliding(NamedTuple):
         return Sliding(*lists, with_row(x, self.dilation), self.ceil_mode)
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
+        """The maxima, and which tap of its window each is."""
         return _max_pool_with_offsets(input, *self)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The gradient of the input, of ``size``."""
         return _max_pool_backward(grad, offsets, size, *self[:4])
 
     def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
+        """The input at the taps that were chosen."""
         return _ops.max_pool_gather(input, offsets, *self[:4])
 
     def indices(self, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The taps as indices into the flattened plane."""
         return _ops.max_pool_indices(offsets, size, *self[:4])
 
 
@@ -148,15 +153,19 @@ class Adaptive(NamedTuple):
     output_size: list[int]
 
     def pool(self, input: Tensor, samples: None) -> tuple[Tensor, Tensor]:
+        """The maxima, and which tap of its window each is."""
         return _adaptive_max_pool_with_offsets(input, self.output_size)
 
     def backward(self, grad: Tensor, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The gradient of the input, of ``size``."""
         return _adaptive_max_pool_backward(grad, offsets, size)
 
     def gather(self, input: Tensor, offsets: Tensor, samples: None) -> Tensor:
+        """The input at the taps that were chosen."""
         return _ops.adaptive_max_pool_gather(input, offsets)
 
     def indices(self, offsets: Tensor, samples: None, size: Sequence[int]) -> Tensor:
+        """The taps as indices into the flattened plane."""
         return _ops.adaptive_max_pool_indices(offsets, size)
 
 
@@ -202,7 +211,7 @@ class MaxPool(Function):
 
 
 class MaxPoolBackward(Function):
-    """``dL/dx[i] = sum of dL/dy[o] over the windows o whose maximum is x[i]``: linear in ``dL/dy``."""
+    """``dx[i] = sum of dy[o] over the windows o whose maximum is x[i]``: linear in ``dy``."""
 
     @staticmethod
     def forward(grad: Tensor, offsets: Tensor, samples: Tensor | None, size: Sequence[int], windows: Any) -> Tensor:
@@ -317,6 +326,7 @@ def pool_max(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
+    """Maximum pooling of any rank: what :func:`max_pool2d` and its relatives are."""
     function = _NAMES[rank]
     windows = _sliding_windows(rank, kernel_size, stride, padding, dilation, ceil_mode)
     x = batch(input, function, rank)
@@ -350,9 +360,32 @@ def max_pool1d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum of each window of a signal; see :func:`max_pool2d`.
+    """The maximum of each window of a signal: ``y[n, c, o] = max over k of x[n, c, o S - P + k D]``.
 
-    Shape: ``(N, C, L)`` or ``(C, L)``. Floating dtypes; with ``return_indices`` integers too.
+    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart; padding counts
+    as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major order gets the gradient.
+
+    Args:
+        input: ``(N, C, L)`` or ``(C, L)``. Floating types; with ``return_indices`` integers too.
+        kernel_size: K, in positions.
+        stride: S, positions between the starts of neighbouring windows; K if not given.
+        padding: P, positions on both sides, which count as minus infinity.
+        dilation: D, positions between neighbouring taps of a window.
+        ceil_mode: round the quotient up, provided the last window starts inside the input or its left padding.
+        return_indices: also return the positions of the maxima, as indices into the flattened signal, int64 (-1 for a
+            window that dilation puts wholly into the padding), as :func:`max_unpool1d` takes them.
+
+    Returns:
+        ``(N, C, L')`` or ``(C, L')`` with ``L' = floor((L + 2 P - D (K - 1) - 1) / S) + 1``, in
+        the memory format of the input; with ``return_indices`` a pair, the indices of the same shape.
+
+    Raises:
+        TypeError: for arguments that are not integers.
+        RuntimeError: for an input of another rank or with empty channels or signals, sizes that are not positive,
+            padding of more than half of ``kernel_size``, or an output that would be empty.
+        NotImplementedError: for boolean or complex tensors; without ``return_indices`` for integers.
+
+    Source: lecture, section 7.4.
     """
     return pool_max(1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
@@ -366,28 +399,38 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum of each window: ``y[n, c, o] = max over k of x[n, c, o S - P + k D]``.
+    """The maximum of each window of a plane: ``y[n, c, o] = max over k of x[n, c, o S - P + k D]``.
 
-    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart;
-    padding counts as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major
-    order gets the gradient.
-
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)``; each spatial size W becomes
-    ``floor((W + 2 P - D (K - 1) - 1) / S) + 1``. With ``ceil_mode`` the quotient is rounded up, provided the
-    last window starts inside the input or its left padding. The memory format is kept. Any floating or
-    integer dtype.
+    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart; padding counts
+    as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major order gets the gradient.
 
     Args:
-        return_indices: also return the positions of the maxima, as indices into the flattened plane (-1 for a
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating and integer types.
+        kernel_size: K, in pixels, one number or one for each dimension.
+        stride: S, pixels between the starts of neighbouring windows; K if not given.
+        padding: P, pixels on both sides, which count as minus infinity.
+        dilation: D, pixels between neighbouring taps of a window.
+        ceil_mode: round the quotient up, provided the last window starts inside the input or its left padding.
+        return_indices: also return the positions of the maxima, as indices into the flattened plane, int64 (-1 for a
             window that dilation puts wholly into the padding), as :func:`max_unpool2d` takes them.
 
-    Source: lecture, section 7.4.
+    Returns:
+        ``(N, C, H', W')`` or ``(C, H', W')`` with ``H' = floor((H + 2 P - D (K - 1) - 1) / S) + 1``, W' alike, in
+        the memory format of the input; with ``return_indices`` a pair, the indices of the same shape.
 
     Raises:
         TypeError: for arguments that are not integers.
-        RuntimeError: for an input of another rank or with empty channels or planes, sizes that are not
-            positive, padding of more than half of ``kernel_size``, or an output that would be empty.
-        NotImplementedError: for other dtypes.
+        RuntimeError: for an input of another rank or with empty channels or planes, sizes that are not positive,
+            padding of more than half of ``kernel_size``, or an output that would be empty.
+        NotImplementedError: for boolean or complex tensors.
+
+    Source: lecture, section 7.4.
+
+    Example:
+        >>> import scratchnn.functional as F
+        >>> F.max_pool2d(torch.arange(16.0).reshape(1, 4, 4), kernel_size=2)
+        tensor([[[ 5.,  7.],
+                 [13., 15.]]])
     """
     return pool_max(2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
@@ -401,9 +444,33 @@ def max_pool3d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum of each window of a volume; see :func:`max_pool2d`.
+    """The maximum of each window of a volume: ``y[n, c, o] = max over k of x[n, c, o S - P + k D]``.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32, unless it returns indices.
+    Windows of ``kernel_size`` K taps, D (``dilation``) apart, start S (``stride``, by default K) apart; padding counts
+    as minus infinity. NaN is the largest value of all. Of equal maxima, the first in row-major order gets the gradient.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Floating and integer types; under autocast it runs in float32,
+            unless it returns indices.
+        kernel_size: K, in voxels, one number or one for each dimension.
+        stride: S, voxels between the starts of neighbouring windows; K if not given.
+        padding: P, voxels on both sides, which count as minus infinity.
+        dilation: D, voxels between neighbouring taps of a window.
+        ceil_mode: round the quotient up, provided the last window starts inside the input or its left padding.
+        return_indices: also return the positions of the maxima, as indices into the flattened volume, int64 (-1 for a
+            window that dilation puts wholly into the padding), as :func:`max_unpool3d` takes them.
+
+    Returns:
+        ``(N, C, D', H', W')`` or ``(C, D', H', W')`` with ``H' = floor((H + 2 P - D (K - 1) - 1) / S) + 1``, D' and W'
+        alike, in the memory format of the input; with ``return_indices`` a pair, the indices of the same shape.
+
+    Raises:
+        TypeError: for arguments that are not integers.
+        RuntimeError: for an input of another rank or with empty channels or volumes, sizes that are not positive,
+            padding of more than half of ``kernel_size``, or an output that would be empty.
+        NotImplementedError: for boolean or complex tensors.
+
+    Source: lecture, section 7.4.
     """
     return pool_max(3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
@@ -417,7 +484,23 @@ def max_pool1d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`max_pool1d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`max_pool1d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`max_pool1d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as in :func:`max_pool1d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`max_pool1d` gives.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as :func:`max_pool1d`.
+
+    Source: as of :func:`max_pool1d`.
+    """
     return max_pool1d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -430,7 +513,23 @@ def max_pool2d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`max_pool2d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`max_pool2d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`max_pool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as in :func:`max_pool2d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`max_pool2d` gives.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as :func:`max_pool2d`.
+
+    Source: as of :func:`max_pool2d`.
+    """
     return max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -443,7 +542,23 @@ def max_pool3d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`max_pool3d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`max_pool3d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`max_pool3d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as in :func:`max_pool3d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`max_pool3d` gives.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as :func:`max_pool3d`.
+
+    Source: as of :func:`max_pool3d`.
+    """
     return max_pool3d(input, kernel_size, stride, padding, dilation, ceil_mode, True)
 
 
@@ -467,9 +582,27 @@ def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indice
 def adaptive_max_pool1d(
     input: Tensor, output_size: int | Sequence[int], return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maxima of a given number of windows of a signal; see :func:`adaptive_max_pool2d`.
+    """The maximum of as many windows of a signal as the output is to have positions, whatever the input size.
 
-    Shape: ``(N, C, L)`` or ``(C, L)``.
+    Along each dimension, ``y[o] = max of x[i] for floor(o I / O) <= i < ceil((o + 1) I / O)``.
+    NaN and ties are as in :func:`max_pool1d`.
+
+    Args:
+        input: ``(N, C, L)`` or ``(C, L)``. Floating types.
+        output_size: O, the output's size.
+        return_indices: also return the positions of the maxima, as indices into the flattened signal, int64.
+
+    Returns:
+        ``(N, C, O)`` or ``(C, O)``, in the memory format of the input; with ``return_indices`` a pair, the indices
+        of the same shape.
+
+    Raises:
+        TypeError: for sizes that are not integers.
+        RuntimeError: for an input of another rank or with empty channels or signals, for several sizes, or a
+            negative one.
+        NotImplementedError: for types that are not floating.
+
+    Source: He, Zhang, Ren & Sun 2014, "Spatial Pyramid Pooling"; lecture, section 7.4.
     """
     return _adaptive_max_pool(1, input, output_size, return_indices)
 
@@ -477,19 +610,27 @@ def adaptive_max_pool1d(
 def adaptive_max_pool2d(
     input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maxima of as many windows as the output is to have pixels, whatever the input size.
+    """The maximum of as many windows of a plane as the output is to have pixels, whatever the input size.
 
-    Along each dimension, output o of O is the maximum of inputs ``floor(o I / O)`` to
-    ``ceil((o + 1) I / O) - 1``; NaN, ties and ``return_indices`` are as in :func:`max_pool2d`.
+    Along each dimension, ``y[o] = max of x[i] for floor(o I / O) <= i < ceil((o + 1) I / O)``.
+    NaN and ties are as in :func:`max_pool2d`.
 
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)`` to ``output_size``, one number or one for each dimension; None
-    keeps that dimension. The memory format is kept. Floating dtypes.
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types.
+        output_size: O, one number or one for each dimension; None keeps that dimension.
+        return_indices: also return the positions of the maxima, as indices into the flattened plane, int64.
+
+    Returns:
+        ``(N, C, O_H, O_W)`` or ``(C, O_H, O_W)``, in the memory format of the input; with ``return_indices`` a pair,
+        the indices of the same shape.
 
     Raises:
         TypeError: for sizes that are neither integers nor None.
         ValueError: for more sizes than the input has dimensions.
         RuntimeError: for an input of another rank or with empty channels or planes, or negative sizes.
-        NotImplementedError: for other dtypes.
+        NotImplementedError: for types that are not floating.
+
+    Source: He, Zhang, Ren & Sun 2014, "Spatial Pyramid Pooling"; lecture, section 7.4.
     """
     return _adaptive_max_pool(2, input, output_size, return_indices)
 
@@ -497,9 +638,27 @@ def adaptive_max_pool2d(
 def adaptive_max_pool3d(
     input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maxima of a given number of windows of a volume; see :func:`adaptive_max_pool2d`.
+    """The maximum of as many windows of a volume as the output is to have voxels, whatever the input size.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Under autocast it runs in float32.
+    Along each dimension, ``y[o] = max of x[i] for floor(o I / O) <= i < ceil((o + 1) I / O)``.
+    NaN and ties are as in :func:`max_pool3d`.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Floating types. Under autocast it runs in float32.
+        output_size: O, one number or one for each dimension; None keeps that dimension.
+        return_indices: also return the positions of the maxima, as indices into the flattened volume, int64.
+
+    Returns:
+        ``(N, C, O_D, O_H, O_W)`` or ``(C, O_D, O_H, O_W)``, in the memory format of the input; with ``return_indices``
+        a pair, the indices of the same shape.
+
+    Raises:
+        TypeError: for sizes that are neither integers nor None.
+        ValueError: for more sizes than the input has dimensions.
+        RuntimeError: for an input of another rank or with empty channels or volumes, or negative sizes.
+        NotImplementedError: for types that are not floating.
+
+    Source: He, Zhang, Ren & Sun 2014, "Spatial Pyramid Pooling"; lecture, section 7.4.
     """
     return _adaptive_max_pool(3, input, output_size, return_indices)
 
@@ -507,19 +666,67 @@ def adaptive_max_pool3d(
 def adaptive_max_pool1d_with_indices(
     input: Tensor, output_size: int | Sequence[int], return_indices: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """:func:`adaptive_max_pool1d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`adaptive_max_pool1d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`adaptive_max_pool1d`.
+        output_size: as in :func:`adaptive_max_pool1d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`adaptive_max_pool1d` gives.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as :func:`adaptive_max_pool1d`.
+
+    Source: as of :func:`adaptive_max_pool1d`.
+    """
     return adaptive_max_pool1d(input, output_size, True)
 
 
 def adaptive_max_pool2d_with_indices(
     input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """:func:`adaptive_max_pool2d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`adaptive_max_pool2d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`adaptive_max_pool2d`.
+        output_size: as in :func:`adaptive_max_pool2d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`adaptive_max_pool2d` gives.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`adaptive_max_pool2d`.
+
+    Source: as of :func:`adaptive_max_pool2d`.
+    """
     return adaptive_max_pool2d(input, output_size, True)
 
 
 def adaptive_max_pool3d_with_indices(
     input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """:func:`adaptive_max_pool3d` with its indices, whatever ``return_indices`` says, as in torch."""
+    """:func:`adaptive_max_pool3d` with its indices, whatever ``return_indices`` says, as in torch.
+
+    ``y[o] = max of x over window o``, and an index is the place of that maximum.
+
+    Args:
+        input: as in :func:`adaptive_max_pool3d`.
+        output_size: as in :func:`adaptive_max_pool3d`.
+        return_indices: ignored.
+
+    Returns:
+        the maxima and their indices, both of the shape that :func:`adaptive_max_pool3d` gives.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as :func:`adaptive_max_pool3d`.
+
+    Source: as of :func:`adaptive_max_pool3d`.
+    """
     return adaptive_max_pool3d(input, output_size, True)

@@ -65,7 +65,7 @@ class MaxUnpool(Function, operator="max_unpool"):
 
 
 class MaxUnpoolBackward(Function, operator="max_unpool_backward"):
-    """``dL/dx[i] = dL/dy[index[i]]``; inputs that share an index all get the gradient, as in torch."""
+    """``dx[i] = dy[index[i]]``; inputs that share an index all get the gradient, as in torch."""
 
     @staticmethod
     def forward(grad: Tensor, indices: Tensor) -> Tensor:
@@ -160,9 +160,31 @@ def max_unpool1d(
     padding: int | Sequence[int] = 0,
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """A signal's maxima back in their places; see :func:`max_unpool2d`.
+    """The maxima of a signal back in their places, zero elsewhere: ``y[n, c, indices[n, c, i]] = x[n, c, i]``.
 
-    Shape: ``(N, C, L)`` or ``(C, L)``.
+    Of inputs with the same index the last wins, in row-major order; in the backward pass each of them gets the output's
+    gradient, as in torch.
+
+    Args:
+        input: ``(N, C, L)`` or ``(C, L)``. Floating types; under autocast it runs in float32.
+        indices: of the same shape, int64: those that :func:`max_pool1d` gives for these windows.
+        kernel_size: K of the pooling, in positions.
+        stride: S of the pooling, in positions; K if not given.
+        padding: P of the pooling, in positions.
+        output_size: another of the sizes that the pooling takes to the input's, less than S away from the one below.
+
+    Returns:
+        ``(N, C, L')`` or ``(C, L')`` with ``L' = (L - 1) S - 2 P + K``, in the memory format of
+        the input.
+
+    Raises:
+        TypeError: where the indices are not a tensor.
+        ValueError: for an output size that cannot be, or of another number of dimensions.
+        RuntimeError: for an input of another rank or with empty channels or signals, and for indices of another shape
+            than the input, of another type than int64, or outside the output.
+        NotImplementedError: for types that are not floating.
+
+    Source: Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks".
     """
     return _max_unpool(1, input, indices, kernel_size, stride, padding, output_size)
 
@@ -175,22 +197,31 @@ def max_unpool2d(
     padding: int | Sequence[int] = 0,
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """The maxima back in their places, zero elsewhere: ``y[n, c, indices[i]] = x[n, c, i]``.
+    """The maxima of a plane back in their places, zero elsewhere: ``y[n, c, indices[n, c, i]] = x[n, c, i]``.
 
-    ``indices`` are those that :func:`max_pool2d` gives for these windows. Of inputs with the same index the last
-    wins, in row-major order; in the backward pass each of them gets the output's gradient, as in torch.
+    Of inputs with the same index the last wins, in row-major order; in the backward pass each of them gets the output's
+    gradient, as in torch.
 
-    Shape: ``(N, C, H, W)`` or ``(C, H, W)``; each spatial size W becomes ``(W - 1) S - 2 P + K``. Several sizes
-    have a pooling of the input's; ``output_size``, less than S away from that, chooses another of them. The memory
-    format is kept. Floating dtypes; under autocast it runs in float32.
+    Args:
+        input: ``(N, C, H, W)`` or ``(C, H, W)``. Floating types; under autocast it runs in float32.
+        indices: of the same shape, int64: those that :func:`max_pool2d` gives for these windows.
+        kernel_size: K of the pooling, in pixels, one number or one for each dimension.
+        stride: S of the pooling, in pixels; K if not given.
+        padding: P of the pooling, in pixels.
+        output_size: another of the sizes that the pooling takes to the input's, less than S away from the one below.
 
-    Source: Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks".
+    Returns:
+        ``(N, C, H', W')`` or ``(C, H', W')`` with ``H' = (H - 1) S - 2 P + K``, W' alike, in the memory format of
+        the input.
 
     Raises:
-        ValueError: for a size that cannot be, or of another number of dimensions.
+        TypeError: where the indices are not a tensor.
+        ValueError: for an output size that cannot be, or of another number of dimensions.
         RuntimeError: for an input of another rank or with empty channels or planes, and for indices of another shape
-            than the input, of another dtype than int64, or outside the output.
-        NotImplementedError: for other dtypes.
+            than the input, of another type than int64, or outside the output.
+        NotImplementedError: for types that are not floating.
+
+    Source: Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks".
     """
     return _max_unpool(2, input, indices, kernel_size, stride, padding, output_size)
 
@@ -203,8 +234,30 @@ def max_unpool3d(
     padding: int | Sequence[int] = 0,
     output_size: Sequence[int] | None = None,
 ) -> Tensor:
-    """A volume's maxima back in their places; see :func:`max_unpool2d`.
+    """The maxima of a volume back in their places, zero elsewhere: ``y[n, c, indices[n, c, i]] = x[n, c, i]``.
 
-    Shape: ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+    Of inputs with the same index the last wins, in row-major order; in the backward pass each of them gets the output's
+    gradient, as in torch.
+
+    Args:
+        input: ``(N, C, D, H, W)`` or ``(C, D, H, W)``. Floating types; under autocast it runs in float32.
+        indices: of the same shape, int64: those that :func:`max_pool3d` gives for these windows.
+        kernel_size: K of the pooling, in voxels, one number or one for each dimension.
+        stride: S of the pooling, in voxels; K if not given.
+        padding: P of the pooling, in voxels.
+        output_size: another of the sizes that the pooling takes to the input's, less than S away from the one below.
+
+    Returns:
+        ``(N, C, D', H', W')`` or ``(C, D', H', W')`` with ``H' = (H - 1) S - 2 P + K``, D' and W' alike, in the memory
+        format of the input.
+
+    Raises:
+        TypeError: where the indices are not a tensor.
+        ValueError: for an output size that cannot be, or of another number of dimensions.
+        RuntimeError: for an input of another rank or with empty channels or volumes, and for indices of another shape
+            than the input, of another type than int64, or outside the output.
+        NotImplementedError: for types that are not floating.
+
+    Source: Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks".
     """
     return _max_unpool(3, input, indices, kernel_size, stride, padding, output_size)

@@ -31,6 +31,7 @@ class Check:
 
     @property
     def name(self) -> str:
+        """The name it is chosen by."""
         return self.function.__name__
 
     @property
