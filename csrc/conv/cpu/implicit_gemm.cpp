@@ -20,6 +20,9 @@ namespace {
 template <class E, class T>
 constexpr int64_t kReduction = (16 << 10) / (2 * kVectorBytes) * kTogether<E, T>;
 
+// The largest weight that stays in the second-level cache while images stream by.
+constexpr int64_t kStreamBytes = 512 << 10;
+
 // Where there are fewer bands for each thread, the panels of output channels are shared out as well.
 constexpr int64_t kTasksPerThread = 16;
 
@@ -56,6 +59,9 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
   const bool stage = !out.channels_last || !std::is_same_v<S, T>;
   const int64_t stage_size = stage ? round_up(pixels * padded_out, 16) : 0;
   const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
+  // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache, and
+  // memory is asked for the next tile while this one is computed.
+  const bool streams = taps == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes;
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
       std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, weight.panels);
@@ -96,20 +102,36 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
 
       T* result = stage_memory;
       if constexpr (std::is_same_v<S, T>) result = stage ? stage_memory : out_image;
-      for (int64_t s = 0; s < slices; ++s) {
-        const int64_t first = s * kReduction<E, T>, last = std::min(weight.reduction, first + kReduction<E, T>);
-        slice_segments(segments, first, last, slice);
-        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-          const E* b = weight.panel(group, panel) + first * columns;
-          const T* bias_at_end = s + 1 == slices ? weight.bias_of(group, panel) : nullptr;
-          const int64_t width = stage ? columns : std::min(columns, operand.out - panel * columns);
-          for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
-            with_rows(rows, [&](auto count) {
-              multiply_tile<count, together * kProductsInTile, E, T>(
-                  view.data, in_offsets + p, slice.data(), static_cast<int64_t>(slice.size()), b,
-                  result + panel * columns, out_offsets + p, width, s > 0, bias_at_end);
+      const auto multiply = [&](const std::vector<Segment>& part, int64_t first, bool last, int64_t panel, int64_t p,
+                                int64_t rows) __attribute__((always_inline)) {
+        with_rows(rows, [&](auto count) {
+          multiply_tile<count, together * kProductsInTile, E, T>(
+              view.data, in_offsets + p, part.data(), static_cast<int64_t>(part.size()),
+              weight.panel(group, panel) + first * columns, result + panel * columns, out_offsets + p,
+              stage ? columns : std::min(columns, operand.out - panel * columns), first > 0,
+              last ? weight.bias_of(group, panel) : nullptr);
+        });
+      };
+      if (streams) {
+        for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            const int64_t share = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * share;
+            for (int64_t q = p + rows; q < std::min(p + 2 * rows, band.pixels()); ++q) {
+              prefetch_far(view.data + in_offsets[q] + from, share + 1);
+              prefetch_far(result + out_offsets[q] + panel * columns, columns);
+            }
+            multiply(segments, 0, true, panel, p, rows);
+          }
+        });
+      } else {
+        for (int64_t s = 0; s < slices; ++s) {
+          const int64_t first = s * kReduction<E, T>, last = std::min(weight.reduction, first + kReduction<E, T>);
+          slice_segments(segments, first, last, slice);
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
+              multiply(slice, first, s + 1 == slices, panel, p, rows);
             });
-          });
+          }
         }
       }
 
