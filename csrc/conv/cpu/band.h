@@ -258,6 +258,26 @@ PixelView<E> view_rectangle(const Images<const S>& images, const Band& band, int
   return {memory, {r.size[1] * r.size[2] * channels, r.size[2] * channels, channels}, image_size};
 }
 
+// What a band reads of its images, asked of memory in as many steps; nothing where it does not lie in one piece.
+template <class S>
+Upcoming upcoming_rows(const Images<const S>& images, const Band& band, const Rectangle& r, int64_t steps) {
+  Extent first, last;
+  for (int d = 0; d < kSpatialRank; ++d) {
+    first[d] = std::clamp<int64_t>(r.first[d], 0, images.size[d]);
+    last[d] = std::clamp<int64_t>(r.first[d] + r.size[d], first[d], images.size[d]);
+  }
+  const bool whole_rows = first[2] == 0 && last[2] == images.size[2];
+  if (!images.channels_last || volume({last[0] - first[0], last[1] - first[1], last[2] - first[2]}) == 0) return {};
+  if (!whole_rows && volume(band.size) != band.size[2]) return {};
+  const auto pixel = [&](int64_t image, int64_t d, int64_t h, int64_t w) {
+    return images.data + image * images.image_stride() +
+           ((d * images.size[1] + h) * images.size[2] + w) * images.pixel_stride();
+  };
+  const S* from = pixel(band.image, first[0], first[1], first[2]);
+  const S* to = pixel(band.image + band.images - 1, last[0] - 1, last[1] - 1, last[2]);
+  return {from, to - from, steps};
+}
+
 // The reduction as segments of a view: taps side by side in a row are one segment where their pixels lie side by
 // side in memory.
 template <class T>

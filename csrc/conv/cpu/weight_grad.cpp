@@ -137,11 +137,20 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
               });
             });
           });
+          Upcoming next_input, next_grad;
+          if (index + 1 < last_band) {
+            const Band next = bands[index + 1];
+            const int64_t steps = width / columns * ((row_count + kTileRows - 1) / kTileRows);
+            next_input = upcoming_rows(input, next, read_by(correlation, low, high, next.first, next.size), steps);
+            if (row_count == g.out_channels) next_grad = upcoming_rows(grad, next, {next.first, next.size}, steps);
+          }
           T* column = own;
           for (const Segment& segment : segments) {
             for (int64_t c = 0; c < segment.length; c += columns, column += columns) {
               const E* b = columns_data + segment.offset + c;
               for_each_tile(row_count, [&](int64_t first, int64_t rows) {
+                next_input.step();
+                next_grad.step();
                 with_rows(rows, [&](auto count) {
                   accumulate_outer_products<count, E, T>(packed_grad + first * packed_pixels, count, b, offsets,
                                                          band.pixels(), column + first * width, width);
