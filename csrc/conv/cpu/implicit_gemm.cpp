@@ -15,8 +15,8 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// Slices of the reduction are this long, so that a panel's slice stays in the first-level cache, in 16 of its kilobytes:
-// a whole number of multiply_tile's runs.
+// Slices of the reduction are this long, so that a panel's slice stays in the first-level cache, in 16 of its
+// kilobytes: a whole number of multiply_tile's runs.
 template <class E, class T>
 constexpr int64_t kReduction = (16 << 10) / (2 * kVectorBytes) * kTogether<E, T>;
 
@@ -79,8 +79,8 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
       const int64_t group = block % groups;
       const int64_t first_panel = weight.panels * share / shares, last_panel = weight.panels * (share + 1) / shares;
       const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-      const PixelView<E> view = view_rectangle(in, band, group * operand.sum, operand.sum, rectangle,
-                                               correlation.border, true, band_memory);
+      const PixelView<E> view =
+          view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
       segments_of(correlation, low, view, operand.sum, segments);
 
       const Extent& out_step = correlation.out_step;
@@ -128,9 +128,8 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
           const int64_t first = s * kReduction<E, T>, last = std::min(weight.reduction, first + kReduction<E, T>);
           slice_segments(segments, first, last, slice);
           for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-            for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
-              multiply(slice, first, s + 1 == slices, panel, p, rows);
-            });
+            for_each_tile(band.pixels(),
+                          [&](int64_t p, int64_t rows) { multiply(slice, first, s + 1 == slices, panel, p, rows); });
           }
         }
       }

@@ -72,14 +72,15 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
 
   T* sums = scratch<T>(chunks * sums_size, Scratch::kCall);
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
-  const int64_t band_size = bands.most_images() * volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
+  const int64_t band_size =
+      bands.most_images() * volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
   const int64_t pixels = round_up(bands.most_pixels(), together);
   const int64_t patches_size = writes_patches ? round_up(bands.most_pixels() * patch + columns, 16) : 0;
 
   parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
     const int64_t grad_size = pixels * out_channels;
-    E* band_memory =
-        scratch<E>(band_size + 2 * grad_size + patches_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
+    E* band_memory = scratch<E>(band_size + 2 * grad_size + patches_size +
+                                pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
     E* packed_grad = band_memory + round_up(band_size, 4);
     E* copied_grad = packed_grad + round_up(grad_size, 4);
     E* patches = copied_grad + round_up(grad_size, 4);
@@ -101,8 +102,8 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
         for (int64_t index = first_band; index < last_band; ++index) {
           const Band band = bands[index];
           const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-          const PixelView<E> view = view_rectangle(input, band, group * sum_channels, sum_channels, rectangle,
-                                                   g.border, in_place, band_memory);
+          const PixelView<E> view = view_rectangle(input, band, group * sum_channels, sum_channels, rectangle, g.border,
+                                                   in_place, band_memory);
           segments_of(correlation, low, view, sum_channels, segments);
           const PixelView<E> dy = view_rectangle(grad, band, group * out_channels + first_row, row_count,
                                                  Rectangle{band.first, band.size}, Border::kZeros, true, copied_grad);

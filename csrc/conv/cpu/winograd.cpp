@@ -215,8 +215,8 @@ void correlate_in_blocks(const Work<S>& w) {
 }
 
 // Panel by panel of output channels, where the points of all filters would not stay in the cache: there are four times
-// as many of them as weights. The points of many tiles' inputs are shared instead, and a panel's filters are transformed
-// where they are used.
+// as many of them as weights. The points of many tiles' inputs are shared instead, and a panel's filters are
+// transformed where they are used.
 template <class S>
 void correlate_in_panels(const Work<S>& w) {
   using T = Wide<S>;

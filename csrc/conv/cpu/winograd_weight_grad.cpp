@@ -23,12 +23,11 @@ constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
 constexpr int64_t kPlanePad = 16;
 
 template <class S>
-void input_to_points(const Tiles& tiles, int64_t first, int64_t last, const ConvGeometry& g, const Images<const S>& input,
-                     const Points<Wide<S>>& points, Wide<S>* memory) {
+void input_to_points(const Tiles& tiles, int64_t first, int64_t last, const ConvGeometry& g,
+                     const Images<const S>& input, const Points<Wide<S>>& points, Wide<S>* memory) {
   using T = Wide<S>;
   transform_tiles<kIn>(tiles, first, last, input, g.border, -g.padding[1], -g.padding[2], 0, g.in_channels, points,
-                       memory,
-                       [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+                       memory, [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
 }
 
 template <class S>
@@ -179,7 +178,8 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
     parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
       T* memory = scratch<T>(in_memory + grad_memory);
       const int64_t to = (begin - first) * columns;
-      input_to_points(tiles, begin, end, g, input, Points<T>{in_points + to, in_plane, columns, columns, panel}, memory);
+      input_to_points(tiles, begin, end, g, input, Points<T>{in_points + to, in_plane, columns, columns, panel},
+                      memory);
       grad_to_points(tiles, begin, end, grad, 0, g.out_channels,
                      Points<T>{grad_points + to, grad_plane, columns, columns, panel}, memory + in_memory);
     });
@@ -197,9 +197,8 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
         for (int64_t r = 0; r < columns; ++r) {
           for (int64_t lane = 0; lane < columns; lane += kLanes<T>) {
             const T* from = own + r * columns + lane;
-            write_taps<S>(grad_weight, k * columns + r, c * columns + lane, [&](int64_t p) __attribute__((always_inline)) {
-              return load(from + p * columns * columns);
-            });
+            write_taps<S>(grad_weight, k * columns + r, c * columns + lane,
+                          [&](int64_t p) __attribute__((always_inline)) { return load(from + p * columns * columns); });
           }
         }
       }

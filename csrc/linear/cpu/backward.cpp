@@ -160,7 +160,8 @@ void weight_grad_in_chunks(const LinearShape& s, const S* grad, const S* input, 
     for (int64_t k = first; k < last; ++k) {
       T* row = sums + k * width;
       for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        for (int64_t c = 0; c < width; c += kLanes<T>) store(row + c, load(row + c) + load(row + chunk * out * width + c));
+        for (int64_t c = 0; c < width; c += kLanes<T>)
+          store(row + c, load(row + c) + load(row + chunk * out * width + c));
       }
       copy_numbers(row, in, grad_weight + k * in);
     }
