@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import pickle
 from collections.abc import Iterator
@@ -212,6 +213,39 @@ def test_values_and_gradients(
             lambda *operands: torch.conv2d(*operands, **options),
             operands,
             allowed(kernel, options, dtype),
+        )
+
+
+# Small images of many channels. The points of all filters would not fit in the cache: Winograd takes its tiles in one
+# round, or in several.
+WIDE_GEOMETRIES = [
+    ((3, 352, 6, 5), 352, (3, 3), {"padding": 1}),
+    ((1, 1024, 46, 46), 128, (3, 3), {}),
+    ((21, 260, 4, 4), 130, (3, 3), {"padding": 1, "stride": 2}),
+    ((5, 300, 3, 3), 200, (1, 1), {"padding": 1}),
+    ((3, 40, 20, 30), 500, (1, 1), {}),
+]
+
+
+@pytest.mark.parametrize(("shape", "out_channels", "kernel", "options"), WIDE_GEOMETRIES)
+def test_many_channels(shape: tuple, out_channels: int, kernel: tuple, options: dict) -> None:
+    operands = conv_operands(shape, out_channels, kernel, options, torch.float32)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        check_against_torch(
+            lambda *operands: F.conv2d(*operands, **options),
+            lambda *operands: torch.conv2d(*operands, **options),
+            [x.to(memory_format=memory_format) if x.dim() == 4 else x for x in operands],
+            allowed(kernel, options, torch.float32),
+        )
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 3, 4, 5), (2, 6, 9, 12, 13), (7, 6, 1, 6, 6)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_small_volumes_share_bands(shape: tuple, memory_format: torch.memory_format) -> None:
+    x, w, b = torch.randn(shape).to(memory_format=memory_format), torch.randn(9, 6, 3, 2, 3) / 10, torch.randn(9)
+    for options in ({"padding": 1}, {"padding": 1, "stride": 2}, {"padding": (1, 2, 0), "stride": (1, 2, 1)}):
+        check_against_torch(
+            functools.partial(F.conv3d, **options), functools.partial(torch.conv3d, **options), [x, w, b], DIRECT
         )
 
 
@@ -606,6 +640,9 @@ BITWISE = [
     ((8, 12, 14, 14), 12, (3, 3), {"padding": 1, "groups": 12}),
     ((8, 12, 14, 14), 24, (5, 5), {"padding": 2, "groups": 3}),
     ((9, 64, 7, 7), 64, (3, 3), {"padding": 1}),
+    ((9, 352, 5, 5), 352, (3, 3), {"padding": 1}),
+    ((9, 200, 4, 4), 100, (3, 3), {"padding": 1, "stride": 2}),
+    ((9, 40, 6, 6), 300, (1, 1), {}),
 ]
 
 

@@ -86,6 +86,9 @@ SIZES = [  # leading dimensions, features in, features out
     ((3,), 1030, 17),  # more features than a block
     ((700,), 9, 11),
     ((16400,), 3, 2),  # more rows than are packed at a time
+    ((2500,), 40, 50),  # enough for the weight gradient to be summed in chunks
+    ((30,), 64, 32),  # few features: tiles of sums in place of dot products
+    ((25,), 190, 101),
     ((2, 3, 4), 5, 6),
     ((), 6, 4),
     ((0,), 6, 4),
@@ -307,7 +310,7 @@ def test_autocast(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
-@pytest.mark.parametrize(("features", "outputs"), [(5, 3), (64, 10), (300, 200), (1500, 7), (9, 600)])
+@pytest.mark.parametrize(("features", "outputs"), [(5, 3), (64, 10), (300, 200), (1500, 7), (9, 600), (96, 130)])
 def test_the_rest_of_the_batch_changes_no_bit(features: int, outputs: int, dtype: torch.dtype) -> None:
     x, w, b, dy = (
         torch.randn(shape, dtype=dtype) for shape in [(65, features), (outputs, features), (outputs,), (65, outputs)]
@@ -321,7 +324,7 @@ def test_the_rest_of_the_batch_changes_no_bit(features: int, outputs: int, dtype
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 @pytest.mark.parametrize(
-    ("rows", "features", "outputs"), [(65, 64, 10), (256, 300, 200), (1, 1500, 700), (900, 70, 33)]
+    ("rows", "features", "outputs"), [(65, 64, 10), (256, 300, 200), (1, 1500, 700), (900, 70, 33), (4000, 33, 40)]
 )
 def test_the_number_of_threads_changes_no_bit(rows: int, features: int, outputs: int, dtype: torch.dtype) -> None:
     operands = [torch.randn(shape, dtype=dtype) for shape in [(rows, features), (outputs, features), (outputs,)]]

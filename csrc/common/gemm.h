@@ -235,6 +235,31 @@ __attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_s
   }
 }
 
+// Memory that will be read soon, asked for bit by bit while tiles are computed: the processor itself looks ahead by less
+// than a tile takes, and would wait wherever a row begins.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  // `count` numbers from `first` on, in as many steps.
+  template <class T>
+  Upcoming(const T* first, int64_t count, int64_t steps)
+      : next_(first), left_(count > 0 ? count * static_cast<int64_t>(sizeof(T)) : 0) {
+    share_ = (left_ / (steps > 0 ? steps : 1) / kLine + 1) * kLine;
+  }
+
+  SCRATCHNN_MEMBER void step() {
+    const int64_t bytes = share_ < left_ ? share_ : left_;
+    prefetch_far(static_cast<const char*>(next_), bytes);
+    next_ = static_cast<const char*>(next_) + bytes;
+    left_ -= bytes;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const void* next_ = nullptr;
+  int64_t left_ = 0, share_ = 0;
+};
+
 // Calls body(std::integral_constant<int, rows>) for a number of rows known only at run time.
 template <int most = kTileRows, class Body>
 SCRATCHNN_INLINE void with_rows(int64_t rows, const Body& body) {

@@ -74,6 +74,14 @@ SCRATCHNN_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p);
 }
 
+// The same for `count` numbers, to the second-level cache: for what is used some thousand cycles later.
+template <class T>
+SCRATCHNN_INLINE void prefetch_far(const T* p, int64_t count) {
+  constexpr int64_t line = 64;
+  const char* from = reinterpret_cast<const char*>(p);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += line) __builtin_prefetch(from + i, 0, 2);
+}
+
 // a * b + c, rounded once where the processor can.
 template <class V>
 SCRATCHNN_INLINE V fma(V a, V b, V c) {

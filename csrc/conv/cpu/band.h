@@ -103,34 +103,44 @@ inline std::vector<Correlation> input_grad_correlations(const ConvGeometry& g) {
   return phases;
 }
 
-// How a correlation is cut into bands: positions [first, first + size) of one image.
+// How a correlation is cut into bands: positions [first, first + size) of one image, or all positions of several.
 struct Band {
   int64_t image;
+  int64_t images;
   Extent first;
   Extent size;
-  int64_t pixels() const { return volume(size); }
+  int64_t pixels() const { return images * volume(size); }
 };
 
 class Bands {
  public:
-  Bands(int64_t batch, const Extent& count, int64_t most_pixels = kBandPixels) : count_(count) {
-    size_ = {1, 1, std::clamp<int64_t>(count[2], 1, most_pixels)};
-    size_[1] = std::clamp<int64_t>(most_pixels / size_[2], 1, std::max<int64_t>(count[1], 1));
-    for (int d = 0; d < kSpatialRank; ++d) {
+  // Small images share a band, up to `most_images` of them.
+  Bands(int64_t batch, const Extent& count, int64_t most_pixels = kBandPixels, int64_t most_images = 1)
+      : batch_(batch), count_(count) {
+    int64_t room = std::max<int64_t>(1, most_pixels);
+    for (int d = kSpatialRank - 1; d >= 0; --d) {
       // As even as can be: 9 rows in bands of 8 become 5 + 4, not 8 + 1.
+      size_[d] = std::clamp<int64_t>(d == 0 && most_images == 1 ? 1 : room, 1, std::max<int64_t>(count[d], 1));
       number_[d] = (count[d] + size_[d] - 1) / size_[d];
       if (number_[d] > 0) size_[d] = (count[d] + number_[d] - 1) / number_[d];
       number_[d] = (count[d] + size_[d] - 1) / size_[d];
+      room = size_[d] < count[d] ? 1 : std::max<int64_t>(1, room / size_[d]);
     }
     per_image_ = volume(number_);
-    total_ = batch * per_image_;
+    const int64_t together = std::clamp<int64_t>(std::min(room, most_images), 1, std::max<int64_t>(1, batch));
+    runs_ = (batch + together - 1) / together;
+    images_ = runs_ > 0 ? (batch + runs_ - 1) / runs_ : 1;
+    total_ = runs_ * per_image_;
   }
 
   int64_t total() const { return total_; }
   const Extent& largest() const { return size_; }
+  int64_t most_images() const { return images_; }
+  int64_t most_pixels() const { return images_ * volume(size_); }
 
   Band operator[](int64_t index) const {
-    Band band{index / per_image_, {}, {}};
+    const int64_t run = index / per_image_, first = batch_ * run / runs_;
+    Band band{first, batch_ * (run + 1) / runs_ - first, {}, {}};
     int64_t rest = index % per_image_;
     for (int d = kSpatialRank - 1; d >= 0; --d) {
       band.first[d] = rest % number_[d] * size_[d];
@@ -141,15 +151,18 @@ class Bands {
   }
 
  private:
+  int64_t batch_;
   Extent count_, size_, number_;
-  int64_t per_image_, total_;
+  int64_t per_image_, runs_, images_, total_;
 };
 
-// Pixels in channels-last order: pixel (d, h, w) starts at data + d * stride[0] + h * stride[1] + w * stride[2].
+// Pixels in channels-last order: pixel (d, h, w) of a band's image n starts at
+// data + n * image_stride + d * stride[0] + h * stride[1] + w * stride[2].
 template <class T>
 struct PixelView {
   const T* data;
   Extent stride;
+  int64_t image_stride;
 };
 
 // The input pixels of a rectangle, and how many there can be at most.
@@ -221,9 +234,9 @@ void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channe
   }
 }
 
-// What a band reads, channels last: in place where it can be, else copied to `memory`.
+// What a band reads of its images, channels last: in place where it can be, else copied to `memory`.
 template <class S, class E>
-PixelView<E> view_rectangle(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels,
+PixelView<E> view_rectangle(const Images<const S>& images, const Band& band, int64_t channel, int64_t channels,
                             const Rectangle& r, Border border, bool may_read_in_place, E* memory) {
   bool inside = images.channels_last && may_read_in_place;
   for (int d = 0; d < kSpatialRank; ++d) {
@@ -233,13 +246,36 @@ PixelView<E> view_rectangle(const Images<const S>& images, int64_t image, int64_
     if (inside) {
       const Extent stride{images.size[1] * images.size[2] * images.channels, images.size[2] * images.channels,
                           images.channels};
-      const S* first = images.data + image * images.image_stride() + channel + r.first[0] * stride[0] +
+      const S* first = images.data + band.image * images.image_stride() + channel + r.first[0] * stride[0] +
                        r.first[1] * stride[1] + r.first[2] * stride[2];
-      return {first, stride};
+      return {first, stride, images.image_stride()};
     }
   }
-  copy_rectangle(images, image, channel, channels, r, border, memory);
-  return {memory, {r.size[1] * r.size[2] * channels, r.size[2] * channels, channels}};
+  const int64_t image_size = volume(r.size) * channels;
+  for (int64_t n = 0; n < band.images; ++n) {
+    copy_rectangle(images, band.image + n, channel, channels, r, border, memory + n * image_size);
+  }
+  return {memory, {r.size[1] * r.size[2] * channels, r.size[2] * channels, channels}, image_size};
+}
+
+// What a band reads of its images, asked of memory in as many steps; nothing where it does not lie in one piece.
+template <class S>
+Upcoming upcoming_rows(const Images<const S>& images, const Band& band, const Rectangle& r, int64_t steps) {
+  Extent first, last;
+  for (int d = 0; d < kSpatialRank; ++d) {
+    first[d] = std::clamp<int64_t>(r.first[d], 0, images.size[d]);
+    last[d] = std::clamp<int64_t>(r.first[d] + r.size[d], first[d], images.size[d]);
+  }
+  const bool whole_rows = first[2] == 0 && last[2] == images.size[2];
+  if (!images.channels_last || volume({last[0] - first[0], last[1] - first[1], last[2] - first[2]}) == 0) return {};
+  if (!whole_rows && volume(band.size) != band.size[2]) return {};
+  const auto pixel = [&](int64_t image, int64_t d, int64_t h, int64_t w) {
+    return images.data + image * images.image_stride() +
+           ((d * images.size[1] + h) * images.size[2] + w) * images.pixel_stride();
+  };
+  const S* from = pixel(band.image, first[0], first[1], first[2]);
+  const S* to = pixel(band.image + band.images - 1, last[0] - 1, last[1] - 1, last[2]);
+  return {from, to - from, steps};
 }
 
 // The reduction as segments of a view: taps side by side in a row are one segment where their pixels lie side by
@@ -272,15 +308,23 @@ void tap_offsets(const Correlation& correlation, const Extent& low, const PixelV
   }
 }
 
-// Calls body(p, d, h, w) for each position of a band, in order.
+// Calls body(p, n, d, h) for each row of a band, in order: its first position is the band's p-th.
 template <class Body>
-SCRATCHNN_INLINE void for_each_position(const Extent& size, const Body& body) {
+SCRATCHNN_INLINE void for_each_row(const Band& band, const Body& body) {
   int64_t p = 0;
-  for (int64_t d = 0; d < size[0]; ++d) {
-    for (int64_t h = 0; h < size[1]; ++h) {
-      for (int64_t w = 0; w < size[2]; ++w) body(p++, d, h, w);
+  for (int64_t n = 0; n < band.images; ++n) {
+    for (int64_t d = 0; d < band.size[0]; ++d) {
+      for (int64_t h = 0; h < band.size[1]; ++h, p += band.size[2]) body(p, n, d, h);
     }
   }
+}
+
+// Calls body(p, n, d, h, w) for each position of a band, in order.
+template <class Body>
+SCRATCHNN_INLINE void for_each_position(const Band& band, const Body& body) {
+  for_each_row(band, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
+    for (int64_t w = 0; w < band.size[2]; ++w) body(p + w, n, d, h, w);
+  });
 }
 
 // A 1x1 convolution of stride 1 sees no neighbours: all pixels, in channels_last those of all images, are one row.

@@ -62,7 +62,7 @@ void correlate_channels_last(const Correlation& c, int64_t batch, const Images<c
     for (int64_t index = begin; index < end; ++index) {
       const Band band = bands[index];
       const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
-      const PixelView<T> view = view_rectangle(in, band.image, 0, channels, rectangle, c.border, true, memory);
+      const PixelView<T> view = view_rectangle(in, band, 0, channels, rectangle, c.border, true, memory);
       tap_offsets(c, low, view, offsets);
       const int64_t x_step = c.in_step[2] * view.stride[2], y_step = c.out_step[2] * channels;
       for (int64_t d = 0; d < band.size[0]; ++d) {

@@ -111,9 +111,9 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
         const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
         const Rectangle positions{band.first, band.size};
         const PixelView<T> x =
-            view_rectangle(input, band.image, channel, band_channels, rectangle, g.border, together, memory);
+            view_rectangle(input, band, channel, band_channels, rectangle, g.border, together, memory);
         const PixelView<T> dy =
-            view_rectangle(grad, band.image, channel, band_channels, positions, Border::kZeros, together, grad_memory);
+            view_rectangle(grad, band, channel, band_channels, positions, Border::kZeros, together, grad_memory);
         tap_offsets(c, low, x, offsets);
         for (int64_t d = 0; d < band.size[0]; ++d) {
           const Rows rows{band.size[1], band.size[2], g.stride[1] * x.stride[1], g.stride[2] * x.stride[2],

@@ -15,9 +15,16 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// Slices of the reduction are at most this long, so that a panel's slice stays in the first-level cache.
-template <class T>
-constexpr int64_t kReduction = 320 * 4 / sizeof(T);
+// Slices of the reduction are this long, so that a panel's slice stays in the first-level cache, in 16 of its
+// kilobytes: a whole number of multiply_tile's runs.
+template <class E, class T>
+constexpr int64_t kReduction = (16 << 10) / (2 * kVectorBytes) * kTogether<E, T>;
+
+// The largest weight that stays in the second-level cache while images stream by.
+constexpr int64_t kStreamBytes = 512 << 10;
+
+// Where there are fewer bands for each thread, the panels of output channels are shared out as well.
+constexpr int64_t kTasksPerThread = 16;
 
 // A slice [first, last) of the reduction: the segments it is made of.
 void slice_segments(const std::vector<Segment>& segments, int64_t first, int64_t last, std::vector<Segment>& slice) {
@@ -37,7 +44,7 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
                   const Images<const S>& in, const S* bias, const Images<S>& out) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>, together = kTogether<E, T>;
-  const Bands bands(batch, correlation.count);
+  const Bands bands(batch, correlation.count, kBandPixels, batch);
   if (bands.total() == 0) return;
   const auto taps = static_cast<int64_t>(correlation.taps.size());
   T* weight_memory = scratch<T>(packed_size(operand, groups, taps), Scratch::kCall);
@@ -45,27 +52,35 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
   const Extent low = correlation.first_offset(), high = correlation.last_offset();
 
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
-  const int64_t band_size = round_up(volume(largest.size) * operand.sum, 16);
-  const int64_t pixels = volume(bands.largest());
+  const int64_t band_size = round_up(bands.most_images() * volume(largest.size) * operand.sum, 16);
+  const int64_t pixels = bands.most_pixels();
   const int64_t padded_out = weight.panels * columns;
   // Contiguous outputs are computed channels last, then transposed; half precision is rounded when sums are complete.
   const bool stage = !out.channels_last || !std::is_same_v<S, T>;
   const int64_t stage_size = stage ? round_up(pixels * padded_out, 16) : 0;
-  const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E> - 1) / kReduction<E>);
+  const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
+  // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache, and
+  // memory is asked for the next tile while this one is computed.
+  const bool streams = taps == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes;
+  const int64_t blocks = bands.total() * groups;
+  const int64_t shares =
+      std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, weight.panels);
 
-  parallel_for(0, bands.total() * groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(band_size + stage_size + 2 * pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
     E* band_memory = reinterpret_cast<E*>(memory);
     T* stage_memory = memory + band_size;
     int64_t* in_offsets = reinterpret_cast<int64_t*>(stage_memory + stage_size);
     int64_t* out_offsets = in_offsets + pixels;
     std::vector<Segment> segments, slice;
-    for (int64_t item = begin; item < end; ++item) {
-      const Band band = bands[item / groups];
-      const int64_t group = item % groups;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task / shares, share = task % shares;
+      const Band band = bands[block / groups];
+      const int64_t group = block % groups;
+      const int64_t first_panel = weight.panels * share / shares, last_panel = weight.panels * (share + 1) / shares;
       const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-      const PixelView<E> view = view_rectangle(in, band.image, group * operand.sum, operand.sum, rectangle,
-                                               correlation.border, true, band_memory);
+      const PixelView<E> view =
+          view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
       segments_of(correlation, low, view, operand.sum, segments);
 
       const Extent& out_step = correlation.out_step;
@@ -79,52 +94,66 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
       const auto out_pixel = [&](int64_t d, int64_t h, int64_t w) {
         return (d * out_step[0] * out_height + h * out_step[1]) * out_width + w * out_step[2];
       };
-      for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
-        in_offsets[p] = d * correlation.in_step[0] * view.stride[0] + h * correlation.in_step[1] * view.stride[1] +
-                        w * correlation.in_step[2] * view.stride[2];
-        out_offsets[p] = stage ? p * padded_out : out_pixel(d, h, w) * out.channels;
+      for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
+        in_offsets[p] = n * view.image_stride + d * correlation.in_step[0] * view.stride[0] +
+                        h * correlation.in_step[1] * view.stride[1] + w * correlation.in_step[2] * view.stride[2];
+        out_offsets[p] = stage ? p * padded_out : n * out.image_stride() + out_pixel(d, h, w) * out.channels;
       });
 
       T* result = stage_memory;
       if constexpr (std::is_same_v<S, T>) result = stage ? stage_memory : out_image;
-      for (int64_t s = 0; s < slices; ++s) {
-        const int64_t first = weight.reduction * s / slices / together * together;
-        const int64_t last = weight.reduction * (s + 1) / slices / together * together;
-        slice_segments(segments, first, last, slice);
-        for (int64_t panel = 0; panel < weight.panels; ++panel) {
-          const E* b = weight.panel(group, panel) + first * columns;
-          const T* bias_at_end = s + 1 == slices ? weight.bias_of(group, panel) : nullptr;
-          const int64_t width = stage ? columns : std::min(columns, operand.out - panel * columns);
-          for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
-            with_rows(rows, [&](auto count) {
-              multiply_tile<count, together * kProductsInTile, E, T>(
-                  view.data, in_offsets + p, slice.data(), static_cast<int64_t>(slice.size()), b,
-                  result + panel * columns, out_offsets + p, width, s > 0, bias_at_end);
-            });
-          });
+      const auto multiply = [&](const std::vector<Segment>& part, int64_t first, bool last, int64_t panel, int64_t p,
+                                int64_t rows) __attribute__((always_inline)) {
+        with_rows(rows, [&](auto count) {
+          multiply_tile<count, together * kProductsInTile, E, T>(
+              view.data, in_offsets + p, part.data(), static_cast<int64_t>(part.size()),
+              weight.panel(group, panel) + first * columns, result + panel * columns, out_offsets + p,
+              stage ? columns : std::min(columns, operand.out - panel * columns), first > 0,
+              last ? weight.bias_of(group, panel) : nullptr);
+        });
+      };
+      if (streams) {
+        for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            const int64_t share = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * share;
+            for (int64_t q = p + rows; q < std::min(p + 2 * rows, band.pixels()); ++q) {
+              prefetch_far(view.data + in_offsets[q] + from, share + 1);
+              prefetch_far(result + out_offsets[q] + panel * columns, columns);
+            }
+            multiply(segments, 0, true, panel, p, rows);
+          }
+        });
+      } else {
+        for (int64_t s = 0; s < slices; ++s) {
+          const int64_t first = s * kReduction<E, T>, last = std::min(weight.reduction, first + kReduction<E, T>);
+          slice_segments(segments, first, last, slice);
+          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+            for_each_tile(band.pixels(),
+                          [&](int64_t p, int64_t rows) { multiply(slice, first, s + 1 == slices, panel, p, rows); });
+          }
         }
       }
 
       if (!stage) continue;
-      for (int64_t d = 0; d < band.size[0]; ++d) {
-        for (int64_t h = 0; h < band.size[1]; ++h) {
-          const T* from = stage_memory + (d * band.size[1] + h) * band.size[2] * padded_out;
-          S* to = out_image + out_pixel(d, h, 0) * out.pixel_stride();
-          if (out.channels_last) {
+      const int64_t first_out = first_panel * columns, last_out = std::min(operand.out, last_panel * columns);
+      for_each_row(band, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
+        const T* from = stage_memory + p * padded_out + first_out;
+        S* to = out_image + n * out.image_stride() + out_pixel(d, h, 0) * out.pixel_stride() +
+                first_out * out.channel_stride();
+        if (out.channels_last) {
+          for (int64_t w = 0; w < band.size[2]; ++w) {
+            copy_numbers(from + w * padded_out, last_out - first_out, to + w * out_step[2] * out.channels);
+          }
+        } else if (out_step[2] == 1) {
+          transpose_block(from, padded_out, to, out.pixels(), band.size[2], last_out - first_out);
+        } else {
+          for (int64_t k = 0; k < last_out - first_out; ++k) {
             for (int64_t w = 0; w < band.size[2]; ++w) {
-              copy_numbers(from + w * padded_out, operand.out, to + w * out_step[2] * out.channels);
-            }
-          } else if (out_step[2] == 1) {
-            transpose_block(from, padded_out, to, out.pixels(), band.size[2], operand.out);
-          } else {
-            for (int64_t k = 0; k < operand.out; ++k) {
-              for (int64_t w = 0; w < band.size[2]; ++w) {
-                write_one(to + k * out.pixels() + w * out_step[2], from[w * padded_out + k]);
-              }
+              write_one(to + k * out.pixels() + w * out_step[2], from[w * padded_out + k]);
             }
           }
         }
-      }
+      });
     }
   });
 }

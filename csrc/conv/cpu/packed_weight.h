@@ -66,53 +66,58 @@ inline void pair_rows(const float* rows, int64_t reduction, BFloat16* memory) {
   }
 }
 
+// Panel `index` of a group: its rows to `data`, the bias of each column to `biases`.
+template <class E, class S>
+void pack_panel(const Operand<S>& w, const std::vector<Tap>& taps, const S* bias, int64_t group, int64_t index, E* data,
+                Wide<S>* biases) {
+  using T = Wide<S>;
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t tap_count = static_cast<int64_t>(taps.size()), reduction = tap_count * w.sum;
+  const int64_t channel = index * columns, count = std::min(columns, w.out - channel);
+  const S* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
+  T* to;
+  if constexpr (std::is_same_v<E, T>) {
+    to = data;
+  } else {
+    to = scratch<T>(reduction * columns);
+  }
+  if (count < columns) std::fill(to, to + reduction * columns, T(0));
+  for (int64_t t = 0; t < tap_count; ++t) {
+    const S* tap = from + taps[t].weight * w.filters.tap_stride;
+    T* rows = to + t * w.sum * columns;
+    if (w.out_stride == 1) {
+      for (int64_t c = 0; c < w.sum; ++c) copy_numbers(tap + c * w.sum_stride, count, rows + c * columns);
+    } else if (w.sum_stride == 1) {
+      transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
+    } else {
+      for (int64_t k = 0; k < count; ++k) {
+        for (int64_t c = 0; c < w.sum; ++c) {
+          rows[c * columns + k] = read_one(tap + k * w.out_stride + c * w.sum_stride);
+        }
+      }
+    }
+  }
+  if constexpr (!std::is_same_v<E, T>) pair_rows(to, reduction, data);
+  for (int64_t k = 0; k < columns; ++k) {
+    biases[k] = bias != nullptr && k < count ? read_one(bias + group * w.out + channel + k) : T(0);
+  }
+}
+
 template <class E, class S>
 PackedWeight<E> pack(const Operand<S>& w, int64_t groups, const std::vector<Tap>& taps, const S* bias,
                      Wide<S>* memory) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const int64_t panels = (w.out + columns - 1) / columns;
-  const int64_t tap_count = static_cast<int64_t>(taps.size());
-  const int64_t reduction = tap_count * w.sum;
+  const int64_t reduction = static_cast<int64_t>(taps.size()) * w.sum;
   E* data = reinterpret_cast<E*>(memory);
   T* biases = memory + groups * panels * reduction * columns;
-  parallel_for(0, groups * panels, 1 + 32768 / std::max<int64_t>(1, reduction * columns),
-               [&](int64_t first, int64_t last) {
-                 for (int64_t i = first; i < last; ++i) {
-                   const int64_t group = i / panels;
-                   const int64_t channel = i % panels * columns;
-                   const int64_t count = std::min(columns, w.out - channel);
-                   const S* from = w.filters.data + group * w.group_stride + channel * w.out_stride;
-                   T* to;
-                   if constexpr (std::is_same_v<E, T>) {
-                     to = data + i * reduction * columns;
-                   } else {
-                     to = scratch<T>(reduction * columns);
-                   }
-                   if (count < columns) std::fill(to, to + reduction * columns, T(0));
-                   for (int64_t t = 0; t < tap_count; ++t) {
-                     const S* tap = from + taps[t].weight * w.filters.tap_stride;
-                     T* rows = to + t * w.sum * columns;
-                     if (w.out_stride == 1) {
-                       for (int64_t c = 0; c < w.sum; ++c)
-                         copy_numbers(tap + c * w.sum_stride, count, rows + c * columns);
-                     } else if (w.sum_stride == 1) {
-                       transpose_block(tap, w.out_stride, rows, columns, count, w.sum);
-                     } else {
-                       for (int64_t k = 0; k < count; ++k) {
-                         for (int64_t c = 0; c < w.sum; ++c) {
-                           rows[c * columns + k] = read_one(tap + k * w.out_stride + c * w.sum_stride);
-                         }
-                       }
-                     }
-                   }
-                   if constexpr (!std::is_same_v<E, T>) pair_rows(to, reduction, data + i * reduction * columns);
-                   for (int64_t k = 0; k < columns; ++k) {
-                     const bool biased = bias != nullptr && k < count;
-                     biases[i * columns + k] = biased ? read_one(bias + group * w.out + channel + k) : T(0);
-                   }
-                 }
-               });
+  const int64_t grain = 1 + 32768 / std::max<int64_t>(1, reduction * columns);
+  parallel_for(0, groups * panels, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      pack_panel(w, taps, bias, i / panels, i % panels, data + i * reduction * columns, biases + i * columns);
+    }
+  });
   return {data, biases, panels, reduction};
 }
 

@@ -34,7 +34,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   const ConvGeometry g = flatten_pointwise(geometry, grad, input);
   const Correlation correlation = forward_correlation(g);
   const Extent low = correlation.first_offset(), high = correlation.last_offset();
-  const Bands bands(g.batch, g.output);
+  const Bands bands(g.batch, g.output, kBandPixels, g.batch);
   const int64_t sum_channels = g.group_in(), out_channels = g.group_out();
 
   // The columns of the sums: each segment of taps rounded up to whole tiles. Which taps form a segment depends on
@@ -44,11 +44,20 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   {
     const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
     const PixelView<E> copy{
-        nullptr, {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels, sum_channels}};
+        nullptr, {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels, sum_channels}, 0};
     segments_of(correlation, low, copy, sum_channels, layout);
   }
-  int64_t width = 0;
-  for (const Segment& segment : layout) width += (segment.length + columns - 1) / columns * columns;
+  const auto width_of = [&] {
+    int64_t sum = 0;
+    for (const Segment& segment : layout) sum += round_up(segment.length, columns);
+    return sum;
+  };
+  // Where short segments would leave much of their tiles empty, as with three input channels, the pixels' patches are
+  // written out after all, a band at a time: then all taps are one segment.
+  const int64_t patch = g.taps() * sum_channels;
+  const bool writes_patches = !in_place && 5 * width_of() > 6 * round_up(patch, columns);
+  if (writes_patches) layout = {{0, patch}};
+  const int64_t width = width_of();
 
   // Chunks of bands times blocks of output channels: the tasks.
   const int64_t sums_size = g.out_channels * width;
@@ -63,16 +72,19 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
 
   T* sums = scratch<T>(chunks * sums_size, Scratch::kCall);
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
-  const int64_t band_size = volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
-  const int64_t pixels = round_up(volume(bands.largest()), together);
+  const int64_t band_size =
+      bands.most_images() * volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
+  const int64_t pixels = round_up(bands.most_pixels(), together);
+  const int64_t patches_size = writes_patches ? round_up(bands.most_pixels() * patch + columns, 16) : 0;
 
   parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
     const int64_t grad_size = pixels * out_channels;
-    E* band_memory =
-        scratch<E>(band_size + 2 * grad_size + pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
+    E* band_memory = scratch<E>(band_size + 2 * grad_size + patches_size +
+                                pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
     E* packed_grad = band_memory + round_up(band_size, 4);
     E* copied_grad = packed_grad + round_up(grad_size, 4);
-    int64_t* offsets = reinterpret_cast<int64_t*>(copied_grad + round_up(grad_size, 4));
+    E* patches = copied_grad + round_up(grad_size, 4);
+    int64_t* offsets = reinterpret_cast<int64_t*>(patches + patches_size);
     std::vector<Segment> segments;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = task / tasks_per_chunk;
@@ -90,32 +102,56 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
         for (int64_t index = first_band; index < last_band; ++index) {
           const Band band = bands[index];
           const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-          const PixelView<E> view = view_rectangle(input, band.image, group * sum_channels, sum_channels, rectangle,
-                                                   g.border, in_place, band_memory);
+          const PixelView<E> view = view_rectangle(input, band, group * sum_channels, sum_channels, rectangle, g.border,
+                                                   in_place, band_memory);
           segments_of(correlation, low, view, sum_channels, segments);
-          const PixelView<E> dy = view_rectangle(grad, band.image, group * out_channels + first_row, row_count,
+          const PixelView<E> dy = view_rectangle(grad, band, group * out_channels + first_row, row_count,
                                                  Rectangle{band.first, band.size}, Border::kZeros, true, copied_grad);
-          for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
-            offsets[p] =
-                d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] + w * g.stride[2] * view.stride[2];
+          for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
+            offsets[p] = n * view.image_stride + d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] +
+                         w * g.stride[2] * view.stride[2];
           });
+          const E* columns_data = view.data;
+          if (writes_patches) {
+            E* to = patches;
+            for (int64_t p = 0; p < band.pixels(); ++p) {
+              for (const Segment& segment : segments) {
+                copy_numbers(view.data + offsets[p] + segment.offset, segment.length, to);
+                to += segment.length;
+              }
+              offsets[p] = p * patch;
+            }
+            segments = layout;
+            columns_data = patches;
+          }
           // dL/dy by tiles of rows, each pixel's (or pair of pixels') numbers of a tile side by side.
           const int64_t packed_pixels = round_up(band.pixels(), together);
           for_each_tile(row_count, [&](int64_t first, int64_t rows) {
             E* to = packed_grad + first * packed_pixels;
             if (packed_pixels > band.pixels())
               std::fill_n(to + (packed_pixels - together) * rows, together * rows, E());
-            for_each_position(band.size, [&](int64_t p, int64_t d, int64_t h, int64_t w) {
-              const E* from = dy.data + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2] + first;
-              E* step = to + p / together * together * rows + p % together;
-              for (int64_t r = 0; r < rows; ++r) step[r * together] = from[r];
+            with_rows(rows, [&](auto count) {
+              for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
+                const E* from = dy.data + n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2];
+                E* step = to + p / together * together * count + p % together;
+                for (int r = 0; r < count; ++r) step[r * together] = from[first + r];
+              });
             });
           });
+          Upcoming next_input, next_grad;
+          if (index + 1 < last_band) {
+            const Band next = bands[index + 1];
+            const int64_t steps = width / columns * ((row_count + kTileRows - 1) / kTileRows);
+            next_input = upcoming_rows(input, next, read_by(correlation, low, high, next.first, next.size), steps);
+            if (row_count == g.out_channels) next_grad = upcoming_rows(grad, next, {next.first, next.size}, steps);
+          }
           T* column = own;
           for (const Segment& segment : segments) {
             for (int64_t c = 0; c < segment.length; c += columns, column += columns) {
-              const E* b = view.data + segment.offset + c;
+              const E* b = columns_data + segment.offset + c;
               for_each_tile(row_count, [&](int64_t first, int64_t rows) {
+                next_input.step();
+                next_grad.step();
                 with_rows(rows, [&](auto count) {
                   accumulate_outer_products<count, E, T>(packed_grad + first * packed_pixels, count, b, offsets,
                                                          band.pixels(), column + first * width, width);
@@ -144,7 +180,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             ++tap;
           }
         }
-        row += (segment.length + columns - 1) / columns * columns;
+        row += round_up(segment.length, columns);
       }
     }
   });

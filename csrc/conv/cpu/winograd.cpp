@@ -25,33 +25,23 @@ int64_t block_tiles(int64_t channels) {
   return channels <= 16 ? 96 : 48;
 }
 
-// Filters to points: from the packed panels (taps x channels x kTileColumns) to 36 planes of channels x kTileColumns
-// for each panel.
+// The filters of one panel and input channel to points: taps and points lie `plane` apart.
 template <class T>
-void transform_filters(const PackedWeight<T>& packed, int64_t channels, T* points) {
-  constexpr int64_t columns = kTileColumns<T>;
-  const int64_t plane = channels * columns;
-  parallel_for(0, packed.panels * channels, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t panel = item / channels, channel = item % channels;
-      const T* taps = packed.panel(0, panel) + channel * columns;
-      T* to = points + panel * kPoints * plane + channel * columns;
-      for (int64_t c = 0; c < columns; c += kLanes<T>) {
-        Vec<T> half[kTaps][kIn];
-        for (int j = 0; j < kTaps; ++j) {
-          Vec<T> column[kTaps];
-          for (int i = 0; i < kTaps; ++i) column[i] = load(taps + (i * kTaps + j) * plane + c);
-          filter_transform<T>(column, half[j]);
-        }
-        for (int i = 0; i < kIn; ++i) {
-          const Vec<T> row[kTaps] = {half[0][i], half[1][i], half[2][i]};
-          Vec<T> out[kIn];
-          filter_transform<T>(row, out);
-          for (int j = 0; j < kIn; ++j) store(to + (i * kIn + j) * plane + c, out[j]);
-        }
-      }
+void transform_filters(const T* taps, int64_t plane, T* points) {
+  for (int64_t k = 0; k < kTileColumns<T>; k += kLanes<T>) {
+    Vec<T> half[kTaps][kIn];
+    for (int j = 0; j < kTaps; ++j) {
+      Vec<T> column[kTaps];
+      for (int i = 0; i < kTaps; ++i) column[i] = load(taps + (i * kTaps + j) * plane + k);
+      filter_transform<T>(column, half[j]);
     }
-  });
+    for (int i = 0; i < kIn; ++i) {
+      const Vec<T> row[kTaps] = {half[0][i], half[1][i], half[2][i]};
+      Vec<T> out[kIn];
+      filter_transform<T>(row, out);
+      for (int j = 0; j < kIn; ++j) store(points + (i * kIn + j) * plane + k, out[j]);
+    }
+  }
 }
 
 // Points of one tile to its outputs, for `channels` channels from `m` on. Only height x width of the 4x4 are written.
@@ -128,27 +118,71 @@ void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, 
 // out = in (*) w for 3x3 filters w; the first tap reads pixel (top, left) of `in`, or its border, for output pixel
 // (0, 0).
 template <class S>
-void correlate(const Operand<S>& operand, const std::vector<Tap>& taps, int64_t batch, int64_t top, int64_t left,
-               Border border, const Images<const S>& in, const S* bias, const Images<S>& out) {
+struct Work {
+  Operand<S> operand;
+  std::vector<Tap> taps;
+  int64_t top, left;
+  Border border;
+  Images<const S> in;
+  const S* bias;
+  Images<S> out;
+  Tiles tiles;
+};
+
+// The tiles [first, last) of the input to points, one channel beside the other.
+template <class S>
+void transform_inputs(const Work<S>& w, int64_t first, int64_t last, Wide<S>* points, int64_t plane, Wide<S>* memory) {
+  using T = Wide<S>;
+  const int64_t channels = w.operand.sum;
+  transform_tiles<kIn>(w.tiles, first, last, w.in, w.border, w.top, w.left, 0, channels,
+                       Points<T>{points, plane, channels, channels, 0}, memory,
+                       [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+}
+
+// products[p][t] = points[p][t] filters[p] for the tiles t < count and one panel of output channels: a product for each
+// point p. The filters' points lie one panel of `channels` rows after the other.
+template <class T>
+void multiply_points(const T* points, int64_t in_plane, const int64_t* in_offsets, int64_t channels, const T* filters,
+                     T* products, int64_t out_plane, const int64_t* out_offsets, int64_t count, int64_t p) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const Segment whole{0, channels};
+  for_each_tile(count, [&](int64_t t, int64_t rows) {
+    with_rows(rows, [&](auto n) {
+      multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &whole, 1,
+                                            filters + p * channels * columns, products + p * out_plane, out_offsets + t,
+                                            columns, false, nullptr);
+    });
+  });
+}
+
+// Block by block of tiles, with the points of all filters in the third-level cache at most.
+template <class S>
+void correlate_in_blocks(const Work<S>& w) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
-  const Tiles tiles{batch, out.size[1], out.size[2]};
-  if (tiles.total() == 0) return;
-  const int64_t in_channels = operand.sum, out_channels = operand.out;
-  const int64_t filters_size = kPoints * in_channels * out_channels;
-  T* filters = scratch<T>(filters_size + packed_size(operand, 1, kTaps * kTaps), Scratch::kCall);
-  const PackedWeight<T> packed = pack<T>(operand, 1, taps, bias, filters + filters_size);
-  transform_filters(packed, in_channels, filters);
+  const Tiles& tiles = w.tiles;
+  const int64_t in_channels = w.operand.sum, out_channels = w.operand.out;
+  const int64_t filters_size = kPoints * in_channels * out_channels, panel_size = kPoints * in_channels * columns;
+  T* filters = scratch<T>(filters_size + packed_size(w.operand, 1, kTaps * kTaps), Scratch::kCall);
+  const PackedWeight<T> packed = pack<T>(w.operand, 1, w.taps, w.bias, filters + filters_size);
+  parallel_for(0, packed.panels * in_channels, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i / in_channels, row = i % in_channels * columns;
+      transform_filters(packed.panel(0, panel) + row, in_channels * columns, filters + panel * panel_size + row);
+    }
+  });
 
-  const int64_t blocks = (tiles.total() + block_tiles(in_channels) - 1) / block_tiles(in_channels);
+  // As many blocks for each thread: which tiles share a block never changes a result.
+  int64_t blocks = (tiles.total() + block_tiles(in_channels) - 1) / block_tiles(in_channels);
+  if (blocks > 1) blocks = std::min(tiles.total(), round_up(blocks, thread_count()));
   const int64_t most = (tiles.total() + blocks - 1) / blocks;
   const int64_t width = std::min(out_channels, kOutChannels);  // of a chunk of output channels
   const int64_t chunks = (out_channels + width - 1) / width;
   // Fewer blocks than threads, as for a single small image: the chunks of output channels are tasks of their own.
   const int64_t splits = std::clamp<int64_t>(thread_count() / blocks, 1, chunks);
   const int64_t in_plane = most * in_channels + kPlanePad, out_plane = most * width + kPlanePad;
-  const int64_t in_memory = round_up(tile_memory<kIn>(in, in_channels, most), 16);
-  const int64_t out_memory = out.channels_last ? 0 : kOut * kOut * most * width;
+  const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
+  const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * width;
 
   parallel_for(0, blocks * splits, 1, [&](int64_t begin, int64_t end) {
     T* points = scratch<T>(kPoints * (in_plane + out_plane) + in_memory + out_memory + 2 * 2 * most + 16);
@@ -157,13 +191,10 @@ void correlate(const Operand<S>& operand, const std::vector<Tap>& taps, int64_t 
     T* out_scratch = in_scratch + in_memory;
     int64_t* in_offsets = reinterpret_cast<int64_t*>(out_scratch + out_memory);
     int64_t* out_offsets = in_offsets + most;
-    const Segment whole{0, in_channels};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / splits, split = task % splits;
       const int64_t first = tiles.total() * block / blocks, last = tiles.total() * (block + 1) / blocks;
-      transform_tiles<kIn>(tiles, first, last, in, border, top, left, 0, in_channels,
-                           Points<T>{points, in_plane, in_channels, in_channels, 0}, in_scratch,
-                           [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+      transform_inputs(w, first, last, points, in_plane, in_scratch);
       for (int64_t chunk = chunks * split / splits; chunk < chunks * (split + 1) / splits; ++chunk) {
         const int64_t channel = chunk * width, count = std::min(width, out_channels - channel);
         for (int64_t t = 0; t < last - first; ++t) {
@@ -172,27 +203,80 @@ void correlate(const Operand<S>& operand, const std::vector<Tap>& taps, int64_t 
         }
         for (int64_t p = 0; p < kPoints; ++p) {
           for (int64_t c = 0; c < count; c += columns) {
-            const T* panel = filters + ((channel + c) / columns * kPoints + p) * in_channels * columns;
-            for_each_tile(last - first, [&](int64_t t, int64_t rows) {
-              with_rows(rows, [&](auto n) {
-                multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &whole, 1, panel,
-                                                      products + p * out_plane + c, out_offsets + t, columns, false,
-                                                      nullptr);
-              });
-            });
+            multiply_points(points, in_plane, in_offsets, in_channels, filters + (channel + c) / columns * panel_size,
+                            products + c, out_plane, out_offsets, last - first, p);
           }
         }
-        write_outputs(tiles, first, last, products, out_plane, bias != nullptr ? packed.bias + channel : nullptr,
-                      channel, count, out, out_scratch);
+        write_outputs(tiles, first, last, products, out_plane, w.bias != nullptr ? packed.bias + channel : nullptr,
+                      channel, count, w.out, out_scratch);
       }
     }
   });
 }
 
+// Panel by panel of output channels, where the points of all filters would not stay in the cache: there are four times
+// as many of them as weights. The points of many tiles' inputs are shared instead, and a panel's filters are
+// transformed where they are used.
+template <class S>
+void correlate_in_panels(const Work<S>& w) {
+  using T = Wide<S>;
+  constexpr int64_t columns = kTileColumns<T>;
+  const Tiles& tiles = w.tiles;
+  const int64_t in_channels = w.operand.sum, panels = w.operand.out / columns;
+  const int64_t tile_bytes = kPoints * in_channels * static_cast<int64_t>(sizeof(T));
+  const int64_t rounds = (tiles.total() * tile_bytes + kSharedBytes - 1) / kSharedBytes;
+  const int64_t most = (tiles.total() + rounds - 1) / rounds;
+  const int64_t in_plane = most * in_channels + kPlanePad, out_plane = most * columns + kPlanePad;
+  const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
+  const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * columns;
+  const int64_t plane = in_channels * columns;  // of a panel's taps and points
+
+  T* points = scratch<T>(kPoints * in_plane + 2 * 2 * most, Scratch::kCall);
+  int64_t* in_offsets = reinterpret_cast<int64_t*>(points + kPoints * in_plane);
+  int64_t* out_offsets = in_offsets + most;
+  for (int64_t t = 0; t < most; ++t) {
+    in_offsets[t] = t * in_channels;
+    out_offsets[t] = t * columns;
+  }
+  for (int64_t round = 0; round < rounds; ++round) {
+    const int64_t first = tiles.total() * round / rounds, last = tiles.total() * (round + 1) / rounds;
+    parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+      transform_inputs(w, begin, end, points + (begin - first) * in_channels, in_plane, scratch<T>(in_memory));
+    });
+    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+      T* filters = scratch<T>((kPoints + kTaps * kTaps) * plane + columns + kPoints * out_plane + out_memory);
+      T* taps = filters + kPoints * plane;
+      T* bias = taps + kTaps * kTaps * plane;
+      T* products = bias + columns;
+      for (int64_t panel = begin; panel < end; ++panel) {
+        pack_panel(w.operand, w.taps, w.bias, 0, panel, taps, bias);
+        for (int64_t c = 0; c < in_channels; ++c) transform_filters(taps + c * columns, plane, filters + c * columns);
+        for (int64_t p = 0; p < kPoints; ++p) {
+          multiply_points(points, in_plane, in_offsets, in_channels, filters, products, out_plane, out_offsets,
+                          last - first, p);
+        }
+        write_outputs(tiles, first, last, products, out_plane, w.bias != nullptr ? bias : nullptr, panel * columns,
+                      columns, w.out, products + kPoints * out_plane);
+      }
+    });
+  }
+}
+
+template <class S>
+void correlate(const Work<S>& w) {
+  if (w.tiles.total() == 0) return;
+  const int64_t filter_points = kPoints * w.operand.sum * w.operand.out;
+  if (filter_points * static_cast<int64_t>(sizeof(Wide<S>)) <= kSharedBytes) {
+    correlate_in_blocks(w);
+  } else {
+    correlate_in_panels(w);
+  }
+}
+
 template <class S>
 void forward(const ConvGeometry& g, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output) {
-  correlate(forward_operand(g, weight), forward_correlation(g).taps, g.batch, -g.padding[1], -g.padding[2], g.border,
-            input, bias, output);
+  correlate<S>({forward_operand(g, weight), forward_correlation(g).taps, -g.padding[1], -g.padding[2], g.border, input,
+                bias, output, Tiles{g.batch, output.size[1], output.size[2]}});
 }
 
 template <class S>
@@ -200,8 +284,8 @@ void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> we
                 Images<S> grad_input) {
   std::vector<Tap> turned = forward_correlation(g).taps;
   std::reverse(turned.begin(), turned.end());
-  correlate(input_grad_operand(g, weight), turned, g.batch, g.padding[1] - (kTaps - 1), g.padding[2] - (kTaps - 1),
-            Border::kZeros, grad, bias, grad_input);
+  correlate<S>({input_grad_operand(g, weight), turned, g.padding[1] - (kTaps - 1), g.padding[2] - (kTaps - 1),
+                Border::kZeros, grad, bias, grad_input, Tiles{g.batch, grad_input.size[1], grad_input.size[2]}});
 }
 
 }  // namespace

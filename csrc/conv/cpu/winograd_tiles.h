@@ -13,6 +13,9 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace winograd {
 
+// What all threads read again and again, points of filters or of tiles, is to stay in this part of a third-level cache.
+constexpr int64_t kSharedBytes = 16 << 20;
+
 // The 4x4 tiles that cover the outputs of a batch.
 struct Tiles {
   int64_t batch, height, width;  // of the outputs, in pixels

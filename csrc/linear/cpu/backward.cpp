@@ -21,7 +21,10 @@ namespace {
 constexpr int64_t kReduction = 256;          // rows of the right matrix packed at a time
 constexpr int64_t kPackedNumbers = 4 << 20;  // of the left matrix, at a time
 constexpr int64_t kMostRows = 16384;         // of the left matrix, at a time
-constexpr int64_t kTasks = 16;               // at least, where there are as many tiles
+constexpr int64_t kTasks = 16;               // about, where there are as many tiles
+constexpr int64_t kLongBatch = 2048;         // rows from which on the weight gradient is summed in chunks of the batch
+constexpr int64_t kBatchRows = 256;          // of the batch read at a time then
+constexpr int64_t kSumsBytes = 64ll << 20;   // for the sums of all chunks together, at most
 constexpr int64_t kGrain = 65536;            // products a thread must have to be worth waking
 
 // out[i, c] = sum over p of left(i, p) right[p, c], left(i, p) = left[i * row_stride + p * reduction_stride], for a
@@ -94,6 +97,77 @@ void product(int64_t rows, int64_t reduction, int64_t features, const S* left, i
   }
 }
 
+// The weight gradient of a long batch: sums over chunks of it, a fixed number whatever the number of threads, that are
+// added up in order. Within a chunk a block of rows at a time is read, once, while memory is asked for the next.
+template <class S>
+void weight_grad_in_chunks(const LinearShape& s, const S* grad, const S* input, S* grad_weight) {
+  using T = Wide<S>;
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t in = s.in_features, out = s.out_features;
+  const int64_t panels = (in + columns - 1) / columns, width = panels * columns;
+  const bool in_place = std::is_same_v<S, T> && width == in;
+  const int64_t affordable = kSumsBytes / (out * width * static_cast<int64_t>(sizeof(T)));
+  const int64_t chunks = std::clamp<int64_t>(std::min(affordable, s.rows / kBatchRows), 1, kTasks);
+  const int64_t most_outputs = std::max<int64_t>(kTileRows, (out * chunks + kTasks - 1) / kTasks);
+  const int64_t blocks = std::max<int64_t>(1, out / most_outputs);
+
+  T* sums = scratch<T>(chunks * out * width, Scratch::kCall);
+  parallel_for(0, chunks * blocks, 1, [&](int64_t begin, int64_t end) {
+    T* packed_grad = scratch<T>(kBatchRows * (out + 2 * columns + (in_place ? 0 : width)) + 2 * kBatchRows);
+    T* copied_input = packed_grad + kBatchRows * (out + 2 * columns);
+    int64_t* offsets = reinterpret_cast<int64_t*>(copied_input + (in_place ? 0 : kBatchRows * width));
+    for (int64_t p = 0; p < kBatchRows; ++p) offsets[p] = p * width;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t chunk = task / blocks, block = task % blocks;
+      const int64_t first_out = out * block / blocks, outputs = out * (block + 1) / blocks - first_out;
+      const int64_t first_row = s.rows * chunk / chunks, last_row = s.rows * (chunk + 1) / chunks;
+      T* own = sums + (chunk * out + first_out) * width;
+      std::fill_n(own, outputs * width, T(0));
+      for (int64_t row = first_row; row < last_row; row += kBatchRows) {
+        const int64_t count = std::min(kBatchRows, last_row - row);
+        for_each_tile(outputs, [&](int64_t first, int64_t rows) {
+          with_rows(rows, [&](auto n) {
+            T* to = packed_grad + first * count;
+            for (int64_t p = 0; p < count; ++p, to += n) {
+              const S* from = grad + (row + p) * out + first_out + first;
+              for (int r = 0; r < n; ++r) to[r] = read_one(from + r);
+            }
+          });
+        });
+        const T* right = copied_input;
+        if constexpr (std::is_same_v<S, T>) right = in_place ? input + row * in : copied_input;
+        if (!in_place) {
+          for (int64_t p = 0; p < count; ++p) copy_numbers(input + (row + p) * in, in, copied_input + p * width);
+        }
+        const int64_t ahead = std::min(kBatchRows, last_row - row - count);
+        const int64_t steps = panels * ((outputs + kTileRows - 1) / kTileRows);
+        Upcoming next_input(input + (row + count) * in, ahead * in, steps);
+        Upcoming next_grad(grad + (row + count) * out, blocks == 1 ? ahead * out : 0, steps);
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          for_each_tile(outputs, [&](int64_t first, int64_t rows) {
+            next_input.step();
+            next_grad.step();
+            with_rows(rows, [&](auto n) {
+              accumulate_outer_products<n, T>(packed_grad + first * count, n, right + panel * columns, offsets, count,
+                                              own + first * width + panel * columns, width);
+            });
+          });
+        }
+      }
+    }
+  });
+  parallel_for(0, out, 1 + kGrain / (width * chunks), [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k) {
+      T* row = sums + k * width;
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+        for (int64_t c = 0; c < width; c += kLanes<T>)
+          store(row + c, load(row + c) + load(row + chunk * out * width + c));
+      }
+      copy_numbers(row, in, grad_weight + k * in);
+    }
+  });
+}
+
 template <class S>
 void input_grad(const LinearShape& s, const S* grad, const S* weight, S* grad_input) {
   product(s.rows, s.out_features, s.in_features, grad, s.out_features, 1, weight, grad_input);
@@ -101,6 +175,9 @@ void input_grad(const LinearShape& s, const S* grad, const S* weight, S* grad_in
 
 template <class S>
 void weight_grad(const LinearShape& s, const S* grad, const S* input, S* grad_weight) {
+  if (s.rows >= kLongBatch && s.in_features > 0 && s.out_features > 0) {
+    return weight_grad_in_chunks(s, grad, input, grad_weight);
+  }
   product(s.out_features, s.rows, s.in_features, grad, 1, s.out_features, input, grad_weight);
 }
 

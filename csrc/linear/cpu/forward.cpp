@@ -4,8 +4,12 @@
 // weight. Each output is one vector of partial sums over every kLanes-th feature, added up at the end: the same
 // order whatever the batch, so a sample's output never depends on its neighbours. Half precision is widened as it is
 // read: the weight in registers, the input once for a block of rows.
+//
+// Where features are few, adding up those vectors would take long. There the weight is small as well: it is packed into
+// panels of outputs, and register tiles (gemm.h) keep a sum in each lane, while the input streams by.
 #include <algorithm>
 
+#include "common/gemm.h"
 #include "common/half.h"
 #include "common/runtime.h"
 #include "linear/kernels.h"
@@ -14,23 +18,32 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// A tile of 3 x 4 sums, three input vectors and one weight vector fill AVX2's sixteen registers.
+// A tile of 3 x 4 sums, three input vectors and one weight vector fill AVX2's sixteen registers, 6 x 4 most of
+// AVX-512's.
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kRows = 6;
+#else
 constexpr int kRows = 3;
+#endif
 constexpr int kOutputs = 4;
 constexpr int64_t kBlockBytes = 128 << 10;  // of input rows, kept in the second-level cache
 constexpr int64_t kBlockOutputs = 64;       // outputs of one task
+
+constexpr int64_t kFewFeatures = 192;
+constexpr int64_t kPackedBytes = 768 << 10;  // of a weight that is packed, at most: it stays in the second-level cache
+constexpr int64_t kTaskTiles = 8;            // tiles of rows of one task
 
 template <int rows, int outputs, class T, class S>
 void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
   Vec<T> sums[rows][outputs] = {};
   const auto step = [&](auto load_at) __attribute__((always_inline)) {
     Vec<T> xs[rows];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) xs[r] = load_at(x + r * features);
 #pragma GCC unroll 4
     for (int k = 0; k < outputs; ++k) {
       const Vec<T> weight = load_at(w + k * features);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) sums[r][k] = fma(xs[r], weight, sums[r][k]);
     }
   };
@@ -41,7 +54,7 @@ void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y,
   if (c < features) {
     step([&](const auto* row) __attribute__((always_inline)) { return read_partial(row + c, features - c); });
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     T total[outputs];
     if constexpr (outputs == 4) {
@@ -65,10 +78,56 @@ void outputs_of_rows(const T* x, int64_t rows, const S* w, int64_t features, con
   for (; n < rows; ++n) dot_products<1, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
 }
 
+// Few features: panel by panel of outputs, for tiles of rows.
+template <class T>
+void linear_in_panels(const LinearShape& s, const T* input, const T* weight, const T* bias, T* output) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t in = s.in_features, out = s.out_features, panels = (out + columns - 1) / columns;
+  T* packed = scratch<T>(panels * (in + 1) * columns, Scratch::kCall);
+  T* biases = packed + panels * in * columns;
+  std::fill_n(packed, panels * (in + 1) * columns, T(0));
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t first = panel * columns, count = std::min(columns, out - first);
+    transpose_block(weight + first * in, in, packed + panel * in * columns, columns, count, in);
+    if (bias != nullptr) std::copy_n(bias + first, count, biases + first);
+  }
+  const Segment whole{0, in};
+  const int64_t tiles = (s.rows + kTileRows - 1) / kTileRows;
+  int64_t in_offsets[kTileRows], out_offsets[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) {
+    in_offsets[r] = r * in;
+    out_offsets[r] = r * out;
+  }
+  parallel_for(0, tiles, kTaskTiles, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t row = s.rows * tile / tiles, rows = s.rows * (tile + 1) / tiles - row;
+      const int64_t ahead = std::min<int64_t>(kTileRows, s.rows - row - rows);
+      Upcoming next_input(input + (row + rows) * in, ahead * in, panels);
+      Upcoming next_output(output + (row + rows) * out, ahead * out, panels);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        next_input.step();
+        next_output.step();
+        with_rows(rows, [&](auto n) {
+          multiply_tile<n, kProductsInTile, T, T>(input + row * in, in_offsets, &whole, 1,
+                                                  packed + panel * in * columns, output + row * out + panel * columns,
+                                                  out_offsets, std::min(columns, out - panel * columns), false,
+                                                  bias != nullptr ? biases + panel * columns : nullptr);
+        });
+      }
+    }
+  });
+}
+
 template <class S>
 void linear(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
   using T = Wide<S>;
   constexpr bool widens = !std::is_same_v<S, T>;
+  if constexpr (!widens) {
+    const bool few = s.in_features <= kFewFeatures && s.out_features >= kTileColumns<T>;
+    if (few && s.in_features * s.out_features * static_cast<int64_t>(sizeof(T)) <= kPackedBytes) {
+      return linear_in_panels(s, input, weight, bias, output);
+    }
+  }
   const int64_t row_bytes = std::max<int64_t>(1, s.in_features * static_cast<int64_t>(sizeof(T)));
   const int64_t block_rows = std::max<int64_t>(kRows, kBlockBytes / row_bytes / kRows * kRows);
   const int64_t row_blocks = (s.rows + block_rows - 1) / block_rows;
