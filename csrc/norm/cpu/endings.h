@@ -9,6 +9,7 @@
 
 #include "common/half.h"
 #include "common/simd.h"
+#include "common/stream.h"
 #include "norm/kernels.h"
 
 namespace scratchnn {
@@ -24,6 +25,13 @@ struct Whole {
   template <class S>
   SCRATCHNN_MEMBER static void write(S* p, Vec<Wide<S>> v) {
     scratchnn::write(p, v);
+  }
+};
+// A vector that is written past the cache.
+struct Streamed : Whole {
+  template <class S>
+  SCRATCHNN_MEMBER static void write(S* p, Vec<Wide<S>> v) {
+    stream(p, v);
   }
 };
 struct FirstLanes {
@@ -47,6 +55,14 @@ struct Single {
     write_one(p, x);
   }
 };
+
+// body(part), the part being how the whole vectors of an output are written.
+template <class Body>
+SCRATCHNN_INLINE void with_vectors(bool streamed, const Body& body) {
+  if (!streamed) return body(Whole());
+  body(Streamed());
+  finish_streaming();
+}
 
 struct Unlimited {
   template <class V>
@@ -169,6 +185,27 @@ SCRATCHNN_INLINE void with_gate(const Ending<S>& ending, const Gate<S>& gate, co
       }
     }
   });
+}
+
+// What the first pass of backward does with the gradient g that arrives at n: nothing while the means that dx is made
+// of are still being summed; where statistics are constants dx = scale g, and there is no second pass.
+struct Wait {
+  template <class Part, class V>
+  SCRATCHNN_MEMBER void operator()(Part, int64_t /*i*/, V /*g*/, V /*scale*/) const {}
+};
+template <class S>
+struct Scale {
+  S* grad_input;
+  template <class Part, class V>
+  SCRATCHNN_MEMBER void operator()(Part part, int64_t i, V g, V scale) const {
+    part.write(grad_input + i, g * scale);
+  }
+};
+
+template <class S, class Body>
+SCRATCHNN_INLINE void with_arrival(bool training, S* grad_input, const Body& body) {
+  if (training) return body(Wait());
+  body(Scale<S>{grad_input});
 }
 
 }  // namespace CPU_CAPABILITY

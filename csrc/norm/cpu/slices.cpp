@@ -66,18 +66,18 @@ void set_by_set(const Runs& runs, const Reduce& reduce, const Finish& finish, co
   for_each_chunk(apply);
 }
 
-// body(offset, lane, part) for the vectors of a run, four at a time while that lasts.
-template <class T, class Body>
-SCRATCHNN_INLINE void for_each_vector(int64_t length, const Body& body) {
+// body(offset, lane, part) for the vectors of a run, four at a time while that lasts; whole vectors are a `full` part.
+template <class T, class Full, class Body>
+SCRATCHNN_INLINE void for_each_vector(int64_t length, Full full, const Body& body) {
   constexpr int64_t n = kLanes<T>;
   int64_t i = 0;
   for (; i + 4 * n <= length; i += 4 * n) {
-    body(i, 0, Whole());
-    body(i + n, 1, Whole());
-    body(i + 2 * n, 2, Whole());
-    body(i + 3 * n, 3, Whole());
+    body(i, 0, full);
+    body(i + n, 1, full);
+    body(i + 2 * n, 2, full);
+    body(i + 3 * n, 3, full);
   }
-  for (; i + n <= length; i += n) body(i, 0, Whole());
+  for (; i + n <= length; i += n) body(i, 0, full);
   if (i < length) body(i, 1, FirstLanes{length - i});
 }
 
@@ -101,8 +101,9 @@ SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, co
   runs.for_each(set, chunk, [&](int64_t start) {
     for (int64_t done = 0; done < runs.geometry.inner; done += block) {
       const int64_t length = std::min(block, runs.geometry.inner - done);
-      for_each_vector<T>(length, [&](int64_t i, int lane, auto part)
-                                     SCRATCHNN_INLINE_LAMBDA { add(start + done + i, part, a[lane], b[lane]); });
+      for_each_vector<T>(length, Whole(), [&](int64_t i, int lane, auto part) SCRATCHNN_INLINE_LAMBDA {
+        add(start + done + i, part, a[lane], b[lane]);
+      });
       pending += length;
       if (pending >= block) flush();
     }
@@ -146,12 +147,12 @@ Moments chunk_moments(const Runs& runs, const S* input, int64_t set, int64_t chu
   return moments;
 }
 
-template <class S, class Finish>
+template <class S, class Full, class Finish>
 SCRATCHNN_INLINE void apply_forward(const ForwardLine<Wide<S>>& line, const S* x, S* y, int64_t start, int64_t length,
-                                    const Finish& finish) {
+                                    Full full, const Finish& finish) {
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
-  for_each_vector<T>(length, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
+  for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
     const Vec<T> n = fma(part.read(x + start + i) - centre, scale, offset);
     part.write(y + start + i, finish(part, n, start + i));
   });
@@ -161,6 +162,7 @@ template <class S>
 void norm_train(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
                 double eps, double* mean, double* variance, const Ending<S>& ending) {
   const Runs runs(geometry);
+  const bool streamed = is_worth_streaming(output, geometry.size(), geometry.inner);
   Moments* moments = scratch<Moments>(geometry.sets * runs.chunks);
   set_by_set(
       runs,
@@ -180,8 +182,11 @@ void norm_train(const Interleaved& geometry, const S* input, S* output, const do
         if (output == nullptr) return;
         const ForwardLine<Wide<S>> line(weight[set], bias[set], mean[set], variance[set], eps);
         with_finish(ending, [&](const auto& finish) {
-          runs.for_each(set, chunk,
-                        [&](int64_t start) { apply_forward(line, input, output, start, geometry.inner, finish); });
+          with_vectors(streamed, [&](auto full) {
+            runs.for_each(set, chunk, [&](int64_t start) {
+              apply_forward(line, input, output, start, geometry.inner, full, finish);
+            });
+          });
         });
       });
 }
@@ -190,6 +195,7 @@ template <class S>
 void norm_eval(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
                double eps, const double* mean, const double* variance, const Ending<S>& ending) {
   using Line = ForwardLine<Wide<S>>;
+  const bool streamed = is_worth_streaming(output, geometry.size(), geometry.inner);
   Line* lines = scratch<Line>(geometry.sets, Scratch::kCall);
   for (int64_t set = 0; set < geometry.sets; ++set) {
     lines[set] = Line(weight[set], bias[set], mean[set], variance[set], eps);
@@ -197,9 +203,11 @@ void norm_eval(const Interleaved& geometry, const S* input, S* output, const dou
   const int64_t grain = std::max<int64_t>(1, kGrain / geometry.inner);
   parallel_for(0, geometry.outer * geometry.sets, grain, [&](int64_t first, int64_t last) {
     with_finish(ending, [&](const auto& finish) {
-      for (int64_t i = first; i < last; ++i) {
-        apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, finish);
-      }
+      with_vectors(streamed, [&](auto full) {
+        for (int64_t i = first; i < last; ++i) {
+          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, full, finish);
+        }
+      });
     });
   });
 }
@@ -208,9 +216,9 @@ struct GradSums {
   double g, g_x;  // sums of g and of g (x - centre)
 };
 
-template <class S, class Gate>
+template <class S, class Gate, class Arrival>
 GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_t set, int64_t chunk,
-                         const ForwardLine<Wide<S>>& line, const Gate& gate) {
+                         const ForwardLine<Wide<S>>& line, const Gate& gate, const Arrival& arrived) {
   using T = Wide<S>;
   GradSums sums = {0, 0};
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), shift = broadcast(line.offset);
@@ -220,6 +228,7 @@ GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_
     const Vec<T> slope = gate(part, grad, i, fma(d, scale, shift));
     sum_g += slope;
     sum_g_x = fma(slope, d, sum_g_x);
+    arrived(part, i, slope, scale);
   };
   sum_chunk<T>(runs, set, chunk, add, [&](int64_t, T sum_g, T sum_g_x) {
     sums.g += sum_g;
@@ -228,25 +237,15 @@ GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_
   return sums;
 }
 
-template <class S>
+template <class S, class Full>
 SCRATCHNN_INLINE void apply_backward(const BackwardLine<Wide<S>>& line, const S* g, const S* x, S* dx, int64_t start,
-                                     int64_t length) {
+                                     int64_t length, Full full) {
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
-  for_each_vector<T>(length, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
+  for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
     const Vec<T> by_input = fma(part.read(x + start + i) - centre, input_scale, offset);
     part.write(dx + start + i, fma(part.read(g + start + i), grad_scale, by_input));
-  });
-}
-
-// dx = g grad_scale, where mean and variance do not depend on x.
-template <class S>
-SCRATCHNN_INLINE void apply_scale(Wide<S> grad_scale, const S* g, S* dx, int64_t start, int64_t length) {
-  using T = Wide<S>;
-  const Vec<T> scale = broadcast(grad_scale);
-  for_each_vector<T>(length, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
-    part.write(dx + start + i, part.read(g + start + i) * scale);
   });
 }
 
@@ -257,6 +256,7 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
   using T = Wide<S>;
   const Runs runs(geometry);
   const S* passed = gate.passed == nullptr ? grad : gate.passed;
+  const bool streamed = is_worth_streaming(grad_input, geometry.size(), geometry.inner);
   const double count = static_cast<double>(geometry.count());
   GradSums* sums = scratch<GradSums>(geometry.sets * runs.chunks);
   set_by_set(
@@ -265,7 +265,9 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
         const double bias = gate.bias == nullptr ? 0 : gate.bias[set];
         const ForwardLine<T> line(weight[set], bias, mean[set], variance[set], eps);
         with_gate(ending, gate, [&](const auto& open) {
-          sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, line, open);
+          with_arrival(training, grad_input, [&](const auto& arrived) {
+            sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, line, open, arrived);
+          });
         });
       },
       [&](int64_t set) {
@@ -278,15 +280,13 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
         grad_weight[set] = sum_g_x_hat<T>(all.g, all.g_x, mean[set], variance[set], eps);
       },
       [&](int64_t set, int64_t chunk) {
+        if (!training) return;
         const double share = weight[set] / count;
         const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, share * grad_bias[set],
                                    share * grad_weight[set]);
-        runs.for_each(set, chunk, [&](int64_t i) {
-          if (training) {
-            apply_backward(line, passed, input, grad_input, i, geometry.inner);
-          } else {
-            apply_scale(line.grad_scale, passed, grad_input, i, geometry.inner);
-          }
+        with_vectors(streamed, [&](auto full) {
+          runs.for_each(set, chunk,
+                        [&](int64_t i) { apply_backward(line, passed, input, grad_input, i, geometry.inner, full); });
         });
       });
 }
