@@ -205,9 +205,10 @@ SCRATCHNN_INLINE void for_each_number(const Table& table, bool backwards, const 
   const int64_t width = table.width;
   const bool streamed = is_worth_streaming(output, table.geometry.size(), width);
   table.for_each_chunk(backwards, [&](int64_t, int64_t first, int64_t last) {
+    const Write own = write;  // its members then stay in registers: stores might change those of the original
     with_vectors(streamed, [&](auto full) {
       for (int64_t row = first; row < last; ++row) {
-        for (int64_t column = 0; column < width; column += kLanes<T>) write(row * width + column, column, full);
+        for (int64_t column = 0; column < width; column += kLanes<T>) own(row * width + column, column, full);
       }
     });
   });
@@ -235,7 +236,7 @@ void apply_forward(const Table& table, const S* input, S* output, const double* 
   T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
   set_forward_lines(table, weight, bias, eps, mean, variance, centre, scale, offset);
   with_finish(ending, [&](const auto& finish) {
-    for_each_number<T>(table, backwards, output, [&](int64_t i, int64_t column, auto part) SCRATCHNN_INLINE_LAMBDA {
+    for_each_number<T>(table, backwards, output, [=](int64_t i, int64_t column, auto part) SCRATCHNN_INLINE_LAMBDA {
       const auto c = part.read(centre + column), a = part.read(scale + column), b = part.read(offset + column);
       part.write(output + i, finish(part, fma(part.read(input + i) - c, a, b), i));
     });
@@ -401,7 +402,7 @@ void table_backward(const Interleaved& geometry, const S* grad, const S* input, 
     offset[column] = line.offset;
   });
   for_each_number<T>(
-      table, /*backwards=*/true, grad_input, [&](int64_t i, int64_t column, auto part) SCRATCHNN_INLINE_LAMBDA {
+      table, /*backwards=*/true, grad_input, [=](int64_t i, int64_t column, auto part) SCRATCHNN_INLINE_LAMBDA {
         const auto c = part.read(centre + column), o = part.read(offset + column);
         const auto g_scale = part.read(grad_scale + column), x_scale = part.read(input_scale + column);
         part.write(grad_input + i, fma(part.read(grad + i), g_scale, fma(part.read(input + i) - c, x_scale, o)));

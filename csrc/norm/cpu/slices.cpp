@@ -15,7 +15,7 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlockVectors = 256;   // whose numbers are summed in their own precision: four times 64 additions
+constexpr int64_t kBlockVectors = 64;    // whose numbers are summed in their own precision: four times 16 additions
 constexpr int64_t kChunk = 8192;         // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 16;      // chunks of a set
 constexpr int64_t kGrain = 32768;        // numbers a thread must have to be worth waking
@@ -81,9 +81,16 @@ SCRATCHNN_INLINE void for_each_vector(int64_t length, Full full, const Body& bod
   if (i < length) body(i, 1, FirstLanes{length - i});
 }
 
+// The sum of all lanes, in double: a mean near zero would show the rounding of the last few additions.
 template <class T>
-SCRATCHNN_INLINE T total(const Vec<T> (&lanes)[4]) {
-  return horizontal_sum<T>((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
+SCRATCHNN_INLINE double total(const Vec<T> (&lanes)[4]) {
+  T numbers[4 * kLanes<T>];
+  std::memcpy(numbers, lanes, sizeof(numbers));
+  double sums[8] = {};
+  for (int i = 0; i < 4 * kLanes<T>; i += 8) {
+    for (int k = 0; k < 8; ++k) sums[k] += static_cast<double>(numbers[i + k]);
+  }
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 // Two sums over a chunk of a set, taken block by block: add(position, lane, part, sum_a, sum_b) for the vectors of a
@@ -138,7 +145,7 @@ Moments chunk_moments(const Runs& runs, const S* input, int64_t set, int64_t chu
     sum += d;
     squares = fma(d, d, squares);
   };
-  sum_chunk<T>(runs, set, chunk, add, [&](int64_t count, T sum, T squares) {
+  sum_chunk<T>(runs, set, chunk, add, [&](int64_t count, double sum, double squares) {
     const double more = static_cast<double>(count);
     merge_block(moments.mean, moments.squares, shift, sum, squares, BlockWeights(moments.count, more));
     moments.count += more;
@@ -230,7 +237,7 @@ GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_
     sum_g_x = fma(slope, d, sum_g_x);
     arrived(part, i, slope, scale);
   };
-  sum_chunk<T>(runs, set, chunk, add, [&](int64_t, T sum_g, T sum_g_x) {
+  sum_chunk<T>(runs, set, chunk, add, [&](int64_t, double sum_g, double sum_g_x) {
     sums.g += sum_g;
     sums.g_x += sum_g_x;
   });
