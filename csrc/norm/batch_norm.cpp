@@ -69,9 +69,9 @@ struct Tail {
   OptionalTensor residual;
   double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
 
-  template <class T>
-  Ending<T> ending() const {
-    return {residual ? residual->const_data_ptr<T>() : nullptr, low, high};
+  template <class S>
+  Ending<S> ending() const {
+    return {residual ? read_pointer<S>(*residual) : nullptr, low, high};
   }
 };
 
@@ -81,22 +81,12 @@ void check_like_input(const at::Tensor& input, const at::Tensor& tensor, const c
   check_same_type(tensor, name, input, "input", "batch_norm");
 }
 
-// Checked, in the numbers and the order of memory of `x`, which the input may have been brought to.
-Tail tail_for(const at::Tensor& input, const at::Tensor& x, const OptionalTensor& residual, double low, double high) {
+// Checked, in the order of memory that the input is brought to.
+Tail tail_for(const at::Tensor& input, const OptionalTensor& residual, double low, double high) {
   TORCH_CHECK_VALUE(low <= high, "batch_norm: the lower limit, ", low, ", is above the upper one, ", high);
   if (!residual) return {std::nullopt, low, high};
   check_like_input(input, *residual, "residual");
-  return {dense(residual->to(x.scalar_type()), memory_format(x)), low, high};
-}
-
-// The input in float32 at the least, without gaps.
-at::Tensor prepared(const at::Tensor& input) {
-  const at::Tensor x = is_widened(input) ? input.to(at::kFloat) : input;
-  return dense(x, memory_format(x));
-}
-
-OptionalTensor prepared(const at::Tensor& input, const OptionalTensor& parameter) {
-  return is_widened(input) ? widened(parameter) : parameter;
+  return {dense(*residual, memory_format(input)), low, high};
 }
 
 // The batch's mean and biased variance in double, and, where there is an output, that.
@@ -109,13 +99,13 @@ Statistics normalize(const at::Tensor& x, const at::Tensor* y, const OptionalTen
   const std::vector<double> w = numbers(weight, channels, 1), b = numbers(bias, channels, 0);
   double* m = mean.data_ptr<double>();
   double* v = variance.data_ptr<double>();
-  if (use_fast_kernels(x)) {
-    with_fast_type(x, [&](auto zero) {
-      using T = decltype(zero);
+  if (use_vector_kernels(x)) {
+    with_memory_type(x, [&](auto type) {
+      using S = typename decltype(type)::type;
       const Interleaved geometry = in_memory(sets);
-      const auto& kernel = is_slices(geometry) ? norm_train_slices<T> : norm_train_columns<T>;
-      T* output = y == nullptr ? nullptr : y->data_ptr<T>();
-      kernel(geometry, x.const_data_ptr<T>(), output, w.data(), b.data(), eps, m, v, tail.ending<T>());
+      const auto& kernel = is_slices(geometry) ? norm_train_slices<S> : norm_train_columns<S>;
+      S* output = y == nullptr ? nullptr : write_pointer<S>(*y);
+      kernel(geometry, read_pointer<S>(x), output, w.data(), b.data(), eps, m, v, tail.ending<S>());
     });
   } else {
     naive::norm_statistics(sets, x, m, v);
@@ -131,11 +121,11 @@ Outputs batch_norm_add_clamp_train(const at::Tensor& input, const OptionalTensor
                                    const OptionalTensor& residual, double eps, double low, double high) {
   check_input(input);
   check_parameters(input, weight, bias);
-  const at::Tensor x = prepared(input);
-  const Tail tail = tail_for(input, x, residual, low, high);
+  const at::Tensor x = dense(input, memory_format(input));
+  const Tail tail = tail_for(input, residual, low, high);
   const at::Tensor y = at::empty_like(x);
-  const auto [mean, variance] = normalize(x, &y, prepared(input, weight), prepared(input, bias), eps, tail);
-  return {y.to(input.scalar_type()), mean, variance};
+  const auto [mean, variance] = normalize(x, &y, weight, bias, eps, tail);
+  return {y, mean, variance};
 }
 
 Outputs batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -146,7 +136,7 @@ Outputs batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, 
 
 Statistics batch_norm_statistics(const at::Tensor& input) {
   check_input(input);
-  return normalize(prepared(input), nullptr, std::nullopt, std::nullopt, 0, Tail());
+  return normalize(dense(input, memory_format(input)), nullptr, std::nullopt, std::nullopt, 0, Tail());
 }
 
 // running = (1 - momentum) running + momentum batch, with the unbiased variance n / (n - 1). Nothing is
@@ -189,26 +179,26 @@ at::Tensor batch_norm_add_clamp(const at::Tensor& input, const OptionalTensor& w
     check_count(input, var, "running_var");
   }
   check_parameters(input, weight, bias);
-  const at::Tensor x = prepared(input);
-  const Tail tail = tail_for(input, x, residual, low, high);
+  const at::Tensor x = dense(input, memory_format(input));
+  const Tail tail = tail_for(input, residual, low, high);
   const at::Tensor y = at::empty_like(x);
-  if (x.numel() == 0) return y.to(input.scalar_type());
+  if (x.numel() == 0) return y;
   const IndexSets sets = channel_sets(x, memory_format(x));
   const std::vector<double> w = numbers(weight, sets.groups, 1), b = numbers(bias, sets.groups, 0);
   const std::vector<double> m = numbers(mean), v = numbers(var);
-  if (use_fast_kernels(x)) {
-    with_fast_type(x, [&](auto zero) {
-      using T = decltype(zero);
+  if (use_vector_kernels(x)) {
+    with_memory_type(x, [&](auto type) {
+      using S = typename decltype(type)::type;
       const Interleaved geometry = in_memory(sets);
-      const auto& kernel = is_slices(geometry) ? norm_eval_slices<T> : norm_eval_columns<T>;
-      kernel(geometry, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps, m.data(), v.data(),
-             tail.ending<T>());
+      const auto& kernel = is_slices(geometry) ? norm_eval_slices<S> : norm_eval_columns<S>;
+      kernel(geometry, read_pointer<S>(x), write_pointer<S>(y), w.data(), b.data(), eps, m.data(), v.data(),
+             tail.ending<S>());
     });
   } else {
     naive::norm_apply(sets, x, y, w.data(), b.data(), eps, m.data(), v.data());
     naive::norm_end(y, tail.residual, tail.low, tail.high);
   }
-  return y.to(input.scalar_type());
+  return y;
 }
 
 at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -232,14 +222,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
   check_count(input, mean, "mean");
   check_count(input, variance, "var");
   const auto options = input.options().dtype(parameter_type(input, weight));
-  const at::Tensor x = prepared(input);
-  const at::MemoryFormat format = memory_format(x);
-  const at::Tensor g = dense(grad.to(x.scalar_type()), format);
-  const Tail tail = tail_for(input, x, residual, low, high);
+  const at::MemoryFormat format = memory_format(input);
+  const at::Tensor x = dense(input, format), g = dense(grad, format);
+  const Tail tail = tail_for(input, residual, low, high);
   OptionalTensor y;
   if (output) {
     check_like_input(input, *output, "output");
-    y = dense(output->to(x.scalar_type()), format);
+    y = dense(*output, format);
   }
   const Tail none;
   const bool limited = low > none.low || high < none.high;
@@ -252,14 +241,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
   if (x.numel() > 0) {
     const std::vector<double> w = numbers(weight, channels, 1), b = numbers(bias, channels, 0);
     const std::vector<double> m = numbers(mean), v = numbers(variance);
-    if (use_fast_kernels(x)) {
-      with_fast_type(x, [&](auto zero) {
-        using T = decltype(zero);
+    if (use_vector_kernels(x)) {
+      with_memory_type(x, [&](auto type) {
+        using S = typename decltype(type)::type;
         const Interleaved geometry = in_memory(sets);
-        const auto& kernel = is_slices(geometry) ? norm_backward_slices<T> : norm_backward_columns<T>;
-        const Gate<T> gate = {b.data(), y ? y->const_data_ptr<T>() : nullptr, limited ? passed.data_ptr<T>() : nullptr};
-        kernel(geometry, g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data(), m.data(), v.data(),
-               eps, training, dw.data(), db.data(), tail.ending<T>(), gate);
+        const auto& kernel = is_slices(geometry) ? norm_backward_slices<S> : norm_backward_columns<S>;
+        const Gate<S> gate = {b.data(), y ? read_pointer<S>(*y) : nullptr,
+                              limited ? write_pointer<S>(passed) : nullptr};
+        kernel(geometry, read_pointer<S>(g), read_pointer<S>(x), write_pointer<S>(dx), w.data(), m.data(), v.data(),
+               eps, training, dw.data(), db.data(), tail.ending<S>(), gate);
       });
     } else {
       at::Tensor arriving = g;
@@ -278,8 +268,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
   const at::Tensor grad_weight = at::empty({channels}, options), grad_bias = at::empty({channels}, options);
   assign(grad_weight, dw);
   assign(grad_bias, db);
-  return {dx.to(input.scalar_type()), grad_weight, grad_bias,
-          passed.is_same(dx) ? none_written : passed.to(input.scalar_type())};
+  return {dx, grad_weight, grad_bias, passed.is_same(dx) ? none_written : passed};
 }
 
 Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,

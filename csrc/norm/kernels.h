@@ -57,55 +57,57 @@ struct Interleaved {
 // Runs at least this long are walked as slices (batch norm) or as runs of one parameter (rows).
 constexpr int64_t kShortestSlice = 32;
 
+// S is a type in memory: float, double, or BFloat16 or Half (common/half.h), with which one computes in float.
+
 // What follows the normalization: y = min(max(n + r, low), high), n the normalized number and r a residual, laid out as
 // the input. No residual adds nothing, and infinite limits are none.
-template <class T>
+template <class S>
 struct Ending {
-  const T* residual = nullptr;
+  const S* residual = nullptr;
   double low = -std::numeric_limits<double>::infinity();
   double high = std::numeric_limits<double>::infinity();
 };
 
 // y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps), and the ending. Mean and variance (biased) are
 // results. Without an output, they are the only ones. The output may be the input, or the residual.
-template <class T>
-using NormTrain = void(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                       double eps, double* mean, double* variance, const Ending<T>& ending);
+template <class S>
+using NormTrain = void(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+                       double eps, double* mean, double* variance, const Ending<S>& ending);
 
 // The same with mean and variance given.
-template <class T>
-using NormEval = void(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                      double eps, const double* mean, const double* variance, const Ending<T>& ending);
+template <class S>
+using NormEval = void(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+                      double eps, const double* mean, const double* variance, const Ending<S>& ending);
 
 // What the gradient of an ending with limits is taken by: the bias of the normalization, with which n + r is computed
 // again, or in its place the output. The gradient of n, and of r, is stored in `passed`, which may be grad_input.
-template <class T>
+template <class S>
 struct Gate {
   const double* bias = nullptr;
-  const T* output = nullptr;
-  T* passed = nullptr;  // null: no limits, the gradient arrives as it is
+  const S* output = nullptr;
+  S* passed = nullptr;  // null: no limits, the gradient arrives as it is
 };
 
 // grad_weight = sum of g x_hat, grad_bias = sum of g, and, r being 1 / sqrt(variance + eps),
 // grad_input = r (weight g - E[weight g] - x_hat E[weight g x_hat]) where mean and variance are the input's own
 // (training), grad_input = weight r g where they are constants.
-template <class T>
-using NormBackward = void(const Interleaved& geometry, const T* grad, const T* input, T* grad_input,
+template <class S>
+using NormBackward = void(const Interleaved& geometry, const S* grad, const S* input, S* grad_input,
                           const double* weight, const double* mean, const double* variance, double eps, bool training,
-                          double* grad_weight, double* grad_bias, const Ending<T>& ending, const Gate<T>& gate);
+                          double* grad_weight, double* grad_bias, const Ending<S>& ending, const Gate<S>& gate);
 
-template <class T>
-inline Kernel<NormTrain<T>> norm_train_slices;
-template <class T>
-inline Kernel<NormTrain<T>> norm_train_columns;
-template <class T>
-inline Kernel<NormEval<T>> norm_eval_slices;
-template <class T>
-inline Kernel<NormEval<T>> norm_eval_columns;
-template <class T>
-inline Kernel<NormBackward<T>> norm_backward_slices;
-template <class T>
-inline Kernel<NormBackward<T>> norm_backward_columns;
+template <class S>
+inline Kernel<NormTrain<S>> norm_train_slices;
+template <class S>
+inline Kernel<NormTrain<S>> norm_train_columns;
+template <class S>
+inline Kernel<NormEval<S>> norm_eval_slices;
+template <class S>
+inline Kernel<NormEval<S>> norm_eval_columns;
+template <class S>
+inline Kernel<NormBackward<S>> norm_backward_slices;
+template <class S>
+inline Kernel<NormBackward<S>> norm_backward_columns;
 
 // Each set is one run of `length()` numbers: number i of row r has parameter r % cycle * parameters + i / run.
 //

@@ -18,9 +18,9 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kNarrowest = 64;                  // columns a row should have
-constexpr int64_t kPanel = 512;                     // numbers that are walked column by column
-constexpr int64_t kLongRow = 256;                   // columns from which on the next numbers are further along the row
+constexpr int64_t kNarrowest = 64;  // columns a row should have
+constexpr int64_t kPanel = 512;     // numbers that are walked column by column
+constexpr int64_t kLongRow = 256;   // columns from which on rows are read one by one: side by side costs bandwidth
 constexpr int64_t kShortestPanel = 8, kBlock = 64;  // rows; a block is summed in its own precision
 constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 64;
@@ -39,7 +39,7 @@ struct Table {
     while (repeat * narrow < kNarrowest || repeat * narrow % lanes != 0) repeat *= 2;
     width = repeat * narrow;
     rows = sets.outer / repeat;
-    panel_rows = width < kLongRow ? kShortestPanel : kShortestPanel / 2;
+    panel_rows = width < kLongRow ? kShortestPanel : 1;
     while (panel_rows < kBlock && 2 * panel_rows * width <= kPanel) panel_rows *= 2;
     chunk_rows = std::max({(rows + kMostChunks - 1) / kMostChunks, (kChunk + width - 1) / width, panel_rows});
     chunks = (rows + chunk_rows - 1) / chunk_rows;
@@ -57,8 +57,6 @@ struct Table {
       }
     }
   }
-  // How far from a number memory is to fetch: the next panel, or a few vectors on where rows are long.
-  int64_t ahead() const { return width < kLongRow ? panel_rows * width : 64; }
   int64_t columns_of_a_set() const { return repeat * geometry.inner; }
   // The i-th column of a set.
   int64_t column_of(int64_t set, int64_t i) const {
@@ -134,26 +132,25 @@ struct ColumnSums {
 };
 
 // Adds the rows [first, last) of the table to the sums of a chunk, a block at a time.
-template <class T>
-void chunk_moments(const Table& table, const T* input, int64_t first, int64_t last, const ColumnSums<T>& sums) {
+template <class S, class T>
+void chunk_moments(const Table& table, const S* input, int64_t first, int64_t last, const ColumnSums<T>& sums) {
   const int64_t width = table.width;
-  const int64_t ahead = table.ahead();
   const int64_t sample = std::min(last - first, kShortestPanel);
   std::fill_n(sums.shift, width, T(0));
   for (int64_t row = first; row < first + sample; ++row) {
-    for (int64_t column = 0; column < width; ++column) sums.shift[column] += input[row * width + column];
+    for (int64_t column = 0; column < width; ++column) sums.shift[column] += read_one(input + row * width + column);
   }
   for (int64_t column = 0; column < width; ++column) sums.shift[column] /= static_cast<T>(sample);
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
     std::fill_n(sums.a, 2 * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
-      const T* x = input + panel * width;
-      sum_panel(panel_end - panel, width, sums.a, sums.b, [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
-        prefetch(x + i + ahead);
-        const Vec<T> d = load(x + i) - load(sums.shift + column);
-        sum += d;
-        squares = fma(d, d, squares);
-      });
+      const S* x = input + panel * width;
+      sum_panel<T>(panel_end - panel, width, sums.a, sums.b,
+                   [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
+                     const Vec<T> d = read(x + i) - load(sums.shift + column);
+                     sum += d;
+                     squares = fma(d, d, squares);
+                   });
     });
     const BlockWeights weights(static_cast<double>(block - first), static_cast<double>(block_end - block));
     for (int64_t column = 0; column < width; ++column) {
@@ -164,8 +161,8 @@ void chunk_moments(const Table& table, const T* input, int64_t first, int64_t la
 }
 
 // The moments of the sets from those of the chunks' columns, and from the numbers after the last row.
-template <class T>
-void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks, double* mean, double* variance) {
+template <class S, class T>
+void set_moments(const Table& table, const S* input, const ColumnSums<T>* chunks, double* mean, double* variance) {
   const Interleaved& geometry = table.geometry;
   double rows = 0;
   for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
@@ -192,7 +189,7 @@ void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks
     for (int64_t inner = 0; inner < geometry.inner; ++inner) {
       const double share = 1 / (count + 1);
       for (int64_t set = 0; set < geometry.sets; ++set) {
-        const T x = input[(outer * geometry.sets + set) * geometry.inner + inner];
+        const T x = read_one(input + (outer * geometry.sets + set) * geometry.inner + inner);
         merge(mean[set], variance[set], x, 0, share, share * count);
       }
       count += 1;
@@ -201,18 +198,22 @@ void set_moments(const Table& table, const T* input, const ColumnSums<T>* chunks
   for (int64_t set = 0; set < geometry.sets; ++set) variance[set] /= count;
 }
 
-// Writes every number of the table: vectors(position, column) for each vector of each row, numbers(position, column)
-// for what follows the last row.
-template <class T, class Vectors, class Numbers>
-SCRATCHNN_INLINE void for_each_number(const Table& table, const Vectors& vectors, const Numbers& numbers) {
+// write(position, column, part) for every number of the table: each vector of each row, and each number that follows
+// the last row.
+template <class T, class S, class Write>
+SCRATCHNN_INLINE void for_each_number(const Table& table, bool backwards, const S* output, const Write& write) {
   const int64_t width = table.width;
-  table.for_each_chunk(/*backwards=*/true, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t column = 0; column < width; column += kLanes<T>) vectors(row * width + column, column);
-    }
+  const bool streamed = is_worth_streaming(output, table.geometry.size(), width);
+  table.for_each_chunk(backwards, [&](int64_t, int64_t first, int64_t last) {
+    const Write own = write;  // its members then stay in registers: stores might change those of the original
+    with_vectors(streamed, [&](auto full) {
+      for (int64_t row = first; row < last; ++row) {
+        for (int64_t column = 0; column < width; column += kLanes<T>) own(row * width + column, column, full);
+      }
+    });
   });
   const int64_t done = table.rows * width;
-  for (int64_t i = done; i < table.geometry.size(); ++i) numbers(i, i - done);
+  for (int64_t i = done; i < table.geometry.size(); ++i) write(i, i - done, Single());
 }
 
 // The constants of the columns of a row. Without biases these are zero.
@@ -229,21 +230,16 @@ void set_forward_lines(const Table& table, const double* weight, const double* b
 }
 
 // y = (x - centre) scale + offset, and the ending, by vectors and number by number, rounded alike.
-template <class T>
-void apply_forward(const Table& table, const T* input, T* output, const double* weight, const double* bias, double eps,
-                   const double* mean, const double* variance, T* constants, const Ending<T>& ending) {
+template <class S, class T>
+void apply_forward(const Table& table, const S* input, S* output, const double* weight, const double* bias, double eps,
+                   const double* mean, const double* variance, T* constants, bool backwards, const Ending<S>& ending) {
   T *centre = constants, *scale = centre + table.width, *offset = scale + table.width;
   set_forward_lines(table, weight, bias, eps, mean, variance, centre, scale, offset);
   with_finish(ending, [&](const auto& finish) {
-    for_each_number<T>(
-        table,
-        [&](int64_t i, int64_t column) {
-          const Vec<T> c = load(centre + column), s = load(scale + column), o = load(offset + column);
-          store(output + i, finish(fma(load(input + i) - c, s, o), i));
-        },
-        [&](int64_t i, int64_t column) {
-          output[i] = finish(fma(input[i] - centre[column], scale[column], offset[column]), i);
-        });
+    for_each_number<T>(table, backwards, output, [=](int64_t i, int64_t column, auto part) SCRATCHNN_INLINE_LAMBDA {
+      const auto c = part.read(centre + column), a = part.read(scale + column), b = part.read(offset + column);
+      part.write(output + i, finish(part, fma(part.read(input + i) - c, a, b), i));
+    });
   });
 }
 
@@ -264,16 +260,18 @@ struct Scratch {
   }
 };
 
-template <class T>
-void table_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                 double eps, double* mean, double* variance, const Ending<T>& ending) {
+template <class S>
+void table_train(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+                 double eps, double* mean, double* variance, const Ending<S>& ending) {
+  using T = Wide<S>;
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 3);
   table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
     chunk_moments(table, input, first, last, own.chunks[chunk]);
   });
   set_moments(table, input, own.chunks.data(), mean, variance);
-  if (output != nullptr) apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants, ending);
+  if (output != nullptr)
+    apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants, /*backwards=*/true, ending);
 }
 
 // body(i) for each of `count` tables: a single one is shared by all threads, of several each is computed by one.
@@ -285,44 +283,46 @@ void for_each_table(int64_t count, const Body& body) {
   });
 }
 
-template <class T>
-void norm_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                double eps, double* mean, double* variance, const Ending<T>& ending) {
+template <class S>
+void norm_train(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+                double eps, double* mean, double* variance, const Ending<S>& ending) {
   for_each_table(geometry.batch, [&](int64_t b) {
     const int64_t start = b * geometry.size(), set = b * geometry.sets;
-    T* out = output == nullptr ? nullptr : output + start;
-    Ending<T> here = ending;
+    S* out = output == nullptr ? nullptr : output + start;
+    Ending<S> here = ending;
     if (here.residual != nullptr) here.residual += start;
     table_train(geometry, input + start, out, weight, bias, eps, mean + set, variance + set, here);
   });
 }
 
-template <class T>
-void norm_eval(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-               double eps, const double* mean, const double* variance, const Ending<T>& ending) {
+template <class S>
+void norm_eval(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+               double eps, const double* mean, const double* variance, const Ending<S>& ending) {
+  using T = Wide<S>;
   const Table table(geometry, kLanes<T>);
   T* constants = scratch<T>(3 * table.width);
-  apply_forward(table, input, output, weight, bias, eps, mean, variance, constants, ending);
+  apply_forward(table, input, output, weight, bias, eps, mean, variance, constants, /*backwards=*/false, ending);
 }
 
 // Adds the rows [first, last) to the sums of g and of g (x - centre) of a chunk.
-template <class T, class Gate>
-void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, const T* scale,
-                     const T* offset, int64_t first, int64_t last, const ColumnSums<T>& sums, const Gate& gate) {
+template <class S, class T, class Gate, class Arrival>
+void chunk_grad_sums(const Table& table, const S* grad, const S* input, const T* centre, const T* scale,
+                     const T* offset, int64_t first, int64_t last, const ColumnSums<T>& sums, const Gate& gate,
+                     const Arrival& arrived) {
   const int64_t width = table.width;
-  const int64_t ahead = table.ahead();
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
     std::fill_n(sums.a, 2 * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
       const int64_t start = panel * width;
-      sum_panel(panel_end - panel, width, sums.a, sums.b, [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
-        prefetch(grad + start + i + ahead);
-        prefetch(input + start + i + ahead);
-        const Vec<T> d = load(input + start + i) - load(centre + column);
-        const Vec<T> slope = gate(grad, start + i, fma(d, load(scale + column), load(offset + column)));
-        sum += slope;
-        product = fma(slope, d, product);
-      });
+      sum_panel<T>(panel_end - panel, width, sums.a, sums.b,
+                   [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
+                     const Vec<T> d = read(input + start + i) - load(centre + column);
+                     const Vec<T> factor = load(scale + column);
+                     const Vec<T> slope = gate(Whole(), grad, start + i, fma(d, factor, load(offset + column)));
+                     arrived(Whole(), start + i, slope, factor);
+                     sum += slope;
+                     product = fma(slope, d, product);
+                   });
     });
     for (int64_t column = 0; column < width; ++column) {
       sums.first[column] += sums.a[column];
@@ -332,9 +332,10 @@ void chunk_grad_sums(const Table& table, const T* grad, const T* input, const T*
 }
 
 // For every number of a row: the sums of g and of g (x - centre), over all rows.
-template <class T, class Gate>
-void row_grad_sums(const Table& table, const T* grad, const T* input, const T* centre, const T* scale, const T* offset,
-                   const ColumnSums<T>* chunks, double* sum_g, double* sum_g_x, const Gate& gate) {
+template <class S, class T, class Gate, class Arrival>
+void row_grad_sums(const Table& table, const S* grad, const S* input, const T* centre, const T* scale, const T* offset,
+                   const ColumnSums<T>* chunks, double* sum_g, double* sum_g_x, const Gate& gate,
+                   const Arrival& arrived) {
   const int64_t narrow = table.width / table.repeat;
   std::fill_n(sum_g, narrow, 0.0);
   std::fill_n(sum_g_x, narrow, 0.0);
@@ -352,18 +353,20 @@ void row_grad_sums(const Table& table, const T* grad, const T* input, const T* c
   }
   for (int64_t start = table.rows * table.width; start < table.geometry.size(); start += narrow) {
     for (int64_t i = 0; i < narrow; ++i) {
-      const T d = input[start + i] - centre[i];
-      const T slope = gate(grad, start + i, fma(d, scale[i], offset[i]));
+      const T d = read_one(input + start + i) - centre[i];
+      const T slope = gate(Single(), grad, start + i, fma(d, scale[i], offset[i]));
+      arrived(Single(), start + i, slope, scale[i]);
       sum_g[i] += slope;
       sum_g_x[i] += static_cast<double>(slope) * d;
     }
   }
 }
 
-template <class T>
-void table_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+template <class S>
+void table_backward(const Interleaved& geometry, const S* grad, const S* input, S* grad_input, const double* weight,
                     const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                    double* grad_bias, const Ending<T>& ending, const Gate<T>& gate) {
+                    double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
+  using T = Wide<S>;
   const Table table(geometry, kLanes<T>);
   const Scratch<T> own(table, 4);
   T *centre = own.constants, *grad_scale = centre + table.width;
@@ -375,10 +378,12 @@ void table_backward(const Interleaved& geometry, const T* grad, const T* input, 
   double *sum_g = sums.data(), *sum_g_x = sum_g + narrow;
   double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets;
   with_gate(ending, gate, [&](const auto& open) {
-    table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
-      chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, own.chunks[chunk], open);
+    with_arrival(training, grad_input, [&](const auto& arrived) {
+      table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
+        chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, own.chunks[chunk], open, arrived);
+      });
+      row_grad_sums(table, grad, input, centre, scale, shift, own.chunks.data(), sum_g, sum_g_x, open, arrived);
     });
-    row_grad_sums(table, grad, input, centre, scale, shift, own.chunks.data(), sum_g, sum_g_x, open);
   });
   if (gate.passed != nullptr) grad = gate.passed;
   const double share = 1 / static_cast<double>(geometry.count());
@@ -389,41 +394,27 @@ void table_backward(const Interleaved& geometry, const T* grad, const T* input, 
     mean_wg[set] += share * weight[parameter] * sum_g[i];
     mean_wg_x_hat[set] += share * weight[parameter] * g_x_hat;
   });
+  if (!training) return;
   table.for_each_column(table.repeat, [&](int64_t column, int64_t set, int64_t parameter) {
     const BackwardLine<T> line(weight[parameter], mean[set], variance[set], eps, mean_wg[set], mean_wg_x_hat[set]);
     grad_scale[column] = line.grad_scale;
     input_scale[column] = line.input_scale;
     offset[column] = line.offset;
   });
-  if (training) {
-    for_each_number<T>(
-        table,
-        [&](int64_t i, int64_t column) {
-          const Vec<T> c = load(centre + column), o = load(offset + column);
-          const Vec<T> g_scale = load(grad_scale + column), x_scale = load(input_scale + column);
-          store(grad_input + i, fma(load(grad + i), g_scale, fma(load(input + i) - c, x_scale, o)));
-        },
-        [&](int64_t i, int64_t column) {
-          grad_input[i] =
-              fma(grad[i], grad_scale[column], fma(input[i] - centre[column], input_scale[column], offset[column]));
-        });
-  } else {
-    for_each_number<T>(
-        table,
-        [&](int64_t i, int64_t column) {
-          const Vec<T> scale = load(grad_scale + column);
-          store(grad_input + i, load(grad + i) * scale);
-        },
-        [&](int64_t i, int64_t column) { grad_input[i] = grad[i] * grad_scale[column]; });
-  }
+  for_each_number<T>(
+      table, /*backwards=*/true, grad_input, [=](int64_t i, int64_t column, auto part) SCRATCHNN_INLINE_LAMBDA {
+        const auto c = part.read(centre + column), o = part.read(offset + column);
+        const auto g_scale = part.read(grad_scale + column), x_scale = part.read(input_scale + column);
+        part.write(grad_input + i, fma(part.read(grad + i), g_scale, fma(part.read(input + i) - c, x_scale, o)));
+      });
 }
 
 // The batch in fixed parts, each with gradients of weight and bias of its own, added up in order. An ending with limits
 // is for a batch of one.
-template <class T>
-void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+template <class S>
+void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S* grad_input, const double* weight,
                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                   double* grad_bias, const Ending<T>& ending, const Gate<T>& gate) {
+                   double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
   const int64_t parts = std::min(geometry.batch, kMostParts), parameters = geometry.parameters();
   std::vector<double> gradients(2 * parts * parameters);
   for_each_table(parts, [&](int64_t part) {
@@ -449,10 +440,16 @@ void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T
 
 SCRATCHNN_REGISTER_KERNEL(norm_train_columns<float>, &norm_train<float>);
 SCRATCHNN_REGISTER_KERNEL(norm_train_columns<double>, &norm_train<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_train_columns<BFloat16>, &norm_train<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(norm_train_columns<Half>, &norm_train<Half>);
 SCRATCHNN_REGISTER_KERNEL(norm_eval_columns<float>, &norm_eval<float>);
 SCRATCHNN_REGISTER_KERNEL(norm_eval_columns<double>, &norm_eval<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_eval_columns<BFloat16>, &norm_eval<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(norm_eval_columns<Half>, &norm_eval<Half>);
 SCRATCHNN_REGISTER_KERNEL(norm_backward_columns<float>, &norm_backward<float>);
 SCRATCHNN_REGISTER_KERNEL(norm_backward_columns<double>, &norm_backward<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_backward_columns<BFloat16>, &norm_backward<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(norm_backward_columns<Half>, &norm_backward<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -1,34 +1,67 @@
 // What follows a normalization, as templates: in its last pass forward, and in its first pass backward.
 //
-// Formulas are for a number or a vector of them, V. Those of the limits are those of relu and hardtanh
-// (csrc/activation/functions.h): NaN stays NaN, and there is no gradient at a limit.
+// Formulas are for a number or a vector of them, V, in the type S that memory holds widened to T. Those of the limits
+// are those of relu and hardtanh (csrc/activation/functions.h): NaN stays NaN, and there is no gradient at a limit.
 #pragma once
 
 #include <limits>
 #include <type_traits>
 
+#include "common/half.h"
 #include "common/simd.h"
+#include "common/stream.h"
 #include "norm/kernels.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-template <class V, class T>
-SCRATCHNN_INLINE V read(const T* p) {
-  if constexpr (std::is_same_v<V, T>) {
-    return *p;
-  } else {
-    return load(p);
+// What a formula is computed for at a time: a vector of numbers, the first few lanes of one (the rest is zero and
+// stays as it is in memory), or a single number. S is the type in memory.
+struct Whole {
+  template <class S>
+  SCRATCHNN_MEMBER static Vec<Wide<S>> read(const S* p) {
+    return scratchnn::read(p);
   }
-}
+  template <class S>
+  SCRATCHNN_MEMBER static void write(S* p, Vec<Wide<S>> v) {
+    scratchnn::write(p, v);
+  }
+};
+// A vector that is written past the cache.
+struct Streamed : Whole {
+  template <class S>
+  SCRATCHNN_MEMBER static void write(S* p, Vec<Wide<S>> v) {
+    stream(p, v);
+  }
+};
+struct FirstLanes {
+  int64_t count;
+  template <class S>
+  SCRATCHNN_MEMBER Vec<Wide<S>> read(const S* p) const {
+    return read_partial(p, count);
+  }
+  template <class S>
+  SCRATCHNN_MEMBER void write(S* p, Vec<Wide<S>> v) const {
+    write_partial(p, v, count);
+  }
+};
+struct Single {
+  template <class S>
+  SCRATCHNN_MEMBER static Wide<S> read(const S* p) {
+    return read_one(p);
+  }
+  template <class S>
+  SCRATCHNN_MEMBER static void write(S* p, Wide<S> x) {
+    write_one(p, x);
+  }
+};
 
-template <class V, class T>
-SCRATCHNN_INLINE void write(T* p, V v) {
-  if constexpr (std::is_same_v<V, T>) {
-    *p = v;
-  } else {
-    store(p, v);
-  }
+// body(part), the part being how the whole vectors of an output are written.
+template <class Body>
+SCRATCHNN_INLINE void with_vectors(bool streamed, const Body& body) {
+  if (!streamed) return body(Whole());
+  body(Streamed());
+  finish_streaming();
 }
 
 struct Unlimited {
@@ -87,72 +120,92 @@ SCRATCHNN_INLINE void with_limits(double low, double high, const Body& body) {
 }
 
 // Forward: of number i, normalized to n, the output.
-template <class T, class Limits, bool added>
+template <class S, class Limits, bool added>
 struct Finish {
-  const T* residual;
+  const S* residual;
   Limits limits;
-  template <class V>
-  SCRATCHNN_MEMBER V operator()(V n, int64_t i) const {
-    if constexpr (added) n = n + read<V>(residual + i);
+  template <class Part, class V>
+  SCRATCHNN_MEMBER V operator()(Part part, V n, int64_t i) const {
+    if constexpr (added) n = n + part.read(residual + i);
     return limits.value(n);
   }
 };
 
 // body(finish) for what an ending says.
-template <class T, class Body>
-SCRATCHNN_INLINE void with_finish(const Ending<T>& ending, const Body& body) {
-  with_limits<T>(ending.low, ending.high, [&](auto limits) {
+template <class S, class Body>
+SCRATCHNN_INLINE void with_finish(const Ending<S>& ending, const Body& body) {
+  with_limits<Wide<S>>(ending.low, ending.high, [&](auto limits) {
     using Limits = decltype(limits);
     if (ending.residual != nullptr) {
-      body(Finish<T, Limits, true>{ending.residual, limits});
+      body(Finish<S, Limits, true>{ending.residual, limits});
     } else {
-      body(Finish<T, Limits, false>{nullptr, limits});
+      body(Finish<S, Limits, false>{nullptr, limits});
     }
   });
 }
 
 // Backward: of number i, normalized to n, the gradient that arrives at n. It is stored, to be read in the next pass.
-template <class T>
 struct Open {  // nothing follows
-  template <class V>
-  SCRATCHNN_MEMBER V operator()(const T* grad, int64_t i, V /*n*/) const {
-    return read<V>(grad + i);
+  template <class Part, class S, class V>
+  SCRATCHNN_MEMBER V operator()(Part part, const S* grad, int64_t i, V /*n*/) const {
+    return part.read(grad + i);
   }
 };
 
 enum class Known { kNormalized, kResidual, kOutput };
 
-template <class T, class Limits, Known known>
+template <class S, class Limits, Known known>
 struct Closing {
-  const T* other;  // residual or output
-  T* passed;
+  const S* other;  // residual or output
+  S* passed;
   Limits limits;
-  template <class V>
-  SCRATCHNN_MEMBER V operator()(const T* grad, int64_t i, V n) const {
-    if constexpr (known == Known::kResidual) n = n + read<V>(other + i);
-    if constexpr (known == Known::kOutput) n = read<V>(other + i);
-    const V g = limits.gradient(read<V>(grad + i), n);
-    write(passed + i, g);
+  template <class Part, class V>
+  SCRATCHNN_MEMBER V operator()(Part part, const S* grad, int64_t i, V n) const {
+    if constexpr (known == Known::kResidual) n = n + part.read(other + i);
+    if constexpr (known == Known::kOutput) n = part.read(other + i);
+    const V g = limits.gradient(part.read(grad + i), n);
+    part.write(passed + i, g);
     return g;
   }
 };
 
 // body(gate) for what an ending says.
-template <class T, class Body>
-SCRATCHNN_INLINE void with_gate(const Ending<T>& ending, const Gate<T>& gate, const Body& body) {
-  if (gate.passed == nullptr) return body(Open<T>{});
-  with_limits<T>(ending.low, ending.high, [&](auto limits) {
+template <class S, class Body>
+SCRATCHNN_INLINE void with_gate(const Ending<S>& ending, const Gate<S>& gate, const Body& body) {
+  if (gate.passed == nullptr) return body(Open());
+  with_limits<Wide<S>>(ending.low, ending.high, [&](auto limits) {
     using Limits = decltype(limits);
     if constexpr (!std::is_same_v<Limits, Unlimited>) {
       if (gate.output != nullptr) {
-        body(Closing<T, Limits, Known::kOutput>{gate.output, gate.passed, limits});
+        body(Closing<S, Limits, Known::kOutput>{gate.output, gate.passed, limits});
       } else if (ending.residual != nullptr) {
-        body(Closing<T, Limits, Known::kResidual>{ending.residual, gate.passed, limits});
+        body(Closing<S, Limits, Known::kResidual>{ending.residual, gate.passed, limits});
       } else {
-        body(Closing<T, Limits, Known::kNormalized>{nullptr, gate.passed, limits});
+        body(Closing<S, Limits, Known::kNormalized>{nullptr, gate.passed, limits});
       }
     }
   });
+}
+
+// What the first pass of backward does with the gradient g that arrives at n: nothing while the means that dx is made
+// of are still being summed; where statistics are constants dx = scale g, and there is no second pass.
+struct Wait {
+  template <class Part, class V>
+  SCRATCHNN_MEMBER void operator()(Part, int64_t /*i*/, V /*g*/, V /*scale*/) const {}
+};
+template <class S>
+struct Scale {
+  S* grad_input;
+  template <class Part, class V>
+  SCRATCHNN_MEMBER void operator()(Part part, int64_t i, V g, V scale) const {
+    part.write(grad_input + i, g * scale);
+  }
+};
+
+template <class S, class Body>
+SCRATCHNN_INLINE void with_arrival(bool training, S* grad_input, const Body& body) {
+  if (training) return body(Wait());
+  body(Scale<S>{grad_input});
 }
 
 }  // namespace CPU_CAPABILITY

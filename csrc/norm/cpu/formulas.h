@@ -33,10 +33,8 @@ struct BlockWeights {
       : inverse(1 / count), share(count / (before + count)), between(share * before) {}
 };
 
-template <class T>
-SCRATCHNN_INLINE void merge_block(double& mean, double& squares, T shift, T sum, T sum_of_squares,
+SCRATCHNN_INLINE void merge_block(double& mean, double& squares, double shift, double deviation, double sum_of_squares,
                                   const BlockWeights& weights) {
-  const double deviation = sum;
   merge(mean, squares, shift + deviation * weights.inverse, sum_of_squares - deviation * deviation * weights.inverse,
         weights.share, weights.between);
 }

@@ -15,7 +15,7 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlock = 1024;         // numbers summed in their own precision
+constexpr int64_t kBlockVectors = 64;    // whose numbers are summed in their own precision: four times 16 additions
 constexpr int64_t kChunk = 8192;         // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 16;      // chunks of a set
 constexpr int64_t kGrain = 32768;        // numbers a thread must have to be worth waking
@@ -66,31 +66,38 @@ void set_by_set(const Runs& runs, const Reduce& reduce, const Finish& finish, co
   for_each_chunk(apply);
 }
 
-// body(offset, lane) for the whole vectors of a run, four at a time while that lasts, and tail(offset) for
-// the vector that ends with the run, where a rest is left.
-template <class T, class Body, class Tail>
-SCRATCHNN_INLINE void for_each_vector(int64_t length, const Body& body, const Tail& tail) {
+// body(offset, lane, part) for the vectors of a run, four at a time while that lasts; whole vectors are a `full` part.
+template <class T, class Full, class Body>
+SCRATCHNN_INLINE void for_each_vector(int64_t length, Full full, const Body& body) {
   constexpr int64_t n = kLanes<T>;
   int64_t i = 0;
   for (; i + 4 * n <= length; i += 4 * n) {
-    body(i, 0);
-    body(i + n, 1);
-    body(i + 2 * n, 2);
-    body(i + 3 * n, 3);
+    body(i, 0, full);
+    body(i + n, 1, full);
+    body(i + 2 * n, 2, full);
+    body(i + 3 * n, 3, full);
   }
-  for (; i + n <= length; i += n) body(i, 0);
-  if (i < length) tail(length - n);
+  for (; i + n <= length; i += n) body(i, 0, full);
+  if (i < length) body(i, 1, FirstLanes{length - i});
 }
 
+// The sum of all lanes, in double: a mean near zero would show the rounding of the last few additions.
 template <class T>
-SCRATCHNN_INLINE T total(const Vec<T> (&lanes)[4]) {
-  return horizontal_sum<T>((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
+SCRATCHNN_INLINE double total(const Vec<T> (&lanes)[4]) {
+  T numbers[4 * kLanes<T>];
+  std::memcpy(numbers, lanes, sizeof(numbers));
+  double sums[8] = {};
+  for (int i = 0; i < 4 * kLanes<T>; i += 8) {
+    for (int k = 0; k < 8; ++k) sums[k] += static_cast<double>(numbers[i + k]);
+  }
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// Two sums over a chunk of a set, one of `first` and one of `second`, taken block by block: for a block of
-// runs, add(position, length, sums_a, sums_b), then fold(count, sum_a, sum_b).
+// Two sums over a chunk of a set, taken block by block: add(position, lane, part, sum_a, sum_b) for the vectors of a
+// block, then fold(count, sum_a, sum_b).
 template <class T, class Add, class Fold>
 SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, const Add& add, const Fold& fold) {
+  constexpr int64_t block = kBlockVectors * kLanes<T>;
   Vec<T> a[4] = {}, b[4] = {};
   int64_t pending = 0;
   const auto flush = [&] {
@@ -99,11 +106,13 @@ SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, co
     pending = 0;
   };
   runs.for_each(set, chunk, [&](int64_t start) {
-    for (int64_t done = 0; done < runs.geometry.inner; done += kBlock) {
-      const int64_t length = std::min(kBlock, runs.geometry.inner - done);
-      add(start + done, length, a, b);
+    for (int64_t done = 0; done < runs.geometry.inner; done += block) {
+      const int64_t length = std::min(block, runs.geometry.inner - done);
+      for_each_vector<T>(length, Whole(), [&](int64_t i, int lane, auto part) SCRATCHNN_INLINE_LAMBDA {
+        add(start + done + i, part, a[lane], b[lane]);
+      });
       pending += length;
-      if (pending >= kBlock) flush();
+      if (pending >= block) flush();
     }
   });
   if (pending > 0) flush();
@@ -113,31 +122,30 @@ struct Moments {
   double count, mean, squares;  // squared deviations from the mean, summed
 };
 
+// A vector of which only a part counts.
 template <class T>
-Moments chunk_moments(const Runs& runs, const T* input, int64_t set, int64_t chunk) {
-  const T* start = input + runs.start(chunk * runs.chunk_runs, set);
+SCRATCHNN_INLINE Vec<T> counted(Vec<T> v, Whole) {
+  return v;
+}
+template <class T>
+SCRATCHNN_INLINE Vec<T> counted(Vec<T> v, FirstLanes part) {
+  return first_lanes<T>(v, part.count);
+}
+
+template <class S>
+Moments chunk_moments(const Runs& runs, const S* input, int64_t set, int64_t chunk) {
+  using T = Wide<S>;
+  const S* start = input + runs.start(chunk * runs.chunk_runs, set);
   T shift = 0;
-  for (int64_t i = 0; i < kShortestSlice; ++i) shift += start[i];
+  for (int64_t i = 0; i < kShortestSlice; ++i) shift += read_one(start + i);
   shift /= static_cast<T>(kShortestSlice);
   Moments moments = {0, 0, 0};
-  const Vec<IntOf<T>> fresh = last_lanes<T>(runs.geometry.inner % kLanes<T>);
-  const auto add = [&](int64_t position, int64_t length, Vec<T>(&sum)[4], Vec<T>(&squares)[4]) {
-    const T* x = input + position;
-    const Vec<T> centre = broadcast(shift);
-    for_each_vector<T>(
-        length,
-        [&](int64_t i, int lane) {
-          const Vec<T> d = load(x + i) - centre;
-          sum[lane] += d;
-          squares[lane] = fma(d, d, squares[lane]);
-        },
-        [&](int64_t i) {
-          const Vec<T> d = fresh ? load(x + i) - centre : Vec<T>{};
-          sum[0] += d;
-          squares[0] = fma(d, d, squares[0]);
-        });
+  const auto add = [&](int64_t i, auto part, Vec<T>& sum, Vec<T>& squares) SCRATCHNN_INLINE_LAMBDA {
+    const Vec<T> d = counted<T>(part.read(input + i) - broadcast(shift), part);
+    sum += d;
+    squares = fma(d, d, squares);
   };
-  sum_chunk<T>(runs, set, chunk, add, [&](int64_t count, T sum, T squares) {
+  sum_chunk<T>(runs, set, chunk, add, [&](int64_t count, double sum, double squares) {
     const double more = static_cast<double>(count);
     merge_block(moments.mean, moments.squares, shift, sum, squares, BlockWeights(moments.count, more));
     moments.count += more;
@@ -146,30 +154,22 @@ Moments chunk_moments(const Runs& runs, const T* input, int64_t set, int64_t chu
   return moments;
 }
 
-// output[i] = value(i) for the vectors of a run; what lies before the last one may be read by value(i), so the vector
-// that ends with the run leaves it as it is.
-template <class T, class Value>
-SCRATCHNN_INLINE void write_run(T* output, int64_t start, int64_t length, const Value& value) {
-  const Vec<IntOf<T>> fresh = last_lanes<T>(length % kLanes<T>);
-  for_each_vector<T>(
-      length, [&](int64_t i, int) { store(output + start + i, value(start + i)); },
-      [&](int64_t i) {
-        const Vec<T> before = load(output + start + i);
-        store(output + start + i, fresh ? value(start + i) : before);
-      });
-}
-
-template <class T, class Finish>
-SCRATCHNN_INLINE void apply_forward(const ForwardLine<T>& line, const T* x, T* y, int64_t start, int64_t length,
-                                    const Finish& finish) {
+template <class S, class Full, class Finish>
+SCRATCHNN_INLINE void apply_forward(const ForwardLine<Wide<S>>& line, const S* x, S* y, int64_t start, int64_t length,
+                                    Full full, const Finish& finish) {
+  using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
-  write_run(y, start, length, [&](int64_t i) { return finish(fma(load(x + i) - centre, scale, offset), i); });
+  for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
+    const Vec<T> n = fma(part.read(x + start + i) - centre, scale, offset);
+    part.write(y + start + i, finish(part, n, start + i));
+  });
 }
 
-template <class T>
-void norm_train(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-                double eps, double* mean, double* variance, const Ending<T>& ending) {
+template <class S>
+void norm_train(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+                double eps, double* mean, double* variance, const Ending<S>& ending) {
   const Runs runs(geometry);
+  const bool streamed = is_worth_streaming(output, geometry.size(), geometry.inner);
   Moments* moments = scratch<Moments>(geometry.sets * runs.chunks);
   set_by_set(
       runs,
@@ -187,25 +187,34 @@ void norm_train(const Interleaved& geometry, const T* input, T* output, const do
       },
       [&](int64_t set, int64_t chunk) {
         if (output == nullptr) return;
-        const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
+        const ForwardLine<Wide<S>> line(weight[set], bias[set], mean[set], variance[set], eps);
         with_finish(ending, [&](const auto& finish) {
-          runs.for_each(set, chunk,
-                        [&](int64_t start) { apply_forward(line, input, output, start, geometry.inner, finish); });
+          with_vectors(streamed, [&](auto full) {
+            runs.for_each(set, chunk, [&](int64_t start) {
+              apply_forward(line, input, output, start, geometry.inner, full, finish);
+            });
+          });
         });
       });
 }
 
-template <class T>
-void norm_eval(const Interleaved& geometry, const T* input, T* output, const double* weight, const double* bias,
-               double eps, const double* mean, const double* variance, const Ending<T>& ending) {
+template <class S>
+void norm_eval(const Interleaved& geometry, const S* input, S* output, const double* weight, const double* bias,
+               double eps, const double* mean, const double* variance, const Ending<S>& ending) {
+  using Line = ForwardLine<Wide<S>>;
+  const bool streamed = is_worth_streaming(output, geometry.size(), geometry.inner);
+  Line* lines = scratch<Line>(geometry.sets, Scratch::kCall);
+  for (int64_t set = 0; set < geometry.sets; ++set) {
+    lines[set] = Line(weight[set], bias[set], mean[set], variance[set], eps);
+  }
   const int64_t grain = std::max<int64_t>(1, kGrain / geometry.inner);
   parallel_for(0, geometry.outer * geometry.sets, grain, [&](int64_t first, int64_t last) {
     with_finish(ending, [&](const auto& finish) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t set = i % geometry.sets;
-        const ForwardLine<T> line(weight[set], bias[set], mean[set], variance[set], eps);
-        apply_forward(line, input, output, i * geometry.inner, geometry.inner, finish);
-      }
+      with_vectors(streamed, [&](auto full) {
+        for (int64_t i = first; i < last; ++i) {
+          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, full, finish);
+        }
+      });
     });
   });
 }
@@ -214,59 +223,47 @@ struct GradSums {
   double g, g_x;  // sums of g and of g (x - centre)
 };
 
-template <class T, class Gate>
-GradSums chunk_grad_sums(const Runs& runs, const T* grad, const T* input, int64_t set, int64_t chunk,
-                         const ForwardLine<T>& line, const Gate& gate) {
+template <class S, class Gate, class Arrival>
+GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_t set, int64_t chunk,
+                         const ForwardLine<Wide<S>>& line, const Gate& gate, const Arrival& arrived) {
+  using T = Wide<S>;
   GradSums sums = {0, 0};
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), shift = broadcast(line.offset);
-  const Vec<IntOf<T>> fresh = last_lanes<T>(runs.geometry.inner % kLanes<T>);
-  const auto add = [&](int64_t position, int64_t length, Vec<T>(&sum_g)[4], Vec<T>(&sum_g_x)[4]) {
-    const T* x = input + position;
-    for_each_vector<T>(
-        length,
-        [&](int64_t i, int lane) {
-          const Vec<T> d = load(x + i) - centre;
-          const Vec<T> slope = gate(grad, position + i, fma(d, scale, shift));
-          sum_g[lane] += slope;
-          sum_g_x[lane] = fma(slope, d, sum_g_x[lane]);
-        },
-        [&](int64_t i) {
-          const Vec<T> d = load(x + i) - centre;
-          const Vec<T> all = gate(grad, position + i, fma(d, scale, shift));
-          const Vec<T> slope = fresh ? all : Vec<T>{};
-          sum_g[0] += slope;
-          sum_g_x[0] = fma(slope, d, sum_g_x[0]);
-        });
+  // Beyond the end of a run the gradient is zero.
+  const auto add = [&](int64_t i, auto part, Vec<T>& sum_g, Vec<T>& sum_g_x) SCRATCHNN_INLINE_LAMBDA {
+    const Vec<T> d = part.read(input + i) - centre;
+    const Vec<T> slope = gate(part, grad, i, fma(d, scale, shift));
+    sum_g += slope;
+    sum_g_x = fma(slope, d, sum_g_x);
+    arrived(part, i, slope, scale);
   };
-  sum_chunk<T>(runs, set, chunk, add, [&](int64_t, T sum_g, T sum_g_x) {
+  sum_chunk<T>(runs, set, chunk, add, [&](int64_t, double sum_g, double sum_g_x) {
     sums.g += sum_g;
     sums.g_x += sum_g_x;
   });
   return sums;
 }
 
-template <class T>
-SCRATCHNN_INLINE void apply_backward(const BackwardLine<T>& line, const T* g, const T* x, T* dx, int64_t start,
-                                     int64_t length) {
+template <class S, class Full>
+SCRATCHNN_INLINE void apply_backward(const BackwardLine<Wide<S>>& line, const S* g, const S* x, S* dx, int64_t start,
+                                     int64_t length, Full full) {
+  using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
-  write_run(dx, start, length,
-            [&](int64_t i) { return fma(load(g + i), grad_scale, fma(load(x + i) - centre, input_scale, offset)); });
+  for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
+    const Vec<T> by_input = fma(part.read(x + start + i) - centre, input_scale, offset);
+    part.write(dx + start + i, fma(part.read(g + start + i), grad_scale, by_input));
+  });
 }
 
-// dx = g grad_scale, where mean and variance do not depend on x.
-template <class T>
-SCRATCHNN_INLINE void apply_scale(T grad_scale, const T* g, T* dx, int64_t start, int64_t length) {
-  const Vec<T> scale = broadcast(grad_scale);
-  write_run(dx, start, length, [&](int64_t i) { return load(g + i) * scale; });
-}
-
-template <class T>
-void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T* grad_input, const double* weight,
+template <class S>
+void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S* grad_input, const double* weight,
                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
-                   double* grad_bias, const Ending<T>& ending, const Gate<T>& gate) {
+                   double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
+  using T = Wide<S>;
   const Runs runs(geometry);
-  const T* passed = gate.passed == nullptr ? grad : gate.passed;
+  const S* passed = gate.passed == nullptr ? grad : gate.passed;
+  const bool streamed = is_worth_streaming(grad_input, geometry.size(), geometry.inner);
   const double count = static_cast<double>(geometry.count());
   GradSums* sums = scratch<GradSums>(geometry.sets * runs.chunks);
   set_by_set(
@@ -275,7 +272,9 @@ void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T
         const double bias = gate.bias == nullptr ? 0 : gate.bias[set];
         const ForwardLine<T> line(weight[set], bias, mean[set], variance[set], eps);
         with_gate(ending, gate, [&](const auto& open) {
-          sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, line, open);
+          with_arrival(training, grad_input, [&](const auto& arrived) {
+            sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, line, open, arrived);
+          });
         });
       },
       [&](int64_t set) {
@@ -288,15 +287,13 @@ void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T
         grad_weight[set] = sum_g_x_hat<T>(all.g, all.g_x, mean[set], variance[set], eps);
       },
       [&](int64_t set, int64_t chunk) {
+        if (!training) return;
         const double share = weight[set] / count;
         const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, share * grad_bias[set],
                                    share * grad_weight[set]);
-        runs.for_each(set, chunk, [&](int64_t i) {
-          if (training) {
-            apply_backward(line, passed, input, grad_input, i, geometry.inner);
-          } else {
-            apply_scale(line.grad_scale, passed, grad_input, i, geometry.inner);
-          }
+        with_vectors(streamed, [&](auto full) {
+          runs.for_each(set, chunk,
+                        [&](int64_t i) { apply_backward(line, passed, input, grad_input, i, geometry.inner, full); });
         });
       });
 }
@@ -305,10 +302,16 @@ void norm_backward(const Interleaved& geometry, const T* grad, const T* input, T
 
 SCRATCHNN_REGISTER_KERNEL(norm_train_slices<float>, &norm_train<float>);
 SCRATCHNN_REGISTER_KERNEL(norm_train_slices<double>, &norm_train<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_train_slices<BFloat16>, &norm_train<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(norm_train_slices<Half>, &norm_train<Half>);
 SCRATCHNN_REGISTER_KERNEL(norm_eval_slices<float>, &norm_eval<float>);
 SCRATCHNN_REGISTER_KERNEL(norm_eval_slices<double>, &norm_eval<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_eval_slices<BFloat16>, &norm_eval<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(norm_eval_slices<Half>, &norm_eval<Half>);
 SCRATCHNN_REGISTER_KERNEL(norm_backward_slices<float>, &norm_backward<float>);
 SCRATCHNN_REGISTER_KERNEL(norm_backward_slices<double>, &norm_backward<double>);
+SCRATCHNN_REGISTER_KERNEL(norm_backward_slices<BFloat16>, &norm_backward<BFloat16>);
+SCRATCHNN_REGISTER_KERNEL(norm_backward_slices<Half>, &norm_backward<Half>);
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

@@ -2,6 +2,7 @@
 //
 // A window is summed row by row, each row by itself: the error of a large window grows with its sides, not
 // with its area.
+#include "pool/cpu/pairs.h"
 #include "pool/cpu/rows.h"
 
 namespace scratchnn {
@@ -78,11 +79,6 @@ void walk(const T* source, T* result, const Relation& relation) {
   });
 }
 
-// Whether each plane has a single window, all of it.
-bool is_global(const Relation& relation, const Extent& input, const Extent& output) {
-  return volume(output) == 1 && relation.links == input;
-}
-
 // A vector whose lanes add up to the sum of `count` numbers. Runs are summed by themselves, four partial sums
 // at a time: the error grows with the number of runs, not of numbers.
 template <class T>
@@ -130,6 +126,41 @@ void average_planes(const T* input, T* output, const Relation& forward) {
                });
 }
 
+// sums[c] += from[c]
+template <class T>
+SCRATCHNN_INLINE void add_channels(const T* from, int64_t channels, T* sums) {
+  int64_t c = 0;
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) store(sums + c, load(sums + c) + load(from + c));
+  for (; c < channels; ++c) sums[c] += from[c];
+}
+
+// Global average pooling of channels_last images: memory is read in order, all channels of a pixel, and the sums stay
+// in the cache. Each row of an image is summed by itself, as in average_row.
+template <class T>
+void average_pixels(const T* input, T* output, const Relation& forward) {
+  constexpr int64_t kAtOnce = 2048;  // channels
+  const int64_t channels = forward.channels, width = forward.source[2];
+  const int64_t rows = forward.source[0] * forward.source[1], parts = (channels + kAtOnce - 1) / kAtOnce;
+  const T divisor =
+      static_cast<T>(forward.along[0].links->factor * forward.along[1].links->factor * forward.along[2].links->factor);
+  const int64_t grain = std::max<int64_t>(1, kGrain / (rows * width * std::min(channels, kAtOnce)));
+  parallel_for(0, forward.images * parts, grain, [&](int64_t first, int64_t last) {
+    T* row_sums = scratch<T>(2 * kAtOnce);
+    T* sums = row_sums + kAtOnce;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t image = i / parts, start = i % parts * kAtOnce, count = std::min(kAtOnce, channels - start);
+      const T* pixel = input + image * rows * width * channels + start;
+      std::fill_n(sums, count, T(0));
+      for (int64_t row = 0; row < rows; ++row) {
+        std::fill_n(row_sums, count, T(0));
+        for (int64_t x = 0; x < width; ++x, pixel += channels) add_channels(pixel, count, row_sums);
+        add_channels(row_sums, count, sums);
+      }
+      for (int64_t c = 0; c < count; ++c) output[image * channels + start + c] = sums[c] / divisor;
+    }
+  });
+}
+
 template <class T>
 void spread_over_planes(const T* grad, T* grad_input, const Relation& backward) {
   const int64_t pixels = volume(backward.result);
@@ -142,10 +173,43 @@ void spread_over_planes(const T* grad, T* grad_input, const Relation& backward) 
 }
 
 template <class T>
+void average_pairs(const T* input, T* output, const Relation& forward) {
+  for_each_plane_row(forward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
+    const T* source = input + plane * volume(forward.source);
+    const T divisor = static_cast<T>(row_count == 0 ? 1.0 : rows[0].factor * forward.along[2].links->factor);
+    for_each_vector<T>(forward.result[2], [&](int64_t x, int64_t count) {
+      Vec<T> sum = {};
+      for (int64_t r = 0; r < row_count; ++r) {
+        const Pairs<T> pairs = load_pairs(source + rows[r].pixel + 2 * x, count);
+        sum += pairs.left + pairs.right;
+      }
+      store_some(output + place + x, sum / divisor, count);
+    });
+  });
+}
+
+template <class T>
+void spread_over_pairs(const T* grad, T* grad_input, const Relation& backward) {
+  for_each_plane_row(backward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
+    const T* source = grad + plane * volume(backward.source);
+    for_each_vector<T>(backward.source[2], [&](int64_t x, int64_t count) {
+      Vec<T> sum = {};
+      for (int64_t r = 0; r < row_count; ++r) {
+        const T share = static_cast<T>(rows[r].factor * backward.along[2].links->factor);
+        sum += share * load_some(source + rows[r].pixel + x, count);
+      }
+      store_doubled(grad_input + place + 2 * x, sum, count);
+    });
+  });
+}
+
+template <class T>
 void average(const T* input, T* output, const Relation& forward) {
-  if (!forward.channels_last && is_global(forward, forward.source, forward.result)) {
-    return average_planes(input, output, forward);
+  if (is_global(forward, forward.source, forward.result)) {
+    auto* run = forward.channels_last ? &average_pixels<T> : &average_planes<T>;
+    return run(input, output, forward);
   }
+  if (takes_pairs(forward)) return average_pairs(input, output, forward);
   walk<T, &average_row<T>>(input, output, forward);
 }
 
@@ -154,6 +218,7 @@ void average_backward(const T* grad, T* grad_input, const Relation& backward) {
   if (!backward.channels_last && is_global(backward, backward.result, backward.source)) {
     return spread_over_planes(grad, grad_input, backward);
   }
+  if (gives_pairs(backward)) return spread_over_pairs(grad, grad_input, backward);
   walk<T, &average_backward_row<T>>(grad, grad_input, backward);
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "pool/chosen.h"
+#include "pool/cpu/pairs.h"
 #include "pool/cpu/rows.h"
 
 namespace scratchnn {
@@ -81,8 +82,122 @@ void max_pool_planes(const T* input, T* output, Offset* offsets, const Relation&
   });
 }
 
+// Maxima and the taps they came from, lane by lane.
+template <class T>
+struct Best {
+  Vec<T> value;
+  Vec<IntOf<T>> tap;
+
+  // The better of the two, lane by lane: of equals the earlier tap, as if taps came one by one; of NaNs, which beat
+  // everything, the later.
+  SCRATCHNN_MEMBER void meet(const Best& other) {
+    const Vec<IntOf<T>> nan = value != value, other_nan = other.value != other.value, later = other.tap > tap;
+    const Vec<IntOf<T>> wins = (other.value > value) | ((other.value == value) & ~later);
+    const Vec<IntOf<T>> better = (other_nan & (~nan | later)) | (~nan & wins);
+    value = better ? other.value : value;
+    tap = better ? other.tap : tap;
+  }
+};
+
+// Whether each plane has a single window, all of it, whose taps are numbered as the plane's pixels.
+template <class T>
+bool is_plane_by_plane(const Relation& forward) {
+  if (forward.channels_last || !is_global(forward, forward.source, forward.result)) return false;
+  int64_t first_tap = 0, last_tap = 0;
+  for (const Links& along : forward.along) {
+    first_tap += along.begin(0)->tap;
+    last_tap += (along.begin(1) - 1)->tap;
+  }
+  const int64_t pixels = volume(forward.source);
+  return first_tap == 0 && last_tap == pixels - 1 && pixels >= kLanes<T>;
+}
+
+// The best of each lane over a plane of at least a vector of numbers.
+template <class T>
+SCRATCHNN_INLINE Best<T> best_of_lanes(const T* p, int64_t count, Vec<IntOf<T>> lane) {
+  constexpr int64_t n = kLanes<T>;
+  Best<T> best = {load(p), lane};
+  const auto take = [&](int64_t i) {
+    const Vec<T> value = load(p + i);
+    const Vec<IntOf<T>> better = (value > best.value) | (value != value);
+    best.value = better ? value : best.value;
+    best.tap = better ? lane + static_cast<IntOf<T>>(i) : best.tap;
+  };
+  int64_t i = n;
+  for (; i + n <= count; i += n) take(i);
+  // The last vector overlaps the one before: a number met again is not better than itself, nor is a NaN's tap later.
+  if (i < count) best.meet({load(p + count - n), lane + static_cast<IntOf<T>>(count - n)});
+  return best;
+}
+
+// Global max pooling of contiguous planes: each is read once, in order; the lanes of kLanes planes are then compared
+// all at once.
+template <class T, class Offset>
+void max_of_planes(const T* input, T* output, Offset* offsets, const Relation& forward) {
+  constexpr int n = kLanes<T>;
+  const int64_t pixels = volume(forward.source);
+  Vec<IntOf<T>> lane;
+  for (int v = 0; v < n; ++v) lane[v] = v;
+  const int64_t grain = std::max<int64_t>(n, kGrain / pixels);
+  parallel_for(0, forward.images * forward.channels, grain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i += n) {
+      Vec<T> values[n];
+      Vec<IntOf<T>> taps[n];
+      for (int v = 0; v < n; ++v) {
+        const Best<T> best = best_of_lanes(input + std::min(i + v, last - 1) * pixels, pixels, lane);
+        values[v] = best.value;
+        taps[v] = best.tap;
+      }
+      transpose<T>(values);
+      transpose<IntOf<T>>(taps);
+      Best<T> best = {values[0], taps[0]};
+      for (int v = 1; v < n; ++v) best.meet({values[v], taps[v]});
+      const int64_t count = std::min<int64_t>(n, last - i);
+      store_partial(output + i, best.value, count);
+      if (offsets == nullptr) continue;
+      for (int64_t v = 0; v < count; ++v) offsets[i + v] = static_cast<Offset>(best.tap[v]);
+    }
+  });
+}
+
+template <class T, class Offset, bool kOffsets>
+void max_of_pairs(const T* input, T* output, Offset* offsets, const Relation& forward) {
+  using Int = IntOf<T>;
+  for_each_plane_row(forward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
+    const T* source = input + plane * volume(forward.source);
+    const int64_t left = forward.along[2].links[0].tap, right = forward.along[2].links[1].tap;
+    const Int first_tap = static_cast<Int>(row_count == 0 ? 0 : rows[0].tap + left);
+    for_each_vector<T>(forward.result[2], [&](int64_t x, int64_t count) {
+      Vec<T> best = broadcast(-std::numeric_limits<T>::infinity());
+      Vec<Int> best_tap = broadcast(first_tap);
+      const auto take = [&](Vec<T> value, int64_t tap) {
+        const Vec<Int> better = (value > best) | (value != value);
+        best = better ? value : best;
+        if constexpr (kOffsets) best_tap = better ? broadcast(static_cast<Int>(tap)) : best_tap;
+      };
+      for (int64_t r = 0; r < row_count; ++r) {
+        const Pairs<T> pairs = load_pairs(source + rows[r].pixel + 2 * x, count);
+        take(pairs.left, rows[r].tap + left);
+        take(pairs.right, rows[r].tap + right);
+      }
+      store_some(output + place + x, best, count);
+      if constexpr (!kOffsets) return;
+      if (count == kLanes<T>) {
+        store_offsets<T>(offsets + place + x, best_tap);
+      } else {
+        store_offset_vector<T>(offsets + place + x, best_tap, 0, Block<1, true>{0, count});
+      }
+    });
+  });
+}
+
 template <class T, class Offset>
 void max_pool(const T* input, T* output, Offset* offsets, const Relation& forward) {
+  if (is_plane_by_plane<T>(forward)) return max_of_planes(input, output, offsets, forward);
+  if (takes_pairs(forward)) {
+    auto* run = offsets == nullptr ? &max_of_pairs<T, Offset, false> : &max_of_pairs<T, Offset, true>;
+    return run(input, output, offsets, forward);
+  }
   if (offsets == nullptr) {
     auto* run = forward.channels_last ? &max_pool_channels_last<T, Offset, false> : &max_pool_planes<T, Offset, false>;
     run(input, output, offsets, forward);

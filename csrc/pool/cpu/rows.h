@@ -31,6 +31,11 @@ struct SourceRow {
   double factor;
 };
 
+// Whether each image has a single window, all of it.
+SCRATCHNN_INLINE bool is_global(const Relation& relation, const Extent& input, const Extent& output) {
+  return volume(output) == 1 && relation.links == input;
+}
+
 // The part of the source that some results need.
 struct Region {
   int64_t depth_begin, depth_end, height_begin, height_end, width_begin, width_end;
