@@ -66,24 +66,24 @@ SCRATCHNN_INLINE Vec<T> load_pairs(const E* even, const E* odd) {
   return (Vec<T>)((FloatBits)read(even) >> 16 | (FloatBits)read(odd));
 }
 
+// sum += x b for the number x at p, or the sum of both products of a pair.
 template <class E, class T>
-SCRATCHNN_INLINE Vec<T> spread(const E* p) {
-  if constexpr (std::is_same_v<E, T>) {
-    return broadcast(*p);
+SCRATCHNN_INLINE void multiply_add(const E* p, Vec<T> b, Vec<T>& sum) {
+#if defined(CPU_CAPABILITY_AVX512)
+  // The instruction itself spreads x over the vector, which spares one; compilers do so for a single use only.
+  // bfloat16's is no intrinsic: the compiler must not use that extension elsewhere.
+  if constexpr (std::is_same_v<E, float>) {
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*p));
+  } else if constexpr (std::is_same_v<E, double>) {
+    asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*p));
   } else {
-    IntOf<T> bits;
-    std::memcpy(&bits, p, sizeof(bits));
-    return (Vec<T>)broadcast(bits);
+    const auto& pair = *reinterpret_cast<const E(*)[2]>(p);
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(pair));
   }
-}
-
-template <class E, class T>
-SCRATCHNN_INLINE void multiply_add(Vec<T> x, Vec<T> b, Vec<T>& sum) {
-  if constexpr (std::is_same_v<E, T>) {
-    sum = fma(x, b, sum);
-  } else {  // not an intrinsic: the compiler must not use the extension elsewhere
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(b));
-  }
+#else
+  static_assert(std::is_same_v<E, T>);
+  sum = fma(broadcast(*p), b, sum);
+#endif
 }
 
 template <int rows, class E, class T>
@@ -93,9 +93,8 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const E* const (&a)
   SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-    const Vec<T> x = spread<E, T>(a[r] + i);
-    multiply_add<E, T>(x, b0, sums[r][0]);
-    multiply_add<E, T>(x, b1, sums[r][1]);
+    multiply_add<E, T>(a[r] + i, b0, sums[r][0]);
+    multiply_add<E, T>(a[r] + i, b1, sums[r][1]);
   }
 }
 
@@ -222,9 +221,8 @@ __attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_s
       SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        const Vec<T> x = spread<E, T>(a + step * r);
-        multiply_add<E, T>(x, b0, sums[r][0]);
-        multiply_add<E, T>(x, b1, sums[r][1]);
+        multiply_add<E, T>(a + step * r, b0, sums[r][0]);
+        multiply_add<E, T>(a + step * r, b1, sums[r][1]);
       }
     }
 #pragma GCC unroll 16
@@ -235,8 +233,8 @@ __attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_s
   }
 }
 
-// Memory that will be read soon, asked for bit by bit while tiles are computed: the processor itself looks ahead by less
-// than a tile takes, and would wait wherever a row begins.
+// Memory that will be read soon, asked for bit by bit while tiles are computed: the processor itself looks ahead by
+// less than a tile takes, and would wait wherever a row begins.
 class Upcoming {
  public:
   Upcoming() = default;
