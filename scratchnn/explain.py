@@ -51,14 +51,22 @@ _ALGORITHMS = {
     "bilinear_weight_grad": _Algorithm("matrix product", "one input, scaled by the gradient, times the other"),
     "local_response_norm": _WINDOW,
     "local_response_norm_backward": _WINDOW,
-    "batch_norm_train": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
-    "batch_norm_eval": _Algorithm("one pass", "with fixed statistics it is one multiply-add a number"),
-    "batch_norm_backward": _Algorithm("sums, then gradients", "both sums of a channel are gathered in one pass"),
-    "batch_norm_add_clamp_train": _Algorithm(
-        "statistics, then outputs", "addition and clamp cost no pass of their own: they end batch norm's last"
+    "batch_norm_train": _Algorithm(
+        "statistics, then outputs", "what shares statistics is read again from the cache", "registers"
     ),
-    "batch_norm_add_clamp": _Algorithm("one pass", "batch norm, addition and clamp meet each number once"),
-    "batch_norm_add_clamp_backward": _Algorithm("sums, then gradients", "the clamp's mask is applied on the way"),
+    "batch_norm_eval": _Algorithm("one pass", "with fixed statistics it is one multiply-add a number", "registers"),
+    "batch_norm_backward": _Algorithm(
+        "sums, then gradients", "both sums of a channel are gathered in one pass", "registers"
+    ),
+    "batch_norm_add_clamp_train": _Algorithm(
+        "statistics, then outputs",
+        "addition and clamp cost no pass of their own: they end batch norm's last",
+        "registers",
+    ),
+    "batch_norm_add_clamp": _Algorithm("one pass", "batch norm, addition and clamp meet each number once", "registers"),
+    "batch_norm_add_clamp_backward": _Algorithm(
+        "sums, then gradients", "the clamp's mask is applied on the way", "registers"
+    ),
     "normalize": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
     "normalize_backward": _Algorithm("sums, then gradients", "both sums of a set are gathered in one pass"),
     "max_pool": _Algorithm("windows over vectors of channels", "many maxima are found at once"),
