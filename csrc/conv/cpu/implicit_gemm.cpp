@@ -37,6 +37,35 @@ void slice_segments(const std::vector<Segment>& segments, int64_t first, int64_t
   }
 }
 
+// Where position (d, h, w) of a band lies in an image of the output, in pixels from the band's first.
+SCRATCHNN_INLINE int64_t out_pixel(const Correlation& c, const Extent& size, int64_t d, int64_t h, int64_t w) {
+  return (d * c.out_step[0] * size[1] + h * c.out_step[1]) * size[2] + w * c.out_step[2];
+}
+
+// A band's results to the output: `channels` numbers of each position, `stride` apart at `from`, to those at `to`.
+template <class T, class S>
+void write_band(const Correlation& c, const Band& band, const T* from, int64_t stride, int64_t channels,
+                const Images<S>& out, S* to) {
+  const int64_t step = c.out_step[2];
+  for_each_row(band, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
+    const T* row = from + p * stride;
+    S* out_row = to + n * out.image_stride() + out_pixel(c, out.size, d, h, 0) * out.pixel_stride();
+    if (out.channels_last) {
+      for (int64_t w = 0; w < band.size[2]; ++w) {
+        copy_numbers(row + w * stride, channels, out_row + w * step * out.channels);
+      }
+    } else if (step == 1) {
+      transpose_block(row, stride, out_row, out.pixels(), band.size[2], channels);
+    } else {
+      for (int64_t k = 0; k < channels; ++k) {
+        for (int64_t w = 0; w < band.size[2]; ++w) {
+          write_one(out_row + k * out.pixels() + w * step, row[w * stride + k]);
+        }
+      }
+    }
+  });
+}
+
 // out = in (*) w: runs one correlation over all bands of all images and groups. E is the type of the numbers that are
 // multiplied: Wide<S>, or S itself.
 template <class E, class S>
@@ -63,8 +92,8 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
   // memory is asked for the next tile while this one is computed.
   const bool streams = taps == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes;
   const int64_t blocks = bands.total() * groups;
-  const int64_t shares =
-      std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, weight.panels);
+  const int64_t shares = std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1,
+                                             std::max<int64_t>(1, weight.panels));
 
   parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(band_size + stage_size + 2 * pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
@@ -83,21 +112,17 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
           view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
       segments_of(correlation, low, view, operand.sum, segments);
 
-      const Extent& out_step = correlation.out_step;
-      const int64_t out_width = out.size[2], out_height = out.size[1];
       int64_t first_pixel = 0;
       for (int d = 0; d < kSpatialRank; ++d) {
-        first_pixel = first_pixel * out.size[d] + correlation.out_base[d] + band.first[d] * out_step[d];
+        first_pixel = first_pixel * out.size[d] + correlation.out_base[d] + band.first[d] * correlation.out_step[d];
       }
       S* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
                      first_pixel * out.pixel_stride();
-      const auto out_pixel = [&](int64_t d, int64_t h, int64_t w) {
-        return (d * out_step[0] * out_height + h * out_step[1]) * out_width + w * out_step[2];
-      };
       for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
         in_offsets[p] = n * view.image_stride + d * correlation.in_step[0] * view.stride[0] +
                         h * correlation.in_step[1] * view.stride[1] + w * correlation.in_step[2] * view.stride[2];
-        out_offsets[p] = stage ? p * padded_out : n * out.image_stride() + out_pixel(d, h, w) * out.channels;
+        out_offsets[p] =
+            stage ? p * padded_out : n * out.image_stride() + out_pixel(correlation, out.size, d, h, w) * out.channels;
       });
 
       T* result = stage_memory;
@@ -115,9 +140,9 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
       if (streams) {
         for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
           for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-            const int64_t share = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * share;
+            const int64_t asked = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * asked;
             for (int64_t q = p + rows; q < std::min(p + 2 * rows, band.pixels()); ++q) {
-              prefetch_far(view.data + in_offsets[q] + from, share + 1);
+              prefetch_far(view.data + in_offsets[q] + from, asked + 1);
               prefetch_far(result + out_offsets[q] + panel * columns, columns);
             }
             multiply(segments, 0, true, panel, p, rows);
@@ -134,26 +159,11 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
         }
       }
 
-      if (!stage) continue;
-      const int64_t first_out = first_panel * columns, last_out = std::min(operand.out, last_panel * columns);
-      for_each_row(band, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
-        const T* from = stage_memory + p * padded_out + first_out;
-        S* to = out_image + n * out.image_stride() + out_pixel(d, h, 0) * out.pixel_stride() +
-                first_out * out.channel_stride();
-        if (out.channels_last) {
-          for (int64_t w = 0; w < band.size[2]; ++w) {
-            copy_numbers(from + w * padded_out, last_out - first_out, to + w * out_step[2] * out.channels);
-          }
-        } else if (out_step[2] == 1) {
-          transpose_block(from, padded_out, to, out.pixels(), band.size[2], last_out - first_out);
-        } else {
-          for (int64_t k = 0; k < last_out - first_out; ++k) {
-            for (int64_t w = 0; w < band.size[2]; ++w) {
-              write_one(to + k * out.pixels() + w * out_step[2], from[w * padded_out + k]);
-            }
-          }
-        }
-      });
+      if (stage) {
+        const int64_t first_out = first_panel * columns, last_out = std::min(operand.out, last_panel * columns);
+        write_band(correlation, band, stage_memory + first_out, padded_out, last_out - first_out, out,
+                   out_image + first_out * out.channel_stride());
+      }
     }
   });
 }
