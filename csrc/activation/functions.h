@@ -1,4 +1,4 @@
-// The elementwise activations: for each its value y = f(x), and the gradient dL/dx = dL/dy f'(x).
+// The elementwise activations: for each its value y = f(x), and the gradient dx = dy f'(x).
 //
 // One struct a function, named as in table.h, with its parameters as members. The formulas are generic: T is the
 // type of the parameters, V a vector of T (the fast kernels) or a plain number (the readable ones); `c ? a : b` picks

@@ -5,7 +5,7 @@
 
 namespace scratchnn {
 
-// Adds to dL/dx, which counts the pixels inside of the image, what its copies in the border contribute.
+// Adds to dx, which counts the pixels inside of the image, what its copies in the border contribute.
 template <class T>
 void add_border_grad(const ConvGeometry& geometry, const Images<const T>& grad, const Filters<const T>& weight,
                      const Images<T>& grad_input);

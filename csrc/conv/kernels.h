@@ -13,13 +13,13 @@ template <class S>
 using ConvForward =
     Kernel<void(const ConvGeometry&, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output)>;
 
-// dL/dx from dL/dy and w, which is a transposed convolution: it may have a bias. The border counts as zeros;
-// add_border_grad (border.h) does the rest.
+// dx from dy, the gradient of y, and w, which is a transposed convolution: it may have a bias. The border counts as
+// zeros; add_border_grad (border.h) does the rest.
 template <class S>
 using ConvInputGrad = Kernel<void(const ConvGeometry&, Images<const S> grad, Filters<const S> weight, const S* bias,
                                   Images<S> grad_input)>;
 
-// dL/dw from dL/dy and x.
+// dw from dy and x.
 template <class S>
 using ConvWeightGrad =
     Kernel<void(const ConvGeometry&, Images<const S> grad, Images<const S> input, Filters<S> grad_weight)>;

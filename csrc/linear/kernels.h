@@ -1,5 +1,5 @@
 // The fast kernels of the fully-connected layer. All matrices are row-major without gaps:
-// input N x C, weight K x C, grad (dL/dy) N x K. S is what the numbers are in memory: float, double, BFloat16 or Half
+// input N x C, weight K x C, grad (dy) N x K. S is what the numbers are in memory: float, double, BFloat16 or Half
 // (common/half.h).
 #pragma once
 

@@ -8,7 +8,7 @@
 //   dx[n, c] = sum over k of dy[n, k] w[k, c]
 //   dw[k, c] = sum over n of dy[n, k] x[n, c]
 //
-// and with two inputs, x N x I and z N x J (the arguments a and b), and w K x I x J,
+// and with two inputs, x N x I and z N x J, and w K x I x J,
 //
 //   y[n, k]     = b[k] + sum over i, j of w[k, i, j] x[n, i] z[n, j]
 //   dw[k, i, j] = sum over n of dy[n, k] x[n, i] z[n, j]
@@ -94,11 +94,11 @@ void linear_weight_grad(const at::Tensor& grad, const at::Tensor& input, const a
   });
 }
 
-void bilinear(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
+void bilinear(const at::Tensor& first, const at::Tensor& second, const at::Tensor& weight, const at::Tensor& bias,
               const at::Tensor& output) {
-  SCRATCHNN_DISPATCH(a.scalar_type(), "bilinear", [&] {
-    const int64_t N = a.size(0), K = weight.size(0), I = weight.size(1), J = weight.size(2);
-    const scalar_t *x = a.const_data_ptr<scalar_t>(), *z = b.const_data_ptr<scalar_t>();
+  SCRATCHNN_DISPATCH(first.scalar_type(), "bilinear", [&] {
+    const int64_t N = first.size(0), K = weight.size(0), I = weight.size(1), J = weight.size(2);
+    const scalar_t *x = first.const_data_ptr<scalar_t>(), *z = second.const_data_ptr<scalar_t>();
     const scalar_t* w = weight.const_data_ptr<scalar_t>();
     const scalar_t* start = bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr;
     scalar_t* y = output.data_ptr<scalar_t>();
@@ -114,12 +114,12 @@ void bilinear(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight
   });
 }
 
-void bilinear_weight_grad(const at::Tensor& grad, const at::Tensor& a, const at::Tensor& b,
+void bilinear_weight_grad(const at::Tensor& grad, const at::Tensor& first, const at::Tensor& second,
                           const at::Tensor& grad_weight) {
   SCRATCHNN_DISPATCH(grad.scalar_type(), "bilinear_weight_grad", [&] {
-    const int64_t N = grad.size(0), K = grad.size(1), I = a.size(1), J = b.size(1);
-    const scalar_t *dy = grad.const_data_ptr<scalar_t>(), *x = a.const_data_ptr<scalar_t>();
-    const scalar_t* z = b.const_data_ptr<scalar_t>();
+    const int64_t N = grad.size(0), K = grad.size(1), I = first.size(1), J = second.size(1);
+    const scalar_t *dy = grad.const_data_ptr<scalar_t>(), *x = first.const_data_ptr<scalar_t>();
+    const scalar_t* z = second.const_data_ptr<scalar_t>();
     scalar_t* dw = grad_weight.data_ptr<scalar_t>();
     for (int64_t k = 0; k < K; ++k) {
       for (int64_t i = 0; i < I; ++i) {

@@ -9,10 +9,10 @@ void linear(const at::Tensor& input, const at::Tensor& weight, const at::Tensor&
 void linear_input_grad(const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& grad_input);
 void linear_weight_grad(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& grad_weight);
 
-// Of two inputs: a N x I, b N x J, weight K x I x J.
-void bilinear(const at::Tensor& a, const at::Tensor& b, const at::Tensor& weight, const at::Tensor& bias,
+// Of two inputs: first N x I, second N x J, weight K x I x J.
+void bilinear(const at::Tensor& first, const at::Tensor& second, const at::Tensor& weight, const at::Tensor& bias,
               const at::Tensor& output);
-void bilinear_weight_grad(const at::Tensor& grad, const at::Tensor& a, const at::Tensor& b,
+void bilinear_weight_grad(const at::Tensor& grad, const at::Tensor& first, const at::Tensor& second,
                           const at::Tensor& grad_weight);
 
 }  // namespace scratchnn::naive

@@ -89,7 +89,7 @@ at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, at::In
   return y;
 }
 
-// dL/dx[i] = dL/dy[index of i]
+// dx[i] = dy[index of i]
 at::Tensor max_unpool_backward(const at::Tensor& grad, const at::Tensor& indices) {
   constexpr auto name = "max_unpool_backward";
   TORCH_CHECK(grad.dim() >= 3 && grad.dim() == indices.dim() && grad.size(0) == indices.size(0) &&

@@ -77,7 +77,7 @@ inline Correlation forward_correlation(const ConvGeometry& g) {
 
 // Input pixel i met output pixel o through tap t where i = o S - P + t D. For the pixels of one residue
 // (i + P) mod S the taps are the same, and o = (i + P - t D) / S moves by one from pixel to pixel: a correlation of
-// dL/dy with those taps. One for each residue that occurs, the first pixel of which is one of the first S; together
+// dy with those taps. One for each residue that occurs, the first pixel of which is one of the first S; together
 // they give every input pixel.
 inline std::vector<Correlation> input_grad_correlations(const ConvGeometry& g) {
   Extent number;

@@ -1,5 +1,5 @@
-// The weight gradient of depthwise convolution: dL/dw[c, t] = sum over images and pixels o of
-// dL/dy[c, o] x[c, o S - P + t D], each channel by itself.
+// The weight gradient of depthwise convolution, each channel by itself: dw[c, t] = sum over images and pixels o of
+// dy[c, o] x[c, o S - P + t D].
 //
 // A few taps' sums stay in registers while a band goes by. The batch is cut into chunks, a fixed number whatever
 // the number of threads, whose sums are added up in order.
@@ -16,7 +16,7 @@ constexpr int kTapsTogether = 9;         // sums in registers at a time
 constexpr int64_t kChunks = 16;          // of the bands, at most
 constexpr int64_t kBandNumbers = 16384;  // of a band, all channels together
 
-// One band of some channels: adds each tap's products to sums[t * sum_stride ...]. Rows of dL/dy are `dy_stride`
+// One band of some channels: adds each tap's products to sums[t * sum_stride ...]. Rows of dy are `dy_stride`
 // apart, rows of x `x_stride`; the innermost loop runs along a row.
 struct Rows {
   int64_t count, length;

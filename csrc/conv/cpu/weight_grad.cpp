@@ -1,9 +1,8 @@
-// The weight gradient as matrix products: dL/dw[k, c, t] = sum over images and pixels o of
-// dL/dy[k, o] x[c, o S - P + t D].
+// The weight gradient as matrix products: dw[k, c, t] = sum over images and pixels o of dy[k, o] x[c, o S - P + t D].
 //
 // The sum runs over all pixels of the batch, so it is cut into chunks, a fixed number whatever the number of
 // threads, each with sums of its own that are added up in order at the end: the result is the same for any number
-// of threads. Within a band, the rows of a tile are output channels (of dL/dy, packed) and its columns lie along
+// of threads. Within a band, the rows of a tile are output channels (of dy, packed) and its columns lie along
 // the input's channels, side by side in memory.
 #include <algorithm>
 
@@ -124,7 +123,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             segments = layout;
             columns_data = patches;
           }
-          // dL/dy by tiles of rows, each pixel's (or pair of pixels') numbers of a tile side by side.
+          // dy by tiles of rows, each pixel's (or pair of pixels') numbers of a tile side by side.
           const int64_t packed_pixels = round_up(band.pixels(), together);
           for_each_tile(row_count, [&](int64_t first, int64_t rows) {
             E* to = packed_grad + first * packed_pixels;

@@ -1,6 +1,6 @@
 // The weight gradient of a 3x3 convolution of stride 1 by the exact adjoint of Winograd's F(4x4, 3x3):
 //
-//   dL/dw = G^T [ sum over tiles of (A dL/dY A^T) . (B^T x B) ] G
+//   dw = G^T [ sum over tiles of (A dY A^T) . (B^T x B) ] G
 //
 // Tiles of input and of gradient go to points, each point's sum over tiles is a matrix product, and only the sums
 // come back. The tiles are cut into chunks, a fixed number whatever the number of threads, whose sums are added up

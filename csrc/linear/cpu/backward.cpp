@@ -1,12 +1,12 @@
 // The fully-connected layer's two gradients: sums of outer products, in register tiles.
 //
-//   dL/dx[n, c] = sum over k of dL/dy[n, k] w[k, c]      rows n, columns c, reduced over outputs k
-//   dL/dw[k, c] = sum over n of dL/dy[n, k] x[n, c]      rows k, columns c, reduced over the batch n
+//   dx[n, c] = sum over k of dy[n, k] w[k, c]      rows n, columns c, reduced over outputs k
+//   dw[k, c] = sum over n of dy[n, k] x[n, c]      rows k, columns c, reduced over the batch n
 //
 // Both are left^T right with the right matrix's columns along the features. The left matrix is packed by tiles of rows,
 // a block of rows at a time; a task takes one panel of columns, packed so that the reduction walks memory in order, and
 // some of the tiles. Packing widens half precision; the sums are rounded when they are complete. They run in order over
-// the whole reduction: a row of dL/dx does not depend on the others, and nothing depends on the number of threads.
+// the whole reduction: a row of dx does not depend on the others, and nothing depends on the number of threads.
 #include <algorithm>
 
 #include "common/gemm.h"
