@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
+    "sphinxarg.ext",
     "sphinx-mathjax-offline",  # formulas are set in the browser, without a network
 ]
 root_doc = "index"
@@ -51,8 +53,14 @@ add_module_names = False
 def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Napoleon takes what stands before a colon in a property's first line for its type; here it is text."""
     if what == "property":
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment as the first line
+
+
+def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Those of a named tuple are in its docstring; as members they would be "alias for field number 0"."""
+    return True if str(inspect.getdoc(obj)).startswith("Alias for field number") else None
 
 
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before Napoleon
+    app.connect("autodoc-skip-member", skip_fields)

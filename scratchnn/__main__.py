@@ -73,9 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     name = _choose(arguments)
     command = importlib.import_module(COMMANDS[name])
+    return command.run(parser_of(name).parse_args(arguments[1:]))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """What reads the options of a subcommand, and tells of them."""
+    command = importlib.import_module(COMMANDS[name])
     parser = _Parser(prog=f"scratchnn {name}", description=command.HELP)
     command.configure(parser)
-    return command.run(parser.parse_args(arguments[1:]))
+    return parser
 
 
 def _choose(arguments: list[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from scratchnn.__main__ import COMMANDS
 from scratchnn.ops._elementwise import ROWS
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,13 @@ def test_every_elementwise_activation_is_described() -> None:
         saved |= {name: cell for name in re.findall(r"`(\w+)`", names)}
     assert saved.pop("relu6") == saved["hardtanh"]
     assert saved == {row.name: "y" if row.saves_output else "x" for row in ROWS}
+
+
+def test_every_command_is_described() -> None:
+    """Its options are shown from its parser."""
+    page = (DOCS / "reference" / "command.rst").read_text()
+    assert sorted(re.findall(r"^   :func: (\w+)$", page, re.MULTILINE)) == sorted(COMMANDS)
+    assert sorted(re.findall(r"^scratchnn (\w+)\n-+$", page, re.MULTILINE)) == sorted(COMMANDS)
 
 
 def test_every_page_is_in_the_navigation() -> None:

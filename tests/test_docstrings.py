@@ -264,6 +264,15 @@ def public_members(module: ModuleType) -> Iterator[tuple[str, Any, type | None]]
                 yield f"{name}.{key}", plain, value
 
 
+@pytest.mark.parametrize("module", EVERY_MODULE, ids=lambda module: module.__name__)
+def test_attributes_stand_alone(module: ModuleType) -> None:
+    """The reference makes an entry of each line, which ``a, b: what they are`` would spoil."""
+    for name, value, _ in public_members(module):
+        if inspect.isclass(value):
+            listed = sections(inspect.getdoc(value) or "").get("Attributes", "")
+            assert not re.search(r"^\w+(, \w+)+:", listed, re.MULTILINE), f"{name}: {listed}"
+
+
 def told_elsewhere(name: str, owner: type | None) -> bool:
     """Methods of a protocol that its base class tells of: torch's modules, autograd functions."""
     method = name.rpartition(".")[2]

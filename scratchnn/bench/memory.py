@@ -110,7 +110,9 @@ class PeakResult:
     """The peak of one training step of a model.
 
     Attributes:
-        case, net, side: as of :class:`scratchnn.bench.measure.Result`.
+        case: as of :class:`scratchnn.bench.measure.Result`.
+        net: likewise.
+        side: likewise.
         ours: of scratchnn's.
         torch: of torch.nn in each memory format.
         compiled: of torch.nn under torch.compile, where that was measured.

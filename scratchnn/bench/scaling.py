@@ -95,9 +95,11 @@ class Growth:
     """The cost of forward and backward along one axis, ours and torch's in the same memory format.
 
     Attributes:
-        kind, axis: of the layer, and what is stretched.
+        kind: of the layer.
+        axis: what is stretched.
         work: the work at each factor, over that at the first.
-        ours, torch: seconds at each factor.
+        ours: seconds at each factor.
+        torch: likewise.
     """
 
     kind: str
@@ -124,7 +126,8 @@ class Efficiency:
     Attributes:
         kind: of the layer.
         threads: how many.
-        ours, torch: the efficiency; 1 is all that could be had.
+        ours: the efficiency; 1 is all that could be had.
+        torch: likewise.
         copy: that of copying memory, which a layer bound by memory cannot exceed by much.
         bound_by_memory: whether the layer is such a one.
     """

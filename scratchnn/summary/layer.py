@@ -45,7 +45,8 @@ class Layer:
         shapes: of its outputs; None for a layer that was never called and is listed for its parameters.
         own_parameters: numbers in parameters that belong to this layer and to none before it.
         own_trainable: of these, those that need a gradient.
-        own_forward, own_backward: multiply-adds in each pass.
+        own_forward: multiply-adds in the forward pass.
+        own_backward: multiply-adds in the backward pass.
         own_saved: bytes of memory kept for the backward pass, parameters aside; a tensor that several layers keep
             counts with the first of them.
         receptive_field: of its first output.

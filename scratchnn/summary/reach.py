@@ -25,8 +25,9 @@ class Reach:
 
     Attributes:
         step: how much further the next period sees; 0 where all positions see the same.
-        lows, highs: the first and the last pixel for each position of the period that begins at position 0. They do
-            not fall from one position to the next.
+        lows: the first pixel for each position of the period that begins at position 0; they do not fall from one
+            position to the next.
+        highs: the last pixel, likewise.
     """
 
     step: int = 1

@@ -118,7 +118,8 @@ class Comparison:
     """The errors of two computations of one thing: that under test, and the reference it is held against.
 
     Attributes:
-        ours, theirs: their errors against the truth.
+        ours: the error against the truth of what is under test.
+        theirs: that of the reference.
         step: the distance from 1 to the next number of the dtype.
     """
 

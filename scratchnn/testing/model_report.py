@@ -104,7 +104,8 @@ class ModelReport:
     """Whether two models compute the same, and if not, where they part. Printed, it is a summary.
 
     Attributes:
-        ours, reference: the classes of the models.
+        ours: the class of the model under test.
+        reference: that of the model it is held against.
         dtype: of the reference.
         factor: how many times the reference's error was allowed.
         seeds: how many draws the medians are of.

@@ -84,7 +84,8 @@ class Report:
     """The outcome of :func:`~scratchnn.testing.check_equivalence`.
 
     Attributes:
-        module, reference: what was compared.
+        module: what was under test.
+        reference: what it was held against.
         settings: what the verdict depends on: tolerances, dtypes, seed, versions.
         findings: everything that was compared, in order.
     """

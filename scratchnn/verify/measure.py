@@ -31,7 +31,8 @@ class Cost:
     Attributes:
         forward: torch's time over ours, without gradients: above 1 is a win.
         backward: the same ratio of times of a forward and a backward pass; None where no gradient comes back.
-        saved_ours, saved_theirs: bytes that the forward pass keeps for the backward pass, parameters aside.
+        saved_ours: bytes that our forward pass keeps for the backward pass, parameters aside.
+        saved_theirs: bytes that torch's keeps, likewise.
     """
 
     forward: Spread
