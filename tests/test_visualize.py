@@ -370,3 +370,49 @@ def test_without_matplotlib_the_error_says_what_to_install() -> None:
     assert done.returncode == 1
     assert "ImportError: scratchnn.visualize draws with matplotlib" in done.stderr
     assert "pip install 'scratchnn[notebooks]'" in done.stderr
+
+
+# In words
+
+
+def pictures() -> dict[str, Figure]:
+    """One of each kind."""
+    model = models.resnet8()
+    images = torch.randn(2, 3, 32, 32)
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 3.5]]])
+    return {
+        "images": visualize.images(images, titles=["cat", "dog"]),
+        "filters": visualize.filters(nn.Conv2d(3, 5, (3, 2))),
+        "feature_maps": visualize.feature_maps(maps),
+        "feature_vectors": visualize.feature_vectors(maps, [(0, 0), (1, 1)]),
+        "padding_usage": visualize.padding_usage((7, 7), kernel_size=3, paddings=(0, 1)),
+        "windows": visualize.windows(10, kernel_size=3, stride=2, padding=1),
+        "receptive_field": visualize.receptive_field(model, images, ["stem", "stages.0"]),
+        "activation_statistics": visualize.activation_statistics(nn.ReLU(), torch.zeros(2, 3)),
+        "normalizations": visualize.normalizations(),
+        "activation_functions": visualize.activation_functions({"Tanh": nn.Tanh(), "ReLU": nn.ReLU()}),
+        "curves": visualize.curves({"plain": [4.0, 2.0], "none": []}, ylabel="loss"),
+    }
+
+
+def test_every_picture_says_what_is_on_it() -> None:
+    words = {kind: figure.get_label() for kind, figure in pictures().items()}
+    assert words == {
+        "images": "images: cat, dog",
+        "filters": "5 filters of 3 x 2 pixels, in colour",
+        "feature_maps": "1 maps of 2 x 2 numbers, from 0 to 3.5",
+        "feature_vectors": "vectors of 1 channels at the positions (0, 0), (1, 1)",
+        "padding_usage": (
+            "how often each of 7 x 7 pixels is read: 1 to 9 times with padding 0, 4 to 9 times with padding 1"
+        ),
+        "windows": "5 windows of 3 pixels over 10 pixels, with stride 2, padding 1 and dilation 1",
+        "receptive_field": "receptive fields: stem 3 x 3; stages.0 7 x 7",
+        "activation_statistics": "mean and standard deviation of layers:  ReLU 0 and 0, 100% zeros",
+        "normalizations": (
+            "cubes N x C x HW, in each a set of numbers that share a mean: one channel of all samples (batch norm), "
+            "all channels of one sample (layer norm), one channel of one sample (instance norm), "
+            "3 of 6 channels of one sample (group norm)"
+        ),
+        "activation_functions": "functions f and their derivatives f', from -4 to 4: Tanh, ReLU",
+        "curves": "loss over step: plain from 4 to 2",
+    }

@@ -14,10 +14,10 @@
 :func:`curves`                losses, accuracies
 ============================= ======================================================================
 
-Each returns a :class:`matplotlib.figure.Figure`: a notebook shows it, ``figure.savefig("name.png")`` keeps it. The
-numbers drawn come from :func:`layer_outputs`, :func:`layer_statistics`, :func:`pixel_use`, :func:`influence` and
-:func:`index_sets`, for whoever wants them without the picture. matplotlib is optional:
-``pip install 'scratchnn[notebooks]'``.
+Each returns a :class:`matplotlib.figure.Figure`: a notebook shows it, ``figure.savefig("name.png")`` keeps it, and
+``figure.get_label()`` says in words what is on it, for those who cannot see it. The numbers drawn come from
+:func:`layer_outputs`, :func:`layer_statistics`, :func:`pixel_use`, :func:`influence` and :func:`index_sets`, for
+whoever wants them without the picture. matplotlib is optional: ``pip install 'scratchnn[notebooks]'``.
 """
 
 try:

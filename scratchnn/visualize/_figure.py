@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-BLUE, ORANGE, GREY = "#3b6ea8", "#d1603d", "#8a8a8a"
-SERIES = (BLUE, ORANGE, "#5a9e6f", "#8c6bb1", "#c9a227", "#4a4a4a")
+BLUE, ORANGE, GREY, DARK = "#3b6ea8", "#d1603d", "#8a8a8a", "#4a4a4a"
+SERIES = (BLUE, ORANGE, "#5a9e6f", "#8c6bb1", "#c9a227", DARK)
 SIGNED, UNSIGNED = "RdBu_r", "viridis"  # red is positive, blue negative, white 0
 GAP = 1  # pixels between the tiles of a mosaic
 
@@ -20,6 +20,12 @@ GAP = 1  # pixels between the tiles of a mosaic
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches. No pyplot: it would keep state in the process and look for a screen."""
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def describe(figure: Figure, words: str) -> Figure:
+    """The figure with the words for those who cannot see it, as its label."""
+    figure.set_label(words)
+    return figure
 
 
 def grid(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

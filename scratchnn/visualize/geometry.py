@@ -15,7 +15,7 @@ from torch.nn.modules import conv, pooling
 
 from scratchnn import functional
 from scratchnn.ops._common import output_size
-from scratchnn.visualize._figure import GREY, ORANGE, SERIES, UNSIGNED, bare, grid, new_figure
+from scratchnn.visualize._figure import DARK, GREY, ORANGE, SERIES, UNSIGNED, bare, describe, grid, new_figure
 from scratchnn.visualize.layers import named_layers
 
 __all__ = ["influence", "padding_usage", "pixel_use", "receptive_field", "windows"]
@@ -81,7 +81,11 @@ def padding_usage(
                     colour = "white" if use[h, w] < 0.6 * largest else "black"
                     ax.text(w, h, str(int(use[h, w])), ha="center", va="center", color=colour, fontsize=8)
         ax.set_title(f"K = {kernel_size}, S = {stride}, P = {padding}", fontsize=9)
-    return figure
+    read = ", ".join(
+        f"{int(use.min())} to {int(use.max())} times with padding {padding}"
+        for use, padding in zip(uses, paddings, strict=True)
+    )
+    return describe(figure, f"how often each of {size[0]} x {size[1]} pixels is read: {read}")
 
 
 def windows(size: int, kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> Figure:
@@ -112,7 +116,7 @@ def windows(size: int, kernel_size: int, stride: int = 1, padding: int = 0, dila
         inside = 0 <= i < size
         look = {"facecolor": "#dddddd"} if inside else {"facecolor": "white", "linestyle": (0, (2, 2))}
         axes.add_patch(Rectangle((i + 0.06, 0.06), 0.88, 0.88, edgecolor=GREY, linewidth=0.8, **look))
-        axes.text(i + 0.5, 0.52, str(i) if inside else "0", ha="center", va="center", fontsize=7, color=GREY)
+        axes.text(i + 0.5, 0.52, str(i) if inside else "0", ha="center", va="center", fontsize=7, color=DARK)
     for o in range(outputs):
         for t in range(kernel_size):
             left = o * stride - padding + t * dilation
@@ -124,7 +128,11 @@ def windows(size: int, kernel_size: int, stride: int = 1, padding: int = 0, dila
     bare(axes)
     kernel = f"{dilation} ({kernel_size} - 1) - 1" if dilation > 1 else f"{kernel_size}"
     axes.set_title(f"floor(({size} + 2 · {padding} - {kernel}) / {stride}) + 1 = {outputs} outputs", fontsize=9)
-    return figure
+    return describe(
+        figure,
+        f"{outputs} windows of {kernel_size} pixels over {size} pixels, "
+        f"with stride {stride}, padding {padding} and dilation {dilation}",
+    )
 
 
 def influence(model: torch.nn.Module, inputs: Tensor, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -192,21 +200,23 @@ def receptive_field(model: torch.nn.Module, inputs: Tensor, names: Iterable[str]
     if not fields:
         raise ValueError("none of these layers has an output N x C x H x W")
     figure, axes = grid(len(fields), 6, 1.6, 1.85)
+    extents = {}
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
         ax.imshow((field / field.max().clamp(min=1e-300)).sqrt().numpy(), cmap="magma", interpolation="nearest")
         bare(ax)
-        _frame(ax, field, name)
-    return figure
+        extents[name] = _frame(ax, field)
+        ax.set_title(f"{name}\n{extents[name]}", fontsize=8)
+    return describe(figure, "receptive fields: " + "; ".join(f"{name} {extent}" for name, extent in extents.items()))
 
 
-def _frame(axes: Axes, field: Tensor, name: str) -> None:
+def _frame(axes: Axes, field: Tensor) -> str:
+    """Draw a frame around all that has any influence, and say how large it is."""
     rows, columns = (field > 0).nonzero(as_tuple=True)
     if len(rows) == 0:
-        axes.set_title(f"{name}\nnothing", fontsize=8)
-        return
+        return "nothing"
     top, left = int(rows.min()), int(columns.min())
     height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
     axes.add_patch(
         Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=ORANGE, linewidth=1.6, clip_on=False)
     )
-    axes.set_title(f"{name}\n{height} x {width}", fontsize=8)
+    return f"{height} x {width}"

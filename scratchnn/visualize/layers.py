@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import functional_call
 
-from scratchnn.visualize._figure import BLUE, GREY, ORANGE, dress, new_figure
+from scratchnn.visualize._figure import BLUE, GREY, ORANGE, describe, dress, new_figure
 
 __all__ = ["LayerStatistics", "activation_statistics", "layer_outputs", "layer_statistics"]
 
@@ -82,7 +82,8 @@ class LayerStatistics(NamedTuple):
     Attributes:
         name: of the layer.
         type: its class.
-        mean, std: of the numbers.
+        mean: of the numbers.
+        std: their standard deviation.
         zeros: which share of them is exactly 0: what a ReLU lets through nothing of.
     """
 
@@ -164,4 +165,7 @@ def activation_statistics(
     dress(zeros, "zeros (%)")
     spread.set_yticks(rows, [f"{s.name}  {s.type}" for s in statistics], fontsize=7)
     spread.set_ylim(len(statistics) - 0.4, -0.6)
-    return figure
+    numbers = (f"{s.name} {s.type} {s.mean:.2g} and {s.std:.2g}, {s.zeros:.0%} zeros" for s in statistics)
+    return describe(
+        figure, f"mean and standard deviation of layers{f', {title}' if title else ''}: " + "; ".join(numbers)
+    )

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scratchnn.visualize._figure import BLUE, GREY, ORANGE, SERIES, dress, grid, new_figure
+from scratchnn.visualize._figure import BLUE, GREY, ORANGE, SERIES, describe, dress, grid, new_figure
 
 __all__ = ["activation_functions", "curves"]
 
@@ -39,8 +39,8 @@ def activation_functions(
         ax.set_title(name, fontsize=9)
         ax.set_ylim(-1.6, 2.6)
         ax.tick_params(labelsize=7)
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    return figure
+    axes[0].legend(frameon=False, fontsize=8, loc="best")
+    return describe(figure, f"functions f and their derivatives f', from {low:g} to {high:g}: {', '.join(functions)}")
 
 
 def curves(
@@ -58,16 +58,20 @@ def curves(
     """
     figure = new_figure(6.5, 3.2)
     axes = figure.subplots()
+    ends = []
     for (name, numbers), colour in zip(series.items(), SERIES * (len(series) // len(SERIES) + 1), strict=False):
         numbers = torch.as_tensor(numbers, dtype=torch.float64)
         steps = torch.arange(1, len(numbers) + 1)
         if smooth > 1:
             axes.plot(steps.numpy(), numbers.numpy(), color=colour, linewidth=0.6, alpha=0.3)
-        axes.plot(steps.numpy(), _trailing_mean(numbers, smooth).numpy(), color=colour, linewidth=1.8, label=name)
+        line = _trailing_mean(numbers, smooth)
+        axes.plot(steps.numpy(), line.numpy(), color=colour, linewidth=1.8, label=name)
+        if len(line):
+            ends.append(f"{name} from {float(line[0]):.3g} to {float(line[-1]):.3g}")
     dress(axes, xlabel, ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
-    return figure
+    return describe(figure, f"{ylabel or 'numbers'} over {xlabel or 'their position'}: {'; '.join(ends)}")
 
 
 def _trailing_mean(numbers: Tensor, count: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scratchnn.visualize._figure import BLUE, new_figure
+from scratchnn.visualize._figure import BLUE, describe, new_figure
 
 __all__ = ["index_sets", "normalizations"]
 
@@ -77,4 +77,9 @@ def normalizations(shape: tuple[int, int, int] = (4, 6, 5), groups: int = 2) -> 
         axes.set_zticks([])
         title = f"group norm, {groups} groups" if kind == "group" else f"{kind} norm"
         axes.set_title(title, fontsize=11)
-    return figure
+    return describe(
+        figure,
+        "cubes N x C x HW, in each a set of numbers that share a mean: one channel of all samples (batch norm), "
+        "all channels of one sample (layer norm), one channel of one sample (instance norm), "
+        f"{shape[1] // groups} of {shape[1]} channels of one sample (group norm)",
+    )

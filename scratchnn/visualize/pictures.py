@@ -14,6 +14,7 @@ from scratchnn.visualize._figure import (
     SIGNED,
     UNSIGNED,
     bare,
+    describe,
     dress,
     grid,
     in_rows,
@@ -48,7 +49,7 @@ def images(images: Tensor, titles: Sequence[str] | None = None, columns: int = 8
     for ax, image, name in zip(axes, images, names, strict=True):
         show(ax, image)
         ax.set_title(name, fontsize=9)
-    return figure
+    return describe(figure, f"images: {', '.join(titles)}" if titles else f"{len(images)} images")
 
 
 def filters(
@@ -79,7 +80,9 @@ def filters(
     if w.shape[1] == 3:
         largest = w.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-300)
         tiles = in_rows((0.5 + w / (2 * largest)).permute(0, 2, 3, 1), columns).nan_to_num(1.0)
-        return _mosaic_figure(tiles, 0.85, None)
+        return describe(
+            _mosaic_figure(tiles, 0.85, None), f"{len(w)} filters of {w.shape[2]} x {w.shape[3]} pixels, in colour"
+        )
     w = w[:, :limit]
     figure = _mosaic_figure(w, 0.5, SIGNED)
     axes = figure.axes[0]
@@ -89,7 +92,7 @@ def filters(
     axes.tick_params(length=0)
     axes.set_ylabel("filter k", fontsize=8)
     axes.set_xlabel("input channel c", fontsize=8)
-    return figure
+    return describe(figure, f"{len(w)} filters of {' x '.join(map(str, w.shape[1:]))} weights, {_range(w)}")
 
 
 def _as_images(weight: Tensor, image_shape: tuple[int, int, int] | None) -> Tensor:
@@ -148,7 +151,8 @@ def feature_maps(maps: Tensor, limit: int = 16, columns: int = 8) -> Figure:
         ValueError: for another shape.
     """
     maps = _one_sample(maps)[:limit]
-    return _mosaic_figure(in_rows(maps, columns), 1.05, SIGNED if bool((maps < 0).any()) else UNSIGNED)
+    figure = _mosaic_figure(in_rows(maps, columns), 1.05, SIGNED if bool((maps < 0).any()) else UNSIGNED)
+    return describe(figure, f"{len(maps)} maps of {maps.shape[1]} x {maps.shape[2]} numbers, {_range(maps)}")
 
 
 def feature_vectors(maps: Tensor, positions: Sequence[tuple[int, int]], image: Tensor | None = None) -> Figure:
@@ -196,7 +200,13 @@ def feature_vectors(maps: Tensor, positions: Sequence[tuple[int, int]], image: T
         dress(axes, "channel" if number == rows - 1 else "")
         axes.tick_params(labelsize=7, labelbottom=number == rows - 1)
         axes.set_title(f"({h}, {w})", fontsize=8, loc="left", color=colour, pad=2)
-    return figure
+    return describe(
+        figure, f"vectors of {channels} channels at the positions {', '.join(f'({h}, {w})' for h, w in positions)}"
+    )
+
+
+def _range(numbers: Tensor) -> str:
+    return f"from {float(numbers.min()):.2g} to {float(numbers.max()):.2g}"
 
 
 def _one_sample(maps: Tensor) -> Tensor:
