@@ -5,7 +5,6 @@ In the repository such a link is relative, so that it works there too, and it ha
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sphinx.util.osutil import relative_uri
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "files"  # of the built site
+TEMPLATE = Path(__file__).parent / "_templates" / "notebook.html.j2"
 
 
 class LinkedFiles(SphinxTransform):
@@ -51,11 +51,12 @@ def write_notebooks(app: Sphinx, failure: Exception | None) -> None:
     """The linked notebooks, with the outputs they were committed with."""
     if failure is not None:
         return
-    exporter = HTMLExporter()
-    exporter.log.setLevel(logging.ERROR)  # it misses alternative texts, which notebooks have no place for
+    exporter = HTMLExporter(template_file=str(TEMPLATE))
     for file in sorted(app.linked_files):
         if file.endswith(".ipynb"):
-            page = Path(app.outdir) / FOLDER / f"{file}.html"
+            name = f"{FOLDER}/{file}.html"
+            exporter.mathjax_url = relative_uri(name, f"_static/{app.config.mathjax_path}")
+            page = Path(app.outdir) / name
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(exporter.from_filename(ROOT / file)[0])
 
