@@ -23,7 +23,7 @@ BUILD_REQUIREMENTS := 'setuptools>=77' wheel ninja numpy '$(TORCH)' torchvision
 say  = @echo "scratchnn: $(1)"
 fail = { echo "scratchnn: $(1)" >&2; exit 1; }
 
-.PHONY: help demo notebooks docs test test-slow test-notebooks lint format bench clean
+.PHONY: help demo notebooks rerun-notebooks docs test test-slow test-notebooks lint format bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -31,6 +31,8 @@ help:
 	@echo "make demo       train a network and draw its curves: DATA=auto|digits|cifar10|FOLDER|ARCHIVE"
 	@echo "                MODEL=resnet20 EPOCHS=$(EPOCHS) OUT=FOLDER (default: a new one under runs/)"
 	@echo "make notebooks  open the notebooks in Jupyter: DATA as above, ARGS goes to jupyter lab"
+	@echo "make rerun-notebooks"
+	@echo "                run them and store what they put out: DATA as above, ARGS='05 07': some of them"
 	@echo "make docs       build the documentation: site/index.html"
 	@echo "make test       every test, then the layers again on the kernels for any processor; ARGS='-k conv': some"
 	@echo "make test-slow  the tests that take minutes"
@@ -48,7 +50,10 @@ demo: .venv/.built
 
 notebooks: .venv/.notebooks
 	$(call say,opening the notebooks; Ctrl-C twice ends Jupyter)
-	@DATA="$(DATA)" $(BIN)/python -m jupyterlab notebooks $(ARGS)
+	@DATA="$(DATA)" $(BIN)/python -m jupyterlab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+rerun-notebooks: .venv/.notebooks
+	@DATA="$(DATA)" $(BIN)/python notebooks/rerun.py $(ARGS)
 
 docs: .venv/.docs
 	$(call say,building the documentation)

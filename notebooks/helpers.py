@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from scratchnn import data
@@ -25,9 +27,19 @@ __all__ = ["accuracy", "compare", "examples", "fit", "images", "show_cpp", "show
 
 ROOT = Path(__file__).resolve().parent.parent
 
-if get_ipython() is not None:
-    get_ipython().run_line_magic("matplotlib", "inline")  # shows a figure that is a cell's last value
 torch.set_printoptions(precision=4, sci_mode=False, linewidth=110)
+
+
+# Figures
+
+
+def png(figure: Figure) -> tuple[str, dict[str, str]]:
+    """A figure as it is shown, and its label as the words for those who cannot see it."""
+    return print_figure(figure, base64=True), {"alt": figure.get_label()}
+
+
+if get_ipython() is not None:
+    get_ipython().display_formatter.formatters["image/png"].for_type(Figure, png)  # where it is a cell's last value
 
 
 # Images
