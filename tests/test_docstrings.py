@@ -13,6 +13,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,22 +28,30 @@ from scratchnn.ops._common import Function
 INTERFACE = [
     "scratchnn",
     "scratchnn.accuracy.measure",
+    "scratchnn.backends",
     "scratchnn.bench.cases",
     "scratchnn.bench.measure",
     "scratchnn.convert",
     "scratchnn.data",
+    "scratchnn.errors",
     "scratchnn.explain",
     "scratchnn.fuse",
+    "scratchnn.memory",
     "scratchnn.models",
     "scratchnn.override",
     "scratchnn.restore",
     "scratchnn.summary",
+    "scratchnn.targets.target",
     "scratchnn.testing",
     "scratchnn.train.checkpoint",
     "scratchnn.train.config",
+    "scratchnn.train.log",
     "scratchnn.train.loop",
     "scratchnn.train.schedule",
     "scratchnn.verify.measure",
+    "scratchnn.verify.prepare",
+    "scratchnn.verify.report",
+    "scratchnn.verify.target",
     "scratchnn.visualize",
 ]
 # Names to start with: they have an example. Of the layers, one of each kind.
@@ -304,6 +313,16 @@ def test_references_lead_somewhere(module: ModuleType) -> None:
         for part in target.split("."):
             path = f"{path}.{part}".lstrip(".")
             found = sys.modules[path] if path in NAMES_OF_MODULES else getattr(found, part)
+
+
+def test_all_that_the_reference_shows_is_looked_at() -> None:
+    pages = (Path(__file__).parent.parent / "docs" / "reference").glob("*.rst")
+    shown = {
+        name for page in pages for name in re.findall(r"^\.\. automodule:: (\S+)$", page.read_text(), re.MULTILINE)
+    }
+    covered = {*INTERFACE, "scratchnn.nn", "scratchnn.functional"}
+    others = {name for name in shown - covered if not name.startswith("scratchnn.nn.")}
+    assert [name for name in others if list(public_members(module_named(name)))] == []
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLE)

@@ -60,6 +60,9 @@ def build(
         weights: those to load, for torchvision's and timm's models; None for new ones.
         dtype: of the model and its inputs.
 
+    Returns:
+        the model and its inputs.
+
     Raises:
         UserError: where there is no such model, or it refuses the inputs.
     """
@@ -81,6 +84,12 @@ def build(
 
 def parse_size(text: str | None) -> tuple[int, ...] | None:
     """The size of an input as given to ``--input-size``: ``C,H,W``, or one number for square images of three channels.
+
+    Args:
+        text: what was given; None where nothing was.
+
+    Returns:
+        the size, None likewise.
 
     Raises:
         UserError: for anything but whole numbers above 0.

@@ -66,6 +66,12 @@ class Table:
 def read_table(path: Path) -> list[dict[str, int | float]]:
     """The rows of a table, without one that a killed process left unfinished.
 
+    Args:
+        path: the file.
+
+    Returns:
+        each row as numbers by their column; no rows where there is no such file.
+
     Raises:
         UserError: when the file is not such a table.
     """
@@ -88,12 +94,24 @@ def _plain(value: int | float) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace ``path`` by this object, indented for reading."""
+    """Write an object as JSON, indented for reading, in place of what was there.
+
+    Args:
+        path: the file.
+        content: the object.
+    """
     replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """What identifies a data set, and the constants computed from it."""
+    """What identifies a data set, and the constants computed from it.
+
+    Args:
+        dataset: the images.
+
+    Returns:
+        its name, its classes, how many images it has, their mean and deviation, and a hash of all of them.
+    """
     mean, std = dataset.mean_and_std()
     return {
         "name": dataset.name,

@@ -83,7 +83,14 @@ def _about(check: Check) -> str:
 
 
 def heading(report: Report) -> list[str]:
-    """Where the numbers come from."""
+    """Where the numbers come from.
+
+    Args:
+        report: of the model.
+
+    Returns:
+        the lines.
+    """
     environment, settings = report.environment, report.settings
     how = "converted by scratchnn.convert" if report.mode == "convert" else "run under scratchnn.override"
     return [
@@ -96,7 +103,14 @@ def heading(report: Report) -> list[str]:
 
 
 def layer_table(report: Report) -> list[list[str]]:
-    """One row for each call of each layer: its errors, and what it costs."""
+    """One row for each call of each layer: its errors, and what it costs.
+
+    Args:
+        report: of the model.
+
+    Returns:
+        the rows, the names of the columns first.
+    """
     head, *rows = report.comparison.table()
     if not report.costs:
         return [head, *rows]
@@ -124,7 +138,14 @@ def _megabytes(size: int) -> str:
 
 
 def summary(report: Report) -> list[str]:
-    """The verdict and what it rests on, in a few lines."""
+    """The verdict and what it rests on, in a few lines.
+
+    Args:
+        report: of the model.
+
+    Returns:
+        the lines.
+    """
     comparison = report.comparison
     lines = [str(comparison)]
     what = "layers converted" if report.mode == "convert" else "calls rerouted in evaluation"
@@ -162,7 +183,14 @@ HEAD_OF_MODELS = [
 
 
 def row_of_model(report: Report) -> list[str]:
-    """One line for a model among many: the ratios of our error to torch's where it is worst."""
+    """One line for a model among many: the ratios of our error to torch's where it is worst.
+
+    Args:
+        report: of the model.
+
+    Returns:
+        its cells, in the columns of :func:`markdown_of_many`.
+    """
     comparison = report.comparison
     whole = [_ratio(worst(report.checks_of(what))) for what in (OUTPUT, GRADIENTS, STATISTICS)]
     alone = [
@@ -190,7 +218,14 @@ def _ratio(check: Check | None) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The cells of a table in columns, as lines."""
+    """The cells of a table in columns.
+
+    Args:
+        rows: as many cells in each.
+
+    Returns:
+        a line for each row.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -202,7 +237,14 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """The page of one model."""
+    """The page of one model.
+
+    Args:
+        report: of the model.
+
+    Returns:
+        the page, as Markdown.
+    """
     lines = [
         f"# {report.model}",
         "",
@@ -217,7 +259,14 @@ def markdown(report: Report) -> str:
 
 
 def markdown_of_many(reports: Sequence[Report]) -> str:
-    """The page of several models."""
+    """The page of several models.
+
+    Args:
+        reports: of the models.
+
+    Returns:
+        the page, as Markdown.
+    """
     lines = ["# Models", "", f"{heading(reports[0])[1]}.", "", *EXPLANATION, ""]
     return "\n".join([*lines, *_markdown_table([HEAD_OF_MODELS, *map(row_of_model, reports)])]) + "\n"
 

@@ -22,6 +22,9 @@ def load(name: str, **options: Any) -> Target:
     Args:
         name, options: as for :func:`scratchnn.targets.target.build`.
 
+    Returns:
+        the model and its inputs.
+
     Raises:
         UserError: where there is no such model, or it cannot be called with such inputs.
     """
