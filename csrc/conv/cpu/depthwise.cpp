@@ -1,179 +1,202 @@
 // Depthwise convolution: each channel has a filter of its own. Forward and input gradient.
 //
 // There is no sum over channels to share a loaded input between outputs, so this is no matrix product: a vector
-// holds neighbouring channels (channels_last) or neighbouring pixels (contiguous), and each tap adds one product to
-// each output. Bands with their borders written out come from cache, so no pixel asks whether it lies inside.
+// holds neighbouring channels, in either memory format, and outputs side by side share the pixels and weights of a
+// run of taps. A block of channels goes through a band of outputs before the next one does, so that its weights and
+// the rows it reads stay in the cache.
 #include <algorithm>
 
-#include "conv/cpu/band.h"
+#include "common/stream.h"
+#include "conv/cpu/depthwise_tiles.h"
 #include "conv/kernels.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int kSideBySide = 4;           // outputs computed together: they share each tap's weight
-constexpr int64_t kBandNumbers = 24576;  // of a band, all channels together
+constexpr int64_t kBandNumbers = 49152;  // of a band, all channels together: what stays in the cache until all are done
+constexpr int64_t kBlockPixels = 768;    // of a band of which one block of channels is copied at a time
 
-// `count` outputs side by side, `lanes` channels of each: y[i][c] = sum over t of w[t][c] x[i][t][c] + bias[c].
-template <int count, class T, class Y>
-SCRATCHNN_INLINE void channels_of(const T* x, int64_t x_step, const int64_t* taps, int64_t tap_count, const T* w,
-                                  int64_t channels, const T* bias, int64_t lanes, Y* y, int64_t y_step) {
-  const bool whole = lanes == kLanes<T>;
-  Vec<T> sums[count];
-  for (int i = 0; i < count; ++i) sums[i] = Vec<T>{};
-  for (int64_t t = 0; t < tap_count; ++t, w += channels) {
-    const Vec<T> weight = whole ? load(w) : load_partial(w, lanes);
-    const T* from = x + taps[t];
-    for (int i = 0; i < count; ++i) {
-      sums[i] = fma(whole ? load(from + i * x_step) : load_partial(from + i * x_step, lanes), weight, sums[i]);
+// The blocks' weights: that of the t-th tap of a phase's runs for channel k is at [k / kBlock][t][k % kBlock].
+template <class S>
+void pack_weights(const TapRuns& runs, const Filters<const S>& weight, int64_t channels, Wide<S>* out) {
+  constexpr int block = kBlock<Wide<S>>;
+  for (int64_t first = 0; first < channels; first += block) {
+    for (int64_t tap : runs.weights) {
+      for (int64_t k = first; k < first + block; ++k) {
+        *out++ = k < channels ? read_one(weight.data + k * weight.out_stride + tap * weight.tap_stride) : Wide<S>(0);
+      }
     }
-  }
-  if (bias != nullptr) {
-    const Vec<T> end = whole ? load(bias) : load_partial(bias, lanes);
-    for (int i = 0; i < count; ++i) sums[i] += end;
-  }
-  for (int i = 0; i < count; ++i) {
-    whole ? write(y + i * y_step, sums[i]) : write_partial(y + i * y_step, sums[i], lanes);
   }
 }
 
-// channels_last: bands of all channels.
+// Where a block's outputs go: the pixel that is `at` away from the rectangle's first is at data + at * stride.
 template <class S>
-void correlate_channels_last(const Correlation& c, int64_t batch, const Images<const S>& in, const S* filters,
-                             int64_t channel_stride, int64_t tap_stride, const S* bias, const Images<S>& out) {
+struct OutputView {
+  S* data;
+  Extent stride;
+};
+
+// The outputs of a band that are a phase's, one block of channels.
+template <int width, int step, class S>
+void correlate_block(const Correlation& c, const TapRuns& runs, const Band& band, const BlockView<Wide<S>>& view,
+                     const Wide<S>* weights, const Ending<S>& ending, int64_t channel, int64_t channels,
+                     const OutputView<S>& out, RunOfRow<Wide<S>>* memory, UpcomingPixels& upcoming) {
   using T = Wide<S>;
-  const int64_t channels = in.channels, tap_count = static_cast<int64_t>(c.taps.size());
-  const Bands bands(batch, c.count, std::max<int64_t>(8, kBandNumbers / channels));
-  const Extent low = c.first_offset(), high = c.last_offset();
-  T* weights = scratch<T>((tap_count + 1) * channels, Scratch::kCall);  // [tap][channel], then the bias
-  for (int64_t t = 0; t < tap_count; ++t) {
-    for (int64_t k = 0; k < channels; ++k) {
-      weights[t * channels + k] = read_one(filters + k * channel_stride + c.taps[t].weight * tap_stride);
+  Extent size;  // the phases have not all equally many positions
+  for (int d = 0; d < kSpatialRank; ++d) size[d] = std::min(band.size[d], c.count[d] - band.first[d]);
+  if (size[2] <= 0) return;
+  for (int64_t d = 0; d < size[0]; ++d) {
+    for (int64_t h = 0; h < size[1]; ++h) {
+      const Extent position{band.first[0] + d, band.first[1] + h, band.first[2]};
+      const auto [wide, count] = runs_of_row(runs, c.in_step, position, view, memory);
+      S* y = out.data;
+      const Extent local{d, h, 0};
+      for (int i = 0; i < kSpatialRank; ++i) y += (c.out_base[i] + local[i] * c.out_step[i]) * out.stride[i];
+      for (int64_t k = 0; k < channels; k += kLanes<T>) {
+        const OutputRow<S> row{memory,       wide,
+                               count,        weights + k,
+                               k,            view.stride[2],
+                               c.in_step[2], view.size[2],
+                               ending,       channel + k,
+                               std::min<int64_t>(kLanes<T>, channels - k),
+                               y + k,        c.out_step[2] * out.stride[2],
+                               &upcoming};
+        tiles_of_row<width, step, S>(row, size[2]);
+      }
     }
   }
-  T* ends = weights + tap_count * channels;
+}
+
+// Copies a block's outputs from pixels x kBlock to the image.
+template <class S>
+void deliver(const S* from, const Images<S>& out, int64_t image, int64_t channel, int64_t channels,
+             const Rectangle& r) {
+  using T = Wide<S>;
+  for (int64_t d = 0; d < r.size[0]; ++d) {
+    const bool whole_rows = r.size[2] == out.size[2];  // they follow each other in memory
+    const int64_t pixels = whole_rows ? r.size[1] * r.size[2] : r.size[2];
+    for (int64_t h = 0; h < r.size[1]; h += whole_rows ? r.size[1] : 1, from += pixels * kBlock<T>) {
+      const int64_t pixel = ((r.first[0] + d) * out.size[1] + r.first[1] + h) * out.size[2] + r.first[2];
+      S* to = out.data + image * out.image_stride() + channel * out.channel_stride() + pixel * out.pixel_stride();
+      if (!out.channels_last) {
+        lanes_to_channels(from, channels, pixels, to, out.pixels());
+        continue;
+      }
+      for (int64_t p = 0; p < pixels; ++p, to += out.channels) {
+        for (int64_t k = 0; k < channels; k += kLanes<T>) stream(to + k, read(from + p * kBlock<T> + k));
+      }
+    }
+  }
+}
+
+// `phases` read the same input, and write pixels that interleave.
+template <class S>
+void correlate(const std::vector<Correlation>& phases, int64_t batch, const Images<const S>& in,
+               const Filters<const S>& weight, const S* bias, const Images<S>& out) {
+  using T = Wide<S>;
+  if (phases.empty() || volume(phases[0].count) == 0 || batch == 0) return;
+  const Correlation& most = phases[0];
+  const int64_t channels = in.channels, blocks = (channels + kBlock<T> - 1) / kBlock<T>, taps_and_bias = [&] {
+    int64_t taps = 1;
+    for (const Correlation& c : phases) taps += static_cast<int64_t>(c.taps.size());
+    return taps;
+  }();
+  T* ends = scratch<T>(taps_and_bias * blocks * kBlock<T>, Scratch::kCall);
+  std::fill_n(ends, blocks * kBlock<T>, T(0));
   if (bias != nullptr) copy_numbers(bias, channels, ends);
-  const int64_t band_size = round_up(volume(read_by(c, low, high, {0, 0, 0}, bands.largest()).size) * channels, 16);
-  const int64_t grain = 1 + 16384 / std::max<int64_t>(1, volume(bands.largest()) * channels * (tap_count + 1));
-  parallel_for(0, bands.total(), grain, [&](int64_t begin, int64_t end) {
-    T* memory = scratch<T>(band_size + 2 * tap_count + 2);
-    int64_t* offsets = reinterpret_cast<int64_t*>(memory + band_size);
-    for (int64_t index = begin; index < end; ++index) {
-      const Band band = bands[index];
-      const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
-      const PixelView<T> view = view_rectangle(in, band, 0, channels, rectangle, c.border, true, memory);
-      tap_offsets(c, low, view, offsets);
-      const int64_t x_step = c.in_step[2] * view.stride[2], y_step = c.out_step[2] * channels;
-      for (int64_t d = 0; d < band.size[0]; ++d) {
-        for (int64_t h = 0; h < band.size[1]; ++h) {
-          const T* x = view.data + d * c.in_step[0] * view.stride[0] + h * c.in_step[1] * view.stride[1];
-          const int64_t depth = c.out_base[0] + (band.first[0] + d) * c.out_step[0];
-          const int64_t row = c.out_base[1] + (band.first[1] + h) * c.out_step[1];
-          const int64_t column = c.out_base[2] + band.first[2] * c.out_step[2];
-          S* y = out.data + band.image * out.image_stride() +
-                 ((depth * out.size[1] + row) * out.size[2] + column) * channels;
-          int64_t w = 0;
-          const auto step = [&](auto count) __attribute__((always_inline)) {
-            for (int64_t k = 0; k < channels; k += kLanes<T>) {
-              channels_of<count>(x + w * x_step + k, x_step, offsets, tap_count, weights + k, channels,
-                                 bias == nullptr ? nullptr : ends + k, std::min<int64_t>(kLanes<T>, channels - k),
-                                 y + w * y_step + k, y_step);
-            }
-            w += count;
-          };
-          while (w + kSideBySide <= band.size[2]) step(std::integral_constant<int, kSideBySide>());
-          while (w < band.size[2]) step(std::integral_constant<int, 1>());
-        }
-      }
-    }
-  });
-}
+  const Ending<S> ending{bias == nullptr ? nullptr : ends};
 
-// contiguous: bands of one channel's plane.
-template <class S>
-void correlate_planes(const Correlation& c, int64_t batch, const Images<const S>& in, const S* filters,
-                      int64_t channel_stride, int64_t tap_stride, const S* bias, const Images<S>& out) {
-  using T = Wide<S>;
-  const int64_t channels = in.channels, tap_count = static_cast<int64_t>(c.taps.size());
-  const Bands bands(batch, c.count, kBandNumbers);
-  const Extent low = c.first_offset(), high = c.last_offset();
-  // Vectors run over the end of a row, and of the band.
-  const int64_t slack = kSideBySide * kLanes<T> * c.in_step[2] + kLanes<T>;
-  const int64_t band_size = round_up(volume(read_by(c, low, high, {0, 0, 0}, bands.largest()).size) + slack, 16);
-  const int64_t grain = 1 + 16384 / std::max<int64_t>(1, volume(bands.largest()) * (tap_count + 1));
-  parallel_for(0, bands.total() * channels, grain, [&](int64_t begin, int64_t end) {
-    T* memory = scratch<T>(band_size + 3 * tap_count + 2);
-    int64_t* offsets = reinterpret_cast<int64_t*>(memory + band_size);
-    T* weights = reinterpret_cast<T*>(offsets + tap_count);
-    std::fill_n(memory, band_size, T(0));
+  struct Phase {
+    TapRuns runs;
+    const T* weights;
+  };
+  std::vector<Phase> prepared;
+  Extent low = most.first_offset(), high = most.last_offset();
+  T* packed = ends + blocks * kBlock<T>;
+  int64_t most_runs = 1;
+  for (const Correlation& c : phases) {
+    prepared.push_back({runs_of(c), packed});
+    pack_weights(prepared.back().runs, weight, channels, packed);
+    packed += static_cast<int64_t>(c.taps.size()) * blocks * kBlock<T>;
+    most_runs = std::max(most_runs, static_cast<int64_t>(prepared.back().runs.offsets.size()));
+    if (c.taps.empty()) continue;
+    const Extent first = c.first_offset(), last = c.last_offset();
+    for (int d = 0; d < kSpatialRank; ++d) {
+      low[d] = std::min(low[d], first[d]);
+      high[d] = std::max(high[d], last[d]);
+    }
+  }
+
+  const Bands bands(batch, most.count,
+                    in.channels_last ? std::max<int64_t>(8, kBandNumbers / channels) : kBlockPixels);
+  const bool streamed =
+      out.channels_last && is_worth_streaming(out.data, batch * out.image_stride(), out.channels) &&
+      channels % kBlock<T> == 0;
+  const bool buffered = streamed || !out.channels_last;
+  const int64_t in_size = block_size<T>(read_by(most, low, high, {0, 0, 0}, bands.largest()));
+  Extent out_size;
+  for (int d = 0; d < kSpatialRank; ++d) out_size[d] = bands.largest()[d] * most.out_step[d];
+  const int64_t buffer_size = buffered ? volume(out_size) * kBlock<T> : 0;
+  // Tiles until what is asked for is read.
+  const int64_t steps = kBlockVectors<T> * (in.channels_last ? blocks : 1) * volume(bands.largest()) / 8;
+  const int64_t grain = 1 + 16384 / (volume(bands.largest()) * kBlock<T> * taps_and_bias);
+  parallel_for(0, bands.total() * blocks, grain, [&](int64_t begin, int64_t end) {
+    T* memory = scratch<T>(in_size + buffer_size + most_runs * static_cast<int64_t>(sizeof(RunOfRow<T>) / sizeof(T)));
+    S* buffer = reinterpret_cast<S*>(memory + in_size);
+    RunOfRow<T>* run_memory = reinterpret_cast<RunOfRow<T>*>(memory + in_size + buffer_size);
+    UpcomingPixels upcoming;
     for (int64_t item = begin; item < end; ++item) {
-      const Band band = bands[item / channels];
-      const int64_t channel = item % channels;
-      const Rectangle r = read_by(c, low, high, band.first, band.size);
-      copy_rectangle(in, band.image, channel, 1, r, c.border, memory);
-      tap_offsets(c, low, PixelView<T>{memory, {r.size[1] * r.size[2], r.size[2], 1}}, offsets);
-      for (int64_t t = 0; t < tap_count; ++t) {
-        weights[t] = read_one(filters + channel * channel_stride + c.taps[t].weight * tap_stride);
-      }
-      const Vec<T> end = broadcast(bias == nullptr ? T(0) : read_one(bias + channel));
-      S* plane = out.data + band.image * out.image_stride() + channel * out.pixels();
-      for (int64_t d = 0; d < band.size[0]; ++d) {
-        for (int64_t h = 0; h < band.size[1]; ++h) {
-          const T* x = memory + (d * c.in_step[0] * r.size[1] + h * c.in_step[1]) * r.size[2];
-          const int64_t depth = c.out_base[0] + (band.first[0] + d) * c.out_step[0];
-          const int64_t row = c.out_base[1] + (band.first[1] + h) * c.out_step[1];
-          S* y = plane + (depth * out.size[1] + row) * out.size[2] + c.out_base[2] + band.first[2] * c.out_step[2];
-          const auto step = [&](int64_t w, auto count) __attribute__((always_inline)) {
-            Vec<T> sums[count];
-            for (int i = 0; i < count; ++i) sums[i] = Vec<T>{};
-            for (int64_t t = 0; t < tap_count; ++t) {
-              const Vec<T> weight = broadcast(weights[t]);
-              const T* from = x + offsets[t] + w * c.in_step[2];
-              for (int i = 0; i < count; ++i) {
-                sums[i] = fma(load_every(from + i * kLanes<T> * c.in_step[2], c.in_step[2]), weight, sums[i]);
-              }
-            }
-            for (int i = 0; i < count; ++i) {
-              sums[i] += end;
-              const int64_t at = w + i * kLanes<T>, pixels = std::min<int64_t>(kLanes<T>, band.size[2] - at);
-              if (c.out_step[2] != 1) {
-                for (int64_t p = 0; p < pixels; ++p) write_one(y + (at + p) * c.out_step[2], sums[i][p]);
-              } else if (pixels == kLanes<T>) {
-                write(y + at, sums[i]);
-              } else if (pixels > 0) {
-                write_partial(y + at, sums[i], pixels);
-              }
-            }
-          };
-          int64_t w = 0;
-          for (; w + kSideBySide * kLanes<T> <= band.size[2]; w += kSideBySide * kLanes<T>) {
-            step(w, std::integral_constant<int, kSideBySide>());
-          }
-          for (; w < band.size[2]; w += kLanes<T>) step(w, std::integral_constant<int, 1>());
+      const Band band = bands[item / blocks];
+      const int64_t block = item % blocks, channel = block * kBlock<T>;
+      const int64_t count = std::min<int64_t>(kBlock<T>, channels - channel);
+      const Rectangle read = read_by(most, low, high, band.first, band.size);
+      if (item == begin || block == 0 || !in.channels_last) {
+        const int64_t next = in.channels_last ? (item / blocks + 1) * blocks : item + 1;
+        upcoming = {};
+        if (next < end) {
+          const Band then = bands[next / blocks];
+          const int64_t first = next % blocks * kBlock<T>;
+          upcoming = {in, then.image, first, std::min<int64_t>(kBlock<T>, channels - first),
+                      read_by(most, low, high, then.first, then.size), steps};
         }
       }
+      const BlockView<T> view = view_block(in, band.image, channel, count, read, most.border, memory);
+      Rectangle written;
+      for (int d = 0; d < kSpatialRank; ++d) {
+        written.first[d] = band.first[d] * most.out_step[d];
+        written.size[d] = std::min(band.size[d] * most.out_step[d], out.size[d] - written.first[d]);
+      }
+      OutputView<S> to{buffer, {written.size[1] * written.size[2] * kBlock<T>, written.size[2] * kBlock<T>, kBlock<T>}};
+      if (!buffered) {
+        to.stride = {out.size[1] * out.size[2] * channels, out.size[2] * channels, channels};
+        to.data = out.data + band.image * out.image_stride() + channel;
+        for (int d = 0; d < kSpatialRank; ++d) to.data += written.first[d] * to.stride[d];
+      }
+      for (size_t p = 0; p < phases.size(); ++p) {
+        const Correlation& c = phases[p];
+        const TapRuns& runs = prepared[p].runs;
+        const T* weights = prepared[p].weights + block * static_cast<int64_t>(c.taps.size()) * kBlock<T>;
+        with_run_width(runs.width, c.in_step[2], [&](auto width, auto step) {
+          correlate_block<width, step>(c, runs, band, view, weights, ending, channel,
+                                       buffered ? round_up(count, kLanes<T>) : count, to, run_memory, upcoming);
+        });
+      }
+      if (buffered) deliver(buffer, out, band.image, channel, count, written);
     }
+    if (streamed) finish_streaming();
   });
-}
-
-template <class S>
-void correlate(const Correlation& c, int64_t batch, const Images<const S>& in, const Filters<const S>& weight,
-               const S* bias, const Images<S>& out) {
-  if (volume(c.count) == 0 || batch == 0) return;
-  const auto& in_layout = out.channels_last ? correlate_channels_last<S> : correlate_planes<S>;
-  in_layout(c, batch, in, weight.data, weight.out_stride, weight.tap_stride, bias, out);
 }
 
 template <class S>
 void forward(const ConvGeometry& g, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output) {
-  correlate(forward_correlation(g), g.batch, input, weight, bias, output);
+  correlate({forward_correlation(g)}, g.batch, input, weight, bias, output);
 }
 
 template <class S>
 void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> weight, const S* bias,
                 Images<S> grad_input) {
-  for (const Correlation& c : input_grad_correlations(g)) correlate(c, g.batch, grad, weight, bias, grad_input);
+  correlate(input_grad_correlations(g), g.batch, grad, weight, bias, grad_input);
 }
 
 }  // namespace

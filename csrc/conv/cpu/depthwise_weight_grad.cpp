@@ -1,150 +1,225 @@
 // The weight gradient of depthwise convolution, each channel by itself: dw[c, t] = sum over images and pixels o of
 // dy[c, o] x[c, o S - P + t D].
 //
-// A few taps' sums stay in registers while a band goes by. The batch is cut into chunks, a fixed number whatever
-// the number of threads, whose sums are added up in order.
+// The sums of some runs of taps, a vector of channels of each, stay in registers along a row of dy, of which a few
+// pixels at a time do as well: each pixel of x that is loaded meets them all. The batch is cut into chunks, a fixed
+// number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
-#include "conv/cpu/band.h"
+#include "conv/cpu/tap_runs.h"
 #include "conv/kernels.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int kTapsTogether = 9;         // sums in registers at a time
 constexpr int64_t kChunks = 16;          // of the bands, at most
-constexpr int64_t kBandNumbers = 16384;  // of a band, all channels together
+constexpr int64_t kBandNumbers = 24576;  // of a band, all channels together
+constexpr int64_t kBlockPixels = 384;    // of a band of which one block of channels is copied at a time
 
-// One band of some channels: adds each tap's products to sums[t * sum_stride ...]. Rows of dy are `dy_stride`
-// apart, rows of x `x_stride`; the innermost loop runs along a row.
-struct Rows {
-  int64_t count, length;
-  int64_t x_stride, x_step;
-  int64_t dy_stride, dy_step;
+// Sums, pixels of dy and one of x must fit the sixteen registers of AVX2.
+constexpr int runs_together(int width) {
+  return width == 1 ? 8 : width == 2 ? 4 : width == 3 ? 3 : width < 7 ? 2 : 1;
+}
+constexpr int pixels_together(int width) {
+  return width == 7 ? 7 : 4;
+}
+
+// A row of dy, a vector of channels of each pixel.
+template <class T>
+struct GradRow {
+  const T* dy;
+  int64_t length, dy_step;
+  int64_t x_pixel, x_columns;  // from one pixel of x to the next, and how many a row has
+  int64_t in_step;
+  int64_t vector;  // where in its block
 };
 
-// channels_last: a vector is kLanes channels of one pixel.
-template <int taps, class T>
-SCRATCHNN_INLINE void add_channels(const Rows& rows, const T* x, const T* dy, const int64_t* offsets, int64_t lanes,
-                                   T* sums, int64_t sum_stride) {
-  const bool whole = lanes == kLanes<T>;
-  Vec<T> total[taps] = {};
-  for (int64_t row = 0; row < rows.count; ++row) {
-    const T* from = x + row * rows.x_stride;
-    const T* grad = dy + row * rows.dy_stride;
-    for (int64_t w = 0; w < rows.length; ++w, from += rows.x_step, grad += rows.dy_step) {
-      const Vec<T> g = whole ? load(grad) : load_partial(grad, lanes);
-      for (int t = 0; t < taps; ++t) {
-        total[t] = fma(whole ? load(from + offsets[t]) : load_partial(from + offsets[t], lanes), g, total[t]);
+// Adds the products of dy's pixels [first, first + count) to the sums of `rows` runs. A clipped tile asks of each
+// pixel of x whether it is there.
+template <int count, int rows, int width, int step, bool clipped, class T>
+SCRATCHNN_INLINE void add_tile(const GradRow<T>& row, const RunOfRow<T>* runs, int64_t first,
+                               Vec<T> (&sums)[rows * width]) {
+  const int64_t in_step = step > 0 ? step : row.in_step;
+  Vec<T> dy[count];
+#pragma GCC unroll 8
+  for (int i = 0; i < count; ++i) {
+    dy[i] = load(row.dy + (first + i) * row.dy_step);
+    SCRATCHNN_KEEP_IN_REGISTER(dy[i]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    const int64_t column = runs[r].column + first * in_step;
+    const T* x = runs[r].x + row.vector + first * in_step * row.x_pixel;
+    const auto is_there = [&](int64_t j) __attribute__((always_inline)) {
+      return !clipped || static_cast<uint64_t>(column + j) < static_cast<uint64_t>(row.x_columns);
+    };
+    if constexpr (width == 1) {
+#pragma GCC unroll 8
+      for (int i = 0; i < count; ++i) {
+        if (is_there(i * in_step)) sums[r] = fma(load(x + i * in_step * row.x_pixel), dy[i], sums[r]);
       }
-    }
-  }
-  for (int t = 0; t < taps; ++t) {
-    T* sum = sums + t * sum_stride;
-    whole ? store(sum, load(sum) + total[t]) : store_partial(sum, load_partial(sum, lanes) + total[t], lanes);
-  }
-}
-
-// contiguous: a vector is kLanes pixels of one channel.
-template <int taps, class T>
-SCRATCHNN_INLINE void add_plane(const Rows& rows, const T* x, const T* dy, const int64_t* offsets, T* sums) {
-  Vec<T> total[taps] = {};
-  for (int64_t row = 0; row < rows.count; ++row) {
-    const T* from = x + row * rows.x_stride;
-    const T* grad = dy + row * rows.dy_stride;
-    for (int64_t w = 0; w < rows.length; w += kLanes<T>) {
-      const int64_t pixels = std::min<int64_t>(kLanes<T>, rows.length - w);
-      if (pixels == kLanes<T>) {
-        const Vec<T> g = load(grad + w);
-        for (int t = 0; t < taps; ++t) {
-          total[t] = fma(load_every(from + offsets[t] + w * rows.x_step, rows.x_step), g, total[t]);
-        }
-      } else {  // what lies beyond the row must not count, not even as infinity times zero
-        const Vec<T> g = load_partial(grad + w, pixels);
-        for (int t = 0; t < taps; ++t) {
-          const Vec<T> v = load_every(from + offsets[t] + w * rows.x_step, rows.x_step);
-          total[t] = fma(first_lanes<T>(v, pixels), g, total[t]);
+    } else {
+#pragma GCC unroll 32
+      for (int j = 0; j < (count - 1) * step + width; ++j) {
+        if (!is_there(j)) continue;
+        Vec<T> v = load(x + j * row.x_pixel);
+        SCRATCHNN_KEEP_IN_REGISTER(v);
+#pragma GCC unroll 8
+        for (int t = 0; t < width; ++t) {
+          const int i = (j - t) / step;
+          if (j >= t && i < count && i * step + t == j) sums[r * width + t] = fma(v, dy[i], sums[r * width + t]);
         }
       }
     }
   }
-  for (int t = 0; t < taps; ++t) sums[t] += horizontal_sum<T>(total[t]);
 }
 
-// Calls body(first tap, std::integral_constant<int, number>) for the taps, kTapsTogether at a time where possible.
-template <class Body>
-SCRATCHNN_INLINE void for_each_taps(int64_t taps, const Body& body) {
-  int64_t t = 0;
-  for (; t + kTapsTogether <= taps; t += kTapsTogether) body(t, std::integral_constant<int, kTapsTogether>());
-  for (; t + 3 <= taps; t += 3) body(t, std::integral_constant<int, 3>());
-  for (; t < taps; ++t) body(t, std::integral_constant<int, 1>());
+// Adds a whole row of dy to sums[run's tap * kBlock] of `rows` runs.
+template <int rows, int width, int step, class T>
+void add_row(const GradRow<T>& row, const RunOfRow<T>* runs, T* sums) {
+  constexpr int most = pixels_together(width);
+  Vec<T> total[rows * width];
+  const auto sum_of = [&](int i) __attribute__((always_inline)) {
+    return sums + (runs[i / width].tap + i % width) * kBlock<T>;
+  };
+#pragma GCC unroll 16
+  for (int i = 0; i < rows * width; ++i) total[i] = load(sum_of(i));
+  int64_t low = runs[0].column, high = low;
+  for (int r = 1; r < rows; ++r) {
+    low = std::min(low, runs[r].column);
+    high = std::max(high, runs[r].column);
+  }
+  const int64_t number = (row.length + most - 1) / most;
+  for (int64_t t = 0; t < number; ++t) {
+    const int64_t first = row.length * t / number, last = row.length * (t + 1) / number - 1;
+    const bool clipped =
+        low + first * row.in_step < 0 || high + width - 1 + last * row.in_step >= row.x_columns;
+    with_rows<most>(last - first + 1, [&](auto count) __attribute__((always_inline)) {
+      clipped ? add_tile<count, rows, width, step, true>(row, runs, first, total)
+              : add_tile<count, rows, width, step, false>(row, runs, first, total);
+    });
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows * width; ++i) store(sum_of(i), total[i]);
+}
+
+// Adds a row of dy to the sums of all runs that it meets.
+template <int width, int step, class T>
+SCRATCHNN_INLINE void add_row_to_runs(const GradRow<T>& row, const RunOfRow<T>* runs, int64_t wide, int64_t count,
+                                      T* sums) {
+  constexpr int together = runs_together(width);
+  int64_t r = 0;
+  for (; r + together <= wide; r += together) add_row<together, width, step>(row, runs + r, sums);
+  for (; r < wide; ++r) add_row<1, width, step>(row, runs + r, sums);
+  if constexpr (width > 1) {
+    for (; r < count; ++r) add_row<1, 1, step>(row, runs + r, sums);
+  }
+}
+
+// One block of channels of a band: adds each tap's products to sums[tap * kBlock].
+template <int width, int step, class T>
+void add_band(const Correlation& c, const TapRuns& runs, const Band& band, const BlockView<T>& x,
+              const BlockView<T>& dy, int64_t channels, T* sums, RunOfRow<T>* memory, UpcomingPixels (&upcoming)[2]) {
+  for (int64_t d = 0; d < band.size[0]; ++d) {
+    for (int64_t h = 0; h < band.size[1]; ++h) {
+      const auto [wide, count] =
+          runs_of_row(runs, c.in_step, {band.first[0] + d, band.first[1] + h, band.first[2]}, x, memory);
+      for (int64_t k = 0; k < channels; k += kLanes<T>) {
+        const GradRow<T> row{dy.data + d * dy.stride[0] + h * dy.stride[1] + k,
+                             band.size[2],
+                             dy.stride[2],
+                             x.stride[2],
+                             x.size[2],
+                             c.in_step[2],
+                             k};
+        for (UpcomingPixels& pixels : upcoming) pixels.step();
+        add_row_to_runs<width, step>(row, memory, wide, count, sums + k);
+      }
+    }
+  }
+}
+
+// dw[k, tap] = sum over the chunks of sums[chunk][block of k][tap][k % kBlock].
+template <class S>
+void add_chunks(const Wide<S>* sums, int64_t chunks, int64_t channels, const TapRuns& runs,
+                const Filters<S>& grad_weight) {
+  using T = Wide<S>;
+  const int64_t taps = static_cast<int64_t>(runs.weights.size());
+  const int64_t chunk_size = (channels + kBlock<T> - 1) / kBlock<T> * kBlock<T> * taps;
+  for (int64_t first = 0; first < channels; first += kBlock<T>) {
+    for (int64_t t = 0; t < taps; ++t, sums += kBlock<T>) {
+      T total[kBlock<T>] = {};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        for (int k = 0; k < kBlock<T>; k += kLanes<T>) {
+          store(total + k, load(total + k) + load(sums + chunk * chunk_size + k));
+        }
+      }
+      S* out = grad_weight.data + first * grad_weight.out_stride +
+               runs.weights[static_cast<size_t>(t)] * grad_weight.tap_stride;
+      for (int64_t k = 0; k < std::min<int64_t>(kBlock<T>, channels - first); ++k) {
+        write_one(out + k * grad_weight.out_stride, total[k]);
+      }
+    }
+  }
 }
 
 template <class S>
 void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   using T = Wide<S>;
   const Correlation c = forward_correlation(g);
+  const TapRuns runs = runs_of(c);
   const Extent low = c.first_offset(), high = c.last_offset();
-  const int64_t channels = g.in_channels, taps = g.taps();
-  const bool together = input.channels_last;  // all channels of a band at once, or one plane at a time
-  const Bands bands(g.batch, g.output, together ? std::max<int64_t>(8, kBandNumbers / channels) : kBandNumbers);
+  const int64_t channels = g.in_channels, blocks = (channels + kBlock<T> - 1) / kBlock<T>, taps = g.taps();
+  const bool together = input.channels_last && grad.channels_last;
+  const Bands bands(g.batch, g.output, together ? std::max<int64_t>(8, kBandNumbers / channels) : kBlockPixels);
   const int64_t chunks = std::clamp<int64_t>(bands.total(), 1, kChunks);
-  const int64_t planes = together ? 1 : channels;
-  T* sums = scratch<T>(chunks * taps * channels, Scratch::kCall);  // [chunk][tap][channel], or [chunk][channel][tap]
+  // All blocks of a band one after the other, if that leaves work for all threads: neighbours in memory.
+  const int64_t at_once = together && chunks >= 2 * thread_count() ? blocks : 1;
+  const int64_t tasks_of_chunk = blocks / at_once, block_sums = taps * kBlock<T>;
+  T* sums = scratch<T>(chunks * blocks * block_sums, Scratch::kCall);  // [chunk][block][tap][channel of the block]
 
-  const int64_t band_channels = together ? channels : 1;
-  const Rectangle largest = read_by(c, low, high, {0, 0, 0}, bands.largest());
-  const int64_t band_size = round_up(volume(largest.size) * band_channels + 2 * kLanes<T> * g.stride[2], 16);
-  const int64_t grad_size = round_up(volume(bands.largest()) * band_channels, 16);
-  parallel_for(0, chunks * planes, 1, [&](int64_t begin, int64_t end) {
-    T* memory = scratch<T>(band_size + grad_size + 2 * taps + 2);
-    T* grad_memory = memory + band_size;
-    int64_t* offsets = reinterpret_cast<int64_t*>(grad_memory + grad_size);
-    std::fill_n(memory, band_size, T(0));
+  const int64_t x_size = block_size<T>(read_by(c, low, high, {0, 0, 0}, bands.largest()));
+  const int64_t dy_size = block_size<T>({{}, bands.largest()});
+  const int64_t run_numbers = static_cast<int64_t>(runs.offsets.size() * sizeof(RunOfRow<T>) / sizeof(T));
+  // Rows until what is asked for is read.
+  const int64_t steps = kBlockVectors<T> * at_once * bands.largest()[0] * bands.largest()[1];
+  parallel_for(0, chunks * tasks_of_chunk, 1, [&](int64_t begin, int64_t end) {
+    T* x_memory = scratch<T>(x_size + dy_size + block_sums + run_numbers);
+    T* dy_memory = x_memory + x_size;
+    T* of_band = dy_memory + dy_size;
+    RunOfRow<T>* run_memory = reinterpret_cast<RunOfRow<T>*>(of_band + block_sums);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t chunk = task / planes, channel = task % planes;
-      T* own = sums + (chunk * planes + channel) * taps * band_channels;
-      std::fill_n(own, taps * band_channels, T(0));
+      const int64_t chunk = task / tasks_of_chunk, first_block = task % tasks_of_chunk * at_once;
+      T* own = sums + (chunk * blocks + first_block) * block_sums;
+      std::fill_n(own, at_once * block_sums, T(0));
       for (int64_t index = bands.total() * chunk / chunks; index < bands.total() * (chunk + 1) / chunks; ++index) {
         const Band band = bands[index];
-        const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
-        const Rectangle positions{band.first, band.size};
-        const PixelView<T> x =
-            view_rectangle(input, band, channel, band_channels, rectangle, g.border, together, memory);
-        const PixelView<T> dy =
-            view_rectangle(grad, band, channel, band_channels, positions, Border::kZeros, together, grad_memory);
-        tap_offsets(c, low, x, offsets);
-        for (int64_t d = 0; d < band.size[0]; ++d) {
-          const Rows rows{band.size[1], band.size[2], g.stride[1] * x.stride[1], g.stride[2] * x.stride[2],
-                          dy.stride[1], dy.stride[2]};
-          const T* from = x.data + d * g.stride[0] * x.stride[0];
-          const T* to = dy.data + d * dy.stride[0];
-          for_each_taps(taps, [&](int64_t t, auto count) __attribute__((always_inline)) {
-            if (!together) {
-              add_plane<count, T>(rows, from, to, offsets + t, own + t);
-              return;
-            }
-            for (int64_t k = 0; k < channels; k += kLanes<T>) {
-              add_channels<count, T>(rows, from + k, to + k, offsets + t, std::min<int64_t>(kLanes<T>, channels - k),
-                                     own + t * channels + k, channels);
-            }
+        const Rectangle read = read_by(c, low, high, band.first, band.size);
+        UpcomingPixels upcoming[2];
+        if (index + 1 < bands.total() * (chunk + 1) / chunks && (at_once == blocks || !together)) {
+          const Band then = bands[index + 1];
+          const int64_t first = first_block * kBlock<T>, count = std::min<int64_t>(kBlock<T>, channels - first);
+          upcoming[0] = {input, then.image, first, count, read_by(c, low, high, then.first, then.size), steps};
+          upcoming[1] = {grad, then.image, first, count, {then.first, then.size}, steps};
+        }
+        for (int64_t b = 0; b < at_once; ++b) {
+          const int64_t channel = (first_block + b) * kBlock<T>;
+          const int64_t count = std::min<int64_t>(kBlock<T>, channels - channel);
+          const BlockView<T> x = view_block(input, band.image, channel, count, read, g.border, x_memory);
+          const BlockView<T> dy =
+              view_block(grad, band.image, channel, count, {band.first, band.size}, Border::kZeros, dy_memory);
+          std::fill_n(of_band, block_sums, T(0));
+          with_run_width(runs.width, c.in_step[2], [&](auto width, auto step) {
+            add_band<width, step>(c, runs, band, x, dy, count, of_band, run_memory, upcoming);
           });
+          T* total = own + b * block_sums;
+          for (int64_t i = 0; i < block_sums; i += kLanes<T>) store(total + i, load(total + i) + load(of_band + i));
         }
       }
     }
   });
-
-  const int64_t tap_stride = together ? channels : 1, channel_stride = together ? 1 : taps;
-  for (int64_t k = 0; k < channels; ++k) {
-    for (int64_t t = 0; t < taps; ++t) {
-      T sum = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        sum += sums[chunk * taps * channels + k * channel_stride + t * tap_stride];
-      }
-      write_one(grad_weight.data + k * grad_weight.out_stride + t * grad_weight.tap_stride, sum);
-    }
-  }
+  add_chunks(sums, chunks, channels, runs, grad_weight);
 }
 
 }  // namespace
