@@ -108,23 +108,23 @@ void channels_to_lanes(const S* plane, int64_t plane_stride, int64_t channels, i
 
 // The way back.
 template <class S>
-void lanes_to_channels(const S* in, int64_t channels, int64_t pixels, S* plane, int64_t plane_stride) {
+void lanes_to_channels(const Wide<S>* in, int64_t channels, int64_t pixels, S* plane, int64_t plane_stride) {
   using T = Wide<S>;
   constexpr int n = kLanes<T>;
   for (int64_t p = 0; p < pixels; p += n) {
     const int64_t count = std::min<int64_t>(n, pixels - p);
     for (int64_t c = 0; c < channels; c += n) {
-      const S* from = in + p * kBlock<T> + c;
+      const T* from = in + p * kBlock<T> + c;
       S* to = plane + c * plane_stride + p;
       Vec<T> rows[n];
       if (count == n && c + n <= channels) {
 #pragma GCC unroll 16
-        for (int i = 0; i < n; ++i) rows[i] = read(from + i * kBlock<T>);
+        for (int i = 0; i < n; ++i) rows[i] = load(from + i * kBlock<T>);
         transpose<T>(rows);
 #pragma GCC unroll 16
         for (int i = 0; i < n; ++i) write(to + i * plane_stride, rows[i]);
       } else {
-        for (int i = 0; i < n; ++i) rows[i] = i < count ? read(from + i * kBlock<T>) : Vec<T>{};
+        for (int i = 0; i < n; ++i) rows[i] = i < count ? load(from + i * kBlock<T>) : Vec<T>{};
         transpose<T>(rows);
         const int64_t rest = std::min<int64_t>(n, channels - c);
         for (int i = 0; i < rest; ++i) write_partial(to + i * plane_stride, rows[i], count);

@@ -31,18 +31,17 @@ void pack_weights(const TapRuns& runs, const Filters<const S>& weight, int64_t c
 }
 
 // Where a block's outputs go: the pixel that is `at` away from the rectangle's first is at data + at * stride.
-template <class S>
+template <class T>
 struct OutputView {
-  S* data;
+  T* data;
   Extent stride;
 };
 
 // The outputs of a band that are a phase's, one block of channels.
-template <int width, int step, class S>
-void correlate_block(const Correlation& c, const TapRuns& runs, const Band& band, const BlockView<Wide<S>>& view,
-                     const Wide<S>* weights, const Ending<S>& ending, int64_t channel, int64_t channels,
-                     const OutputView<S>& out, RunOfRow<Wide<S>>* memory, UpcomingPixels& upcoming) {
-  using T = Wide<S>;
+template <int width, int step, class T>
+void correlate_block(const Correlation& c, const TapRuns& runs, const Band& band, const BlockView<T>& view,
+                     const T* weights, const Ending<T>& ending, int64_t channel, int64_t channels,
+                     const OutputView<T>& out, RunOfRow<T>* memory, UpcomingPixels& upcoming) {
   Extent size;  // the phases have not all equally many positions
   for (int d = 0; d < kSpatialRank; ++d) size[d] = std::min(band.size[d], c.count[d] - band.first[d]);
   if (size[2] <= 0) return;
@@ -50,11 +49,11 @@ void correlate_block(const Correlation& c, const TapRuns& runs, const Band& band
     for (int64_t h = 0; h < size[1]; ++h) {
       const Extent position{band.first[0] + d, band.first[1] + h, band.first[2]};
       const auto [wide, count] = runs_of_row(runs, c.in_step, position, view, memory);
-      S* y = out.data;
+      T* y = out.data;
       const Extent local{d, h, 0};
       for (int i = 0; i < kSpatialRank; ++i) y += (c.out_base[i] + local[i] * c.out_step[i]) * out.stride[i];
       for (int64_t k = 0; k < channels; k += kLanes<T>) {
-        const OutputRow<S> row{memory,       wide,
+        const OutputRow<T> row{memory,       wide,
                                count,        weights + k,
                                k,            view.stride[2],
                                c.in_step[2], view.size[2],
@@ -62,16 +61,16 @@ void correlate_block(const Correlation& c, const TapRuns& runs, const Band& band
                                std::min<int64_t>(kLanes<T>, channels - k),
                                y + k,        c.out_step[2] * out.stride[2],
                                &upcoming};
-        tiles_of_row<width, step, S>(row, size[2]);
+        tiles_of_row<width, step, T>(row, size[2]);
       }
     }
   }
 }
 
-// Copies a block's outputs from pixels x kBlock to the image.
+// Copies a block's outputs from pixels x kBlock to the image, rounded to its type.
 template <class S>
-void deliver(const S* from, const Images<S>& out, int64_t image, int64_t channel, int64_t channels,
-             const Rectangle& r) {
+void deliver(const Wide<S>* from, const Images<S>& out, int64_t image, int64_t channel, int64_t channels,
+             const Rectangle& r, bool streamed) {
   using T = Wide<S>;
   for (int64_t d = 0; d < r.size[0]; ++d) {
     const bool whole_rows = r.size[2] == out.size[2];  // they follow each other in memory
@@ -84,7 +83,16 @@ void deliver(const S* from, const Images<S>& out, int64_t image, int64_t channel
         continue;
       }
       for (int64_t p = 0; p < pixels; ++p, to += out.channels) {
-        for (int64_t k = 0; k < channels; k += kLanes<T>) stream(to + k, read(from + p * kBlock<T> + k));
+        for (int64_t k = 0; k < channels; k += kLanes<T>) {
+          const Vec<T> v = load(from + p * kBlock<T> + k);
+          if (streamed) {
+            stream(to + k, v);
+          } else if (k + kLanes<T> <= channels) {
+            write(to + k, v);
+          } else {
+            write_partial(to + k, v, channels - k);
+          }
+        }
       }
     }
   }
@@ -105,7 +113,7 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
   T* ends = scratch<T>(taps_and_bias * blocks * kBlock<T>, Scratch::kCall);
   std::fill_n(ends, blocks * kBlock<T>, T(0));
   if (bias != nullptr) copy_numbers(bias, channels, ends);
-  const Ending<S> ending{bias == nullptr ? nullptr : ends};
+  const Ending<T> ending{bias == nullptr ? nullptr : ends};
 
   struct Phase {
     TapRuns runs;
@@ -133,7 +141,7 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
   const bool streamed =
       out.channels_last && is_worth_streaming(out.data, batch * out.image_stride(), out.channels) &&
       channels % kBlock<T> == 0;
-  const bool buffered = streamed || !out.channels_last;
+  const bool buffered = streamed || !out.channels_last || !std::is_same_v<S, T>;
   const int64_t in_size = block_size<T>(read_by(most, low, high, {0, 0, 0}, bands.largest()));
   Extent out_size;
   for (int d = 0; d < kSpatialRank; ++d) out_size[d] = bands.largest()[d] * most.out_step[d];
@@ -143,7 +151,7 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
   const int64_t grain = 1 + 16384 / (volume(bands.largest()) * kBlock<T> * taps_and_bias);
   parallel_for(0, bands.total() * blocks, grain, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(in_size + buffer_size + most_runs * static_cast<int64_t>(sizeof(RunOfRow<T>) / sizeof(T)));
-    S* buffer = reinterpret_cast<S*>(memory + in_size);
+    T* buffer = memory + in_size;
     RunOfRow<T>* run_memory = reinterpret_cast<RunOfRow<T>*>(memory + in_size + buffer_size);
     UpcomingPixels upcoming;
     for (int64_t item = begin; item < end; ++item) {
@@ -167,11 +175,13 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
         written.first[d] = band.first[d] * most.out_step[d];
         written.size[d] = std::min(band.size[d] * most.out_step[d], out.size[d] - written.first[d]);
       }
-      OutputView<S> to{buffer, {written.size[1] * written.size[2] * kBlock<T>, written.size[2] * kBlock<T>, kBlock<T>}};
-      if (!buffered) {
-        to.stride = {out.size[1] * out.size[2] * channels, out.size[2] * channels, channels};
-        to.data = out.data + band.image * out.image_stride() + channel;
-        for (int d = 0; d < kSpatialRank; ++d) to.data += written.first[d] * to.stride[d];
+      OutputView<T> to{buffer, {written.size[1] * written.size[2] * kBlock<T>, written.size[2] * kBlock<T>, kBlock<T>}};
+      if constexpr (std::is_same_v<S, T>) {
+        if (!buffered) {
+          to.stride = {out.size[1] * out.size[2] * channels, out.size[2] * channels, channels};
+          to.data = out.data + band.image * out.image_stride() + channel;
+          for (int d = 0; d < kSpatialRank; ++d) to.data += written.first[d] * to.stride[d];
+        }
       }
       for (size_t p = 0; p < phases.size(); ++p) {
         const Correlation& c = phases[p];
@@ -182,7 +192,7 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
                                        buffered ? round_up(count, kLanes<T>) : count, to, run_memory, upcoming);
         });
       }
-      if (buffered) deliver(buffer, out, band.image, channel, count, written);
+      if (buffered) deliver(buffer, out, band.image, channel, count, written, streamed);
     }
     if (streamed) finish_streaming();
   });

@@ -15,40 +15,39 @@ constexpr int most_side_by_side(int width) {
 }
 
 // What becomes of a sum.
-template <class S>
+template <class T>
 struct Ending {
-  const Wide<S>* bias;  // of all channels, up to whole blocks; or null
+  const T* bias;  // of all channels, up to whole blocks; or null
 };
 
 // Writes the sums of `lanes` channels, from `channel` on, of one output.
-template <class S>
-SCRATCHNN_INLINE void finish(const Ending<S>& ending, Vec<Wide<S>> sum, int64_t channel, int64_t lanes, S* y) {
+template <class T>
+SCRATCHNN_INLINE void finish(const Ending<T>& ending, Vec<T> sum, int64_t channel, int64_t lanes, T* y) {
   if (ending.bias != nullptr) sum += load(ending.bias + channel);
-  lanes == kLanes<Wide<S>> ? write(y, sum) : write_partial(y, sum, lanes);
+  lanes == kLanes<T> ? write(y, sum) : write_partial(y, sum, lanes);
 }
 
 // A row of outputs, a vector of channels of each.
-template <class S>
+template <class T>
 struct OutputRow {
-  const RunOfRow<Wide<S>>* runs;
+  const RunOfRow<T>* runs;
   int64_t wide, count;     // runs of several taps; all
-  const Wide<S>* weights;  // of tap t at weights + t * kBlock
+  const T* weights;  // of tap t at weights + t * kBlock
   int64_t vector;          // where in its block
   int64_t pixel;           // from one input pixel to the next
   int64_t in_step;
   int64_t columns;  // of the input
-  Ending<S> ending;
+  Ending<T> ending;
   int64_t channel, lanes;
-  S* y;
+  T* y;
   int64_t y_step;
   UpcomingPixels* upcoming;
 };
 
 // Adds w[t] x[i * step + t] to sums[i]. A clipped tile asks of each pixel whether it is there.
-template <int count, int width, int step, bool clipped, class S>
-SCRATCHNN_INLINE void add_run(const OutputRow<S>& row, const RunOfRow<Wide<S>>& run, int64_t first,
-                              Vec<Wide<S>> (&sums)[count]) {
-  using T = Wide<S>;
+template <int count, int width, int step, bool clipped, class T>
+SCRATCHNN_INLINE void add_run(const OutputRow<T>& row, const RunOfRow<T>& run, int64_t first,
+                              Vec<T> (&sums)[count]) {
   const int64_t in_step = step > 0 ? step : row.in_step;
   const int64_t column = run.column + first * in_step;
   const T* x = run.x + row.vector + first * in_step * row.pixel;
@@ -83,9 +82,8 @@ SCRATCHNN_INLINE void add_run(const OutputRow<S>& row, const RunOfRow<Wide<S>>& 
 }
 
 // Outputs [first, first + count) of a row.
-template <int count, int width, int step, bool clipped, class S>
-void tile(const OutputRow<S>& row, int64_t first) {
-  using T = Wide<S>;
+template <int count, int width, int step, bool clipped, class T>
+void tile(const OutputRow<T>& row, int64_t first) {
   Vec<T> sums[count] = {};
   for (int64_t r = 0; r < row.wide; ++r) add_run<count, width, step, clipped>(row, row.runs[r], first, sums);
   if constexpr (width > 1) {
@@ -93,33 +91,39 @@ void tile(const OutputRow<S>& row, int64_t first) {
       add_run<count, 1, step, clipped>(row, row.runs[r], first, sums);
     }
   }
+  // In registers: the compiler must assume that a store changes what `row` refers to.
+  const Ending<T> ending = row.ending;
+  const int64_t channel = row.channel, lanes = row.lanes, y_step = row.y_step;
+  T* y = row.y + first * y_step;
+  if (lanes == kLanes<T>) {
 #pragma GCC unroll 8
-  for (int i = 0; i < count; ++i) {
-    finish(row.ending, sums[i], row.channel, row.lanes, row.y + (first + i) * row.y_step);
+    for (int i = 0; i < count; ++i) finish(ending, sums[i], channel, kLanes<T>, y + i * y_step);
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) finish(ending, sums[i], channel, lanes, y + i * y_step);
   }
 }
 
 // All `outputs` of a row, in tiles as even as can be.
-template <int width, int step, class S>
-void tiles_of_row(const OutputRow<S>& row, int64_t outputs) {
+template <int width, int step, class T>
+void tiles_of_row(const OutputRow<T>& row, int64_t outputs) {
   constexpr int most = most_side_by_side(width);
-  using Tile = void (*)(const OutputRow<S>&, int64_t);
+  using Tile = void (*)(const OutputRow<T>&, int64_t);
   static constexpr auto tiles = []<int... i>(std::integer_sequence<int, i...>) {
-    return std::array<std::array<Tile, 2>, most>{{{tile<i + 1, width, step, false, S>,
-                                                   tile<i + 1, width, step, true, S>}...}};
+    return std::array<std::array<Tile, 2>, most>{{{tile<i + 1, width, step, false, T>,
+                                                   tile<i + 1, width, step, true, T>}...}};
   }(std::make_integer_sequence<int, most>());
   int64_t low = 0, high = 0;  // the columns that the first output reads
   for (int64_t r = 0; r < row.count; ++r) {
     low = std::min(low, row.runs[r].column);
     high = std::max(high, row.runs[r].column + (r < row.wide ? width : 1) - 1);
   }
-  const int64_t number = (outputs + most - 1) / most;
-  for (int64_t t = 0; t < number; ++t) {
-    const int64_t first = outputs * t / number, last = outputs * (t + 1) / number - 1;
+  for_each_piece<most>(outputs, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
     row.upcoming->step();
-    const bool clipped = low + first * row.in_step < 0 || high + last * row.in_step >= row.columns;
-    tiles[static_cast<size_t>(last - first)][clipped](row, first);
-  }
+    const bool clipped =
+        low + first * row.in_step < 0 || high + (first + count - 1) * row.in_step >= row.columns;
+    tiles[static_cast<size_t>(count - 1)][clipped](row, first);
+  });
 }
 
 }  // namespace CPU_CAPABILITY

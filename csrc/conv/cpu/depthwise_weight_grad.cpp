@@ -90,16 +90,14 @@ void add_row(const GradRow<T>& row, const RunOfRow<T>* runs, T* sums) {
     low = std::min(low, runs[r].column);
     high = std::max(high, runs[r].column);
   }
-  const int64_t number = (row.length + most - 1) / most;
-  for (int64_t t = 0; t < number; ++t) {
-    const int64_t first = row.length * t / number, last = row.length * (t + 1) / number - 1;
+  for_each_piece<most>(row.length, [&](int64_t first, int64_t length) __attribute__((always_inline)) {
     const bool clipped =
-        low + first * row.in_step < 0 || high + width - 1 + last * row.in_step >= row.x_columns;
-    with_rows<most>(last - first + 1, [&](auto count) __attribute__((always_inline)) {
+        low + first * row.in_step < 0 || high + width - 1 + (first + length - 1) * row.in_step >= row.x_columns;
+    with_rows<most>(length, [&](auto count) __attribute__((always_inline)) {
       clipped ? add_tile<count, rows, width, step, true>(row, runs, first, total)
               : add_tile<count, rows, width, step, false>(row, runs, first, total);
     });
-  }
+  });
 #pragma GCC unroll 16
   for (int i = 0; i < rows * width; ++i) store(sum_of(i), total[i]);
 }

@@ -74,6 +74,19 @@ void with_run_width(int64_t width, int64_t stride, const Body& body) {
   }
 }
 
+// Splits a row into the fewest pieces of at most `most`, as even as can be: body(first, count).
+template <int most, class Body>
+SCRATCHNN_INLINE void for_each_piece(int64_t length, const Body& body) {
+  const uint32_t whole = static_cast<uint32_t>(length), number = (whole + most - 1) / most;
+  const uint32_t count = whole / number, longer = whole % number;
+  uint32_t first = 0;
+  for (uint32_t i = 0; i < number; ++i) {
+    const uint32_t size = count + (i < longer);
+    body(static_cast<int64_t>(first), static_cast<int64_t>(size));
+    first += size;
+  }
+}
+
 // A run as one row of positions meets it. Of the row's first position, the run's first tap reads at x, in column
 // `column` of the view.
 template <class T>
