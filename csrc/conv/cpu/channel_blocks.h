@@ -17,6 +17,40 @@ constexpr int kBlock = 64 / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int kBlockVectors = kBlock<T> / kLanes<T>;
 
+// How images are cut into bands for blocks of channels. In three dimensions a band has some depth, so that most of what
+// a kernel reads of the slices before and after is in the band itself.
+class BlockBands {
+ public:
+  // `channels` of each pixel are wanted in the cache together; each position spans `spread` pixels.
+  BlockBands(int64_t batch, const Extent& count, int64_t channels, int64_t most_numbers, int64_t spread)
+      : deep_(count[0] > 1),
+        count_(count[0]),
+        depth_(deep_ ? even(count[0], kDepth) : 1),
+        bands_(batch, {(count[0] + depth_ - 1) / depth_, count[1], count[2]},
+               std::max<int64_t>(8, deep_ ? kDeepPixels / depth_ / spread : most_numbers / channels / spread)) {}
+
+  int64_t total() const { return bands_.total(); }
+  bool deep() const { return deep_; }
+  Extent largest() const { return {depth_, bands_.largest()[1], bands_.largest()[2]}; }
+  Band operator[](int64_t index) const {
+    Band band = bands_[index];
+    band.first[0] *= depth_;
+    band.size[0] = std::min(depth_, count_ - band.first[0]);
+    return band;
+  }
+
+ private:
+  static constexpr int64_t kDepth = 8, kDeepPixels = 1536;
+  static int64_t even(int64_t count, int64_t most) {
+    const int64_t number = (count + most - 1) / most;
+    return (count + number - 1) / number;
+  }
+
+  bool deep_;
+  int64_t count_, depth_;
+  Bands bands_;
+};
+
 // Some pixels of an image, one block of channels of each: pixel (d, h, w) is at
 // data + (d - first[0]) * stride[0] + ..., where first <= (d, h, w) < first + size. Pixels outside are zeros, and are
 // not there to be read.
@@ -38,7 +72,7 @@ class UpcomingPixels {
  public:
   UpcomingPixels() = default;
 
-  // What a block of a rectangle lies in, in as many steps; channels_last: what all blocks of it lie in.
+  // What a rectangle's channels [channel, channel + channels) lie in, in as many steps.
   template <class S>
   UpcomingPixels(const Images<const S>& images, int64_t image, int64_t channel, int64_t channels, const Rectangle& r,
                  int64_t steps) {
@@ -47,35 +81,44 @@ class UpcomingPixels {
       first[d] = std::clamp<int64_t>(r.first[d], 0, images.size[d]);
       size[d] = std::clamp<int64_t>(r.first[d] + r.size[d], first[d], images.size[d]) - first[d];
     }
-    const bool one_piece = size[2] == images.size[2] || size[1] == 1;  // of a depth
-    if (volume(size) == 0 || !one_piece || (!images.channels_last && size[0] > 1)) return;
-    const int64_t row = images.size[2], numbers = ((size[1] - 1) * row + size[2]) * images.pixel_stride();
-    const S* from = images.data + image * images.image_stride() +
-                    ((first[0] * images.size[1] + first[1]) * row + first[2]) * images.pixel_stride();
-    if (!images.channels_last) from += channel * images.channel_stride();
-    const int64_t stride = images.channels_last ? images.size[1] * row * images.channels : images.channel_stride();
-    const int64_t size_of = sizeof(S);
-    piece_ = at_ = reinterpret_cast<const char*>(from);
-    bytes_ = numbers * size_of;
-    stride_ = stride * size_of;
-    pieces_ = images.channels_last ? size[0] : channels;
-    lines_ = pieces_ * (bytes_ / kLine + 1) / std::max<int64_t>(1, steps) + 1;
+    const int64_t row = images.size[2], pixels = (size[1] - 1) * row + size[2];  // of a slice
+    if (volume(size) == 0 || (size[2] != row && size[1] > 1)) return;
+    const int64_t pixel = images.pixel_stride(), size_of = sizeof(S);
+    slice_ =
+        reinterpret_cast<const char*>(images.data + image * images.image_stride() + channel * images.channel_stride() +
+                                      ((first[0] * images.size[1] + first[1]) * row + first[2]) * pixel);
+    slice_stride_ = images.size[1] * row * pixel * size_of;
+    slices_ = size[0];
+    pieces_ = !images.channels_last ? channels : channels == images.channels ? 1 : pixels;
+    bytes_ = (images.channels_last ? channels * pixels / pieces_ : pixels) * size_of;
+    stride_ = (images.channels_last ? images.channels : images.channel_stride()) * size_of;
+    lines_ = slices_ * pieces_ * (bytes_ / kLine + 1) / std::max<int64_t>(1, steps) + 1;
+    begin_piece();
   }
 
   SCRATCHNN_MEMBER void step() {
-    for (int64_t i = 0; i < lines_ && pieces_ > 0; ++i, at_ += kLine) {
+    for (int64_t i = 0; i < lines_ && slices_ > 0; ++i, at_ += kLine) {
       prefetch_far(at_, 1);
-      if (at_ + kLine < piece_ + bytes_) continue;
-      --pieces_;
-      piece_ += stride_;
-      at_ = piece_ - kLine;
+      if (at_ + kLine < end_) continue;
+      if (++piece_ == pieces_) {
+        piece_ = 0;
+        slice_ += slice_stride_;
+        --slices_;
+      }
+      begin_piece();
+      at_ -= kLine;
     }
   }
 
  private:
   static constexpr int64_t kLine = 64;
-  const char *piece_ = nullptr, *at_ = nullptr;
-  int64_t bytes_ = 0, stride_ = 0, pieces_ = 0, lines_ = 0;
+  SCRATCHNN_MEMBER void begin_piece() {
+    at_ = slice_ + piece_ * stride_;
+    end_ = at_ + bytes_;
+  }
+
+  const char *slice_ = nullptr, *at_ = nullptr, *end_ = nullptr;
+  int64_t slices_ = 0, pieces_ = 0, piece_ = 0, bytes_ = 0, slice_stride_ = 0, stride_ = 0, lines_ = 0;
 };
 
 // channels x pixels of a contiguous image to pixels x kBlock; lanes without a channel become zero.

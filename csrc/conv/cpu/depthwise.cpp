@@ -53,13 +53,19 @@ void correlate_block(const Correlation& c, const TapRuns& runs, const Band& band
       const Extent local{d, h, 0};
       for (int i = 0; i < kSpatialRank; ++i) y += (c.out_base[i] + local[i] * c.out_step[i]) * out.stride[i];
       for (int64_t k = 0; k < channels; k += kLanes<T>) {
-        const OutputRow<T> row{memory,       wide,
-                               count,        weights + k,
-                               k,            view.stride[2],
-                               c.in_step[2], view.size[2],
-                               ending,       channel + k,
+        const OutputRow<T> row{memory,
+                               wide,
+                               count,
+                               weights + k,
+                               k,
+                               view.stride[2],
+                               c.in_step[2],
+                               view.size[2],
+                               ending,
+                               channel + k,
                                std::min<int64_t>(kLanes<T>, channels - k),
-                               y + k,        c.out_step[2] * out.stride[2],
+                               y + k,
+                               c.out_step[2] * out.stride[2],
                                &upcoming};
         tiles_of_row<width, step, T>(row, size[2]);
       }
@@ -136,18 +142,20 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
     }
   }
 
-  const Bands bands(batch, most.count,
-                    in.channels_last ? std::max<int64_t>(8, kBandNumbers / channels) : kBlockPixels);
-  const bool streamed =
-      out.channels_last && is_worth_streaming(out.data, batch * out.image_stride(), out.channels) &&
-      channels % kBlock<T> == 0;
+  const int64_t spread = std::max(volume(most.in_step), volume(most.out_step));
+  const BlockBands bands(batch, most.count, in.channels_last ? channels : 1,
+                         in.channels_last ? kBandNumbers : kBlockPixels, spread);
+  const bool streamed = out.channels_last && is_worth_streaming(out.data, batch * out.image_stride(), out.channels) &&
+                        channels % kBlock<T> == 0;
   const bool buffered = streamed || !out.channels_last || !std::is_same_v<S, T>;
   const int64_t in_size = block_size<T>(read_by(most, low, high, {0, 0, 0}, bands.largest()));
   Extent out_size;
   for (int d = 0; d < kSpatialRank; ++d) out_size[d] = bands.largest()[d] * most.out_step[d];
   const int64_t buffer_size = buffered ? volume(out_size) * kBlock<T> : 0;
-  // Tiles until what is asked for is read.
-  const int64_t steps = kBlockVectors<T> * (in.channels_last ? blocks : 1) * volume(bands.largest()) / 8;
+  // All channels of a band are asked of memory together, where they lie together and are not too much, or a block's.
+  const bool whole_bands = in.channels_last && !bands.deep();
+  const int64_t steps =
+      kBlockVectors<T> * (whole_bands ? blocks : 1) * volume(bands.largest()) / 8;  // tiles until then
   const int64_t grain = 1 + 16384 / (volume(bands.largest()) * kBlock<T> * taps_and_bias);
   parallel_for(0, bands.total() * blocks, grain, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(in_size + buffer_size + most_runs * static_cast<int64_t>(sizeof(RunOfRow<T>) / sizeof(T)));
@@ -159,14 +167,18 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
       const int64_t block = item % blocks, channel = block * kBlock<T>;
       const int64_t count = std::min<int64_t>(kBlock<T>, channels - channel);
       const Rectangle read = read_by(most, low, high, band.first, band.size);
-      if (item == begin || block == 0 || !in.channels_last) {
-        const int64_t next = in.channels_last ? (item / blocks + 1) * blocks : item + 1;
+      if (item == begin || block == 0 || !whole_bands) {
+        const int64_t next = whole_bands ? (item / blocks + 1) * blocks : item + 1;
         upcoming = {};
         if (next < end) {
           const Band then = bands[next / blocks];
           const int64_t first = next % blocks * kBlock<T>;
-          upcoming = {in, then.image, first, std::min<int64_t>(kBlock<T>, channels - first),
-                      read_by(most, low, high, then.first, then.size), steps};
+          upcoming = {in,
+                      then.image,
+                      first,
+                      whole_bands ? channels : std::min<int64_t>(kBlock<T>, channels - first),
+                      read_by(most, low, high, then.first, then.size),
+                      steps};
         }
       }
       const BlockView<T> view = view_block(in, band.image, channel, count, read, most.border, memory);

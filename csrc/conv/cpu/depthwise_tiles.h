@@ -31,10 +31,10 @@ SCRATCHNN_INLINE void finish(const Ending<T>& ending, Vec<T> sum, int64_t channe
 template <class T>
 struct OutputRow {
   const RunOfRow<T>* runs;
-  int64_t wide, count;     // runs of several taps; all
-  const T* weights;  // of tap t at weights + t * kBlock
-  int64_t vector;          // where in its block
-  int64_t pixel;           // from one input pixel to the next
+  int64_t wide, count;  // runs of several taps; all
+  const T* weights;     // of tap t at weights + t * kBlock
+  int64_t vector;       // where in its block
+  int64_t pixel;        // from one input pixel to the next
   int64_t in_step;
   int64_t columns;  // of the input
   Ending<T> ending;
@@ -46,8 +46,7 @@ struct OutputRow {
 
 // Adds w[t] x[i * step + t] to sums[i]. A clipped tile asks of each pixel whether it is there.
 template <int count, int width, int step, bool clipped, class T>
-SCRATCHNN_INLINE void add_run(const OutputRow<T>& row, const RunOfRow<T>& run, int64_t first,
-                              Vec<T> (&sums)[count]) {
+SCRATCHNN_INLINE void add_run(const OutputRow<T>& row, const RunOfRow<T>& run, int64_t first, Vec<T> (&sums)[count]) {
   const int64_t in_step = step > 0 ? step : row.in_step;
   const int64_t column = run.column + first * in_step;
   const T* x = run.x + row.vector + first * in_step * row.pixel;
@@ -110,8 +109,8 @@ void tiles_of_row(const OutputRow<T>& row, int64_t outputs) {
   constexpr int most = most_side_by_side(width);
   using Tile = void (*)(const OutputRow<T>&, int64_t);
   static constexpr auto tiles = []<int... i>(std::integer_sequence<int, i...>) {
-    return std::array<std::array<Tile, 2>, most>{{{tile<i + 1, width, step, false, T>,
-                                                   tile<i + 1, width, step, true, T>}...}};
+    return std::array<std::array<Tile, 2>, most>{
+        {{tile<i + 1, width, step, false, T>, tile<i + 1, width, step, true, T>}...}};
   }(std::make_integer_sequence<int, most>());
   int64_t low = 0, high = 0;  // the columns that the first output reads
   for (int64_t r = 0; r < row.count; ++r) {
@@ -120,8 +119,7 @@ void tiles_of_row(const OutputRow<T>& row, int64_t outputs) {
   }
   for_each_piece<most>(outputs, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
     row.upcoming->step();
-    const bool clipped =
-        low + first * row.in_step < 0 || high + (first + count - 1) * row.in_step >= row.columns;
+    const bool clipped = low + first * row.in_step < 0 || high + (first + count - 1) * row.in_step >= row.columns;
     tiles[static_cast<size_t>(count - 1)][clipped](row, first);
   });
 }

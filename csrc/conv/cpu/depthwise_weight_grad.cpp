@@ -170,7 +170,8 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
   const Extent low = c.first_offset(), high = c.last_offset();
   const int64_t channels = g.in_channels, blocks = (channels + kBlock<T> - 1) / kBlock<T>, taps = g.taps();
   const bool together = input.channels_last && grad.channels_last;
-  const Bands bands(g.batch, g.output, together ? std::max<int64_t>(8, kBandNumbers / channels) : kBlockPixels);
+  const BlockBands bands(g.batch, g.output, together ? channels : 1, together ? kBandNumbers : kBlockPixels,
+                         volume(g.stride));
   const int64_t chunks = std::clamp<int64_t>(bands.total(), 1, kChunks);
   // All blocks of a band one after the other, if that leaves work for all threads: neighbours in memory.
   const int64_t at_once = together && chunks >= 2 * thread_count() ? blocks : 1;
@@ -180,8 +181,9 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
   const int64_t x_size = block_size<T>(read_by(c, low, high, {0, 0, 0}, bands.largest()));
   const int64_t dy_size = block_size<T>({{}, bands.largest()});
   const int64_t run_numbers = static_cast<int64_t>(runs.offsets.size() * sizeof(RunOfRow<T>) / sizeof(T));
+  const bool whole_bands = together && at_once == blocks && !bands.deep();
   // Rows until what is asked for is read.
-  const int64_t steps = kBlockVectors<T> * at_once * bands.largest()[0] * bands.largest()[1];
+  const int64_t steps = kBlockVectors<T> * (whole_bands ? blocks : 1) * bands.largest()[0] * bands.largest()[1];
   parallel_for(0, chunks * tasks_of_chunk, 1, [&](int64_t begin, int64_t end) {
     T* x_memory = scratch<T>(x_size + dy_size + block_sums + run_numbers);
     T* dy_memory = x_memory + x_size;
@@ -191,19 +193,27 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
       const int64_t chunk = task / tasks_of_chunk, first_block = task % tasks_of_chunk * at_once;
       T* own = sums + (chunk * blocks + first_block) * block_sums;
       std::fill_n(own, at_once * block_sums, T(0));
-      for (int64_t index = bands.total() * chunk / chunks; index < bands.total() * (chunk + 1) / chunks; ++index) {
+      const int64_t last = bands.total() * (chunk + 1) / chunks;
+      for (int64_t index = bands.total() * chunk / chunks; index < last; ++index) {
         const Band band = bands[index];
         const Rectangle read = read_by(c, low, high, band.first, band.size);
         UpcomingPixels upcoming[2];
-        if (index + 1 < bands.total() * (chunk + 1) / chunks && (at_once == blocks || !together)) {
-          const Band then = bands[index + 1];
-          const int64_t first = first_block * kBlock<T>, count = std::min<int64_t>(kBlock<T>, channels - first);
-          upcoming[0] = {input, then.image, first, count, read_by(c, low, high, then.first, then.size), steps};
-          upcoming[1] = {grad, then.image, first, count, {then.first, then.size}, steps};
-        }
+        const auto ask_for = [&](int64_t next, int64_t channel, int64_t count) {
+          const Band then = bands[next];
+          upcoming[0] = {input, then.image, channel, count, read_by(c, low, high, then.first, then.size), steps};
+          upcoming[1] = {grad, then.image, channel, count, {then.first, then.size}, steps};
+        };
+        if (whole_bands && index + 1 < last) ask_for(index + 1, 0, channels);
         for (int64_t b = 0; b < at_once; ++b) {
           const int64_t channel = (first_block + b) * kBlock<T>;
           const int64_t count = std::min<int64_t>(kBlock<T>, channels - channel);
+          if (!whole_bands) {
+            const int64_t following = b + 1 < at_once ? channel + kBlock<T> : first_block * kBlock<T>;
+            if (b + 1 < at_once || index + 1 < last) {
+              ask_for(b + 1 < at_once ? index : index + 1, following,
+                      std::min<int64_t>(kBlock<T>, channels - following));
+            }
+          }
           const BlockView<T> x = view_block(input, band.image, channel, count, read, g.border, x_memory);
           const BlockView<T> dy =
               view_block(grad, band.image, channel, count, {band.first, band.size}, Border::kZeros, dy_memory);

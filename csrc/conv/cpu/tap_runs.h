@@ -62,15 +62,24 @@ void with_run_width(int64_t width, int64_t stride, const Body& body) {
   };
   if (width == 1 && stride != 1) return call(std::integer_sequence<int, 1, 0>());
   switch (width * 10 + stride) {
-    case 11: return call(std::integer_sequence<int, 1, 1>());
-    case 21: return call(std::integer_sequence<int, 2, 1>());
-    case 31: return call(std::integer_sequence<int, 3, 1>());
-    case 41: return call(std::integer_sequence<int, 4, 1>());
-    case 51: return call(std::integer_sequence<int, 5, 1>());
-    case 71: return call(std::integer_sequence<int, 7, 1>());
-    case 32: return call(std::integer_sequence<int, 3, 2>());
-    case 52: return call(std::integer_sequence<int, 5, 2>());
-    case 72: return call(std::integer_sequence<int, 7, 2>());
+    case 11:
+      return call(std::integer_sequence<int, 1, 1>());
+    case 21:
+      return call(std::integer_sequence<int, 2, 1>());
+    case 31:
+      return call(std::integer_sequence<int, 3, 1>());
+    case 41:
+      return call(std::integer_sequence<int, 4, 1>());
+    case 51:
+      return call(std::integer_sequence<int, 5, 1>());
+    case 71:
+      return call(std::integer_sequence<int, 7, 1>());
+    case 32:
+      return call(std::integer_sequence<int, 3, 2>());
+    case 52:
+      return call(std::integer_sequence<int, 5, 2>());
+    case 72:
+      return call(std::integer_sequence<int, 7, 2>());
   }
 }
 
