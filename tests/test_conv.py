@@ -183,6 +183,26 @@ GEOMETRIES = [
     ((2, 1, 8, 8), 1, (3, 3), {"padding": 1}),
     ((1, 70, 3, 3), 66, (3, 3), {"padding": 1}),
     ((1, 2, 30, 500), 3, (3, 3), {"padding": 1}),  # rows longer than a block of pixels
+    # Groups of few channels, by how many there are in and out: as many as a vector has room for and some more, groups
+    # that fill their lanes and groups that do not, a vector each and several.
+    ((2, 10, 9, 11), 10, (3, 3), {"groups": 5, "padding": 1}),  # 2, 2
+    ((2, 9, 8, 7), 12, (3, 3), {"groups": 3, "padding": 1}),  # 3, 4
+    ((2, 36, 12, 23), 36, (3, 3), {"groups": 9, "padding": 1}),  # 4, 4
+    ((2, 15, 7, 12), 25, (3, 3), {"groups": 5, "padding": 1, "stride": 2}),  # 3, 5
+    ((3, 24, 6, 9), 24, (3, 3), {"groups": 3, "padding": 1, "stride": (2, 1)}),  # 8, 8
+    ((2, 20, 9, 8), 32, (5, 5), {"groups": 2, "padding": 4, "dilation": 2}),  # 10, 16
+    ((1, 48, 10, 13), 36, (3, 3), {"groups": 3}),  # 16, 12
+    ((3, 32, 8, 8), 6, (2, 4), {"groups": 2, "stride": (1, 3), "padding": 2}),  # 16, 3
+    ((2, 4, 9, 9), 28, (3, 3), {"groups": 2}),  # 2, 14
+    ((2, 5, 9, 10), 15, (3, 3), {"groups": 5, "padding": 1}),  # 1, 3
+    ((2, 22, 9, 10), 11, (3, 3), {"groups": 11, "padding": 1}),  # 2, 1
+    ((2, 24, 5, 6), 24, (1, 1), {"groups": 6}),
+    ((2, 24, 5, 6), 24, (1, 1), {"groups": 6, "stride": 2}),  # pixels no tap meets
+    ((1, 16, 20, 26), 16, (3, 3), {"groups": 4, "padding": 2, "dilation": 2, "stride": 2}),
+    ((1, 16, 25, 30), 16, (7, 7), {"groups": 4, "padding": 3}),
+    ((1, 8, 3, 500), 8, (3, 3), {"groups": 2, "padding": 1}),
+    ((40, 16, 3, 2), 16, (3, 3), {"groups": 4, "padding": 1}),  # small images share a band
+    ((0, 8, 7, 6), 8, (3, 3), {"groups": 2, "padding": 1}),
 ]
 
 
@@ -280,7 +300,7 @@ def test_half_precision(shape: tuple, out_channels: int, kernel: tuple, options:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("out_channels", "options"),
-    [(32, {"padding": 1}), (40, {"stride": 2}), (32, {"groups": 32})],
+    [(32, {"padding": 1}), (40, {"stride": 2}), (32, {"groups": 32}), (32, {"groups": 8})],
 )
 def test_half_precision_makes_no_float32_copies(
     out_channels: int, options: dict, memory_format: torch.memory_format, dtype: torch.dtype
@@ -296,6 +316,33 @@ def test_half_precision_makes_no_float32_copies(
     for profile, results in ((forward, [y]), (backward, [x, w])):
         allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
         assert allocated == sum(tensor.nbytes for tensor in results)
+
+
+@pytest.mark.parametrize("dtype", [*FAST_DTYPES, *HALF_DTYPES])
+@pytest.mark.parametrize(("group_in", "group_out"), [(4, 4), (3, 2), (1, 2), (2, 1), (16, 8), (5, 16)])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_small_groups(rank: int, group_in: int, group_out: int, dtype: torch.dtype) -> None:
+    """Every rank and stride; and a group knows nothing of another: not even an infinity spreads."""
+    functions = [getattr(namespace, f"conv{rank}d") for namespace in (F, torch.nn.functional)]
+    groups = 5
+    x = torch.randn(2, groups * group_in, *(5, 7, 11)[-rank:], dtype=dtype)
+    w = torch.randn(groups * group_out, group_in, *(2, 3, 3)[-rank:], dtype=dtype) / 4
+    b = torch.randn(groups * group_out, dtype=dtype)
+    for memory_format, stride in itertools.product(formats(rank), (1, 2)):
+        ours, theirs = (
+            lambda *operands, f=f, stride=stride: f(*operands, stride=stride, padding=1, groups=groups).contiguous()
+            for f in functions  # torch's output is not always in the input's layout
+        )
+        operands = [x.clone(memory_format=memory_format), w.to(memory_format=memory_format), b]
+        check_against_torch(ours, theirs, operands, DIRECT)
+        dy = torch.ones_like(ours(*operands))
+        clean = gradients(ours, operands, dy)
+        operands[0][:, :group_in] = torch.inf
+        spoilt = gradients(ours, operands, dy)
+        assert not spoilt[0][:, :group_out].isfinite().all()
+        assert torch.equal(spoilt[0][:, group_out:], clean[0][:, group_out:])
+        assert torch.equal(spoilt[1], clean[1])
+        assert torch.equal(spoilt[2][group_out:], clean[2][group_out:])
 
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
@@ -639,6 +686,9 @@ BITWISE = [
     ((8, 3, 30, 30), 8, (7, 7), {"padding": 3, "stride": 2}),
     ((8, 12, 14, 14), 12, (3, 3), {"padding": 1, "groups": 12}),
     ((8, 12, 14, 14), 24, (5, 5), {"padding": 2, "groups": 3}),
+    ((9, 72, 14, 13), 72, (3, 3), {"padding": 1, "groups": 18}),
+    ((9, 72, 14, 13), 24, (3, 3), {"padding": 1, "groups": 6, "stride": 2}),
+    ((9, 64, 7, 7), 64, (3, 3), {"padding": 1, "groups": 4}),
     ((9, 64, 7, 7), 64, (3, 3), {"padding": 1}),
     ((9, 352, 5, 5), 352, (3, 3), {"padding": 1}),
     ((9, 200, 4, 4), 100, (3, 3), {"padding": 1, "stride": 2}),

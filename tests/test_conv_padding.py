@@ -35,6 +35,8 @@ LAYERS = [
     (4, 6, 3, {"padding": 3, "dilation": 2, "groups": 2}),
     (4, 4, 3, {"padding": 2, "groups": 4}),
     (4, 4, 2, {"padding": 3, "groups": 4, "stride": 3, "dilation": 2}),
+    (12, 6, 3, {"padding": 2, "groups": 3}),
+    (20, 20, 3, {"padding": 1, "groups": 5}),
     (3, 2, 4, {"padding": "same"}),
     (3, 2, 2, {"padding": "same", "dilation": 3}),
     (3, 2, 3, {"padding": "valid"}),
@@ -163,7 +165,7 @@ def test_compile(mode: str, dynamic: bool) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_batch_and_the_threads_change_no_bit(mode: str, memory_format: torch.memory_format) -> None:
-    for groups in (1, 2, 16):
+    for groups in (1, 2, 4, 16):
         layer = nn.Conv2d(16, 32, 3, padding=2, groups=groups, padding_mode=mode)
         x = torch.randn(7, 16, 9, 10).to(memory_format=memory_format)
         dy = torch.randn_like(layer(x).detach())

@@ -75,6 +75,8 @@ GEOMETRIES = [
     (4, 4, 6, 3, {"stride": 2, "output_padding": 1, "groups": 2}),
     (3, 6, 6, 3, {"stride": 2, "groups": 6, "padding": 1, "output_padding": 1}),
     (3, 6, 12, 2, {"stride": 3, "groups": 6}),  # outputs no tap reaches
+    (5, 12, 12, 3, {"stride": 2, "groups": 3, "padding": 1}),
+    (4, 20, 8, 3, {"groups": 4, "dilation": 2}),
     (4, 3, 2, 3, {"dilation": 2, "output_padding": 1}),
     (4, 3, 2, 2, {"dilation": 3, "stride": 2, "padding": 2, "output_padding": 2}),
     (3, 3, 2, 1, {"stride": 2}),
@@ -256,7 +258,13 @@ def test_autocast(rank: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("channels", "options"),
-    [(16, {"padding": 1}), (16, {"stride": 2, "padding": 1}), (12, {"stride": 2, "groups": 12}), (12, {"groups": 3})],
+    [
+        (16, {"padding": 1}),
+        (16, {"stride": 2, "padding": 1}),
+        (12, {"stride": 2, "groups": 12}),
+        (12, {"groups": 3}),
+        (40, {"groups": 8}),
+    ],
 )
 def test_the_batch_and_the_threads_change_no_bit(
     channels: int, options: dict, memory_format: torch.memory_format

@@ -15,7 +15,7 @@ import scratchnn
 from scratchnn.accuracy.layers import LAYERS, Layer
 from scratchnn.explain import _algorithm_of, explain_call
 
-WINOGRAD, GEMM, DEPTHWISE = "Winograd F(4x4, 3x3)", "implicit GEMM", "depthwise"
+WINOGRAD, GEMM, DEPTHWISE, GROUPED = "Winograd F(4x4, 3x3)", "implicit GEMM", "depthwise", "grouped"
 # Enough channels for every instruction set.
 CASES = [
     (WINOGRAD, "a quarter of the multiplications", torch.nn.Conv2d(32, 64, 3, padding=1), (2, 32, 12, 12)),
@@ -31,6 +31,9 @@ CASES = [
     (GEMM, "sum in float32", torch.nn.Conv2d(32, 32, 3).double(), (2, 32, 12, 12)),
     (DEPTHWISE, "filter of its own", torch.nn.Conv2d(32, 32, 3, groups=32), (2, 32, 12, 12)),
     (DEPTHWISE, "filter of its own", torch.nn.Conv3d(4, 4, 3, groups=4), (2, 4, 6, 6, 6)),
+    (GROUPED, "too few channels", torch.nn.Conv2d(64, 64, 3, groups=4), (2, 64, 12, 12)),
+    (GROUPED, "too few channels", torch.nn.Conv2d(8, 16, 3, groups=8), (2, 8, 12, 12)),
+    (GROUPED, "too few channels", torch.nn.ConvTranspose1d(64, 32, 3, groups=8), (2, 64, 12)),
 ]
 
 

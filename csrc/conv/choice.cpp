@@ -24,6 +24,14 @@ bool is_depthwise(const ConvGeometry& g) {
   return g.groups > 1 && g.group_in() == 1 && g.group_out() == 1;
 }
 
+// The most channels of a group, in or out, that are too few for matrix products: they would leave much of a register
+// tile of 32 columns empty, or of the second of two tiles of 16.
+constexpr int64_t kFewChannels = 24;
+
+bool has_small_groups(const ConvGeometry& g) {
+  return g.groups > 1 && g.group_in() <= kFewChannels && g.group_out() <= kFewChannels;
+}
+
 // 36 multiplications a tile of up to 4x4 outputs, against 9 an output, must save more than the transforms cost:
 // maps of 2x2 and less do not.
 bool tiles_pay(const ConvGeometry& g) {
@@ -53,6 +61,9 @@ const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
 ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32) {
   if (is_depthwise(geometry)) {
     return {ConvAlgorithm::kDepthwise, "each channel has a filter of its own: there is no matrix to multiply"};
+  }
+  if (has_small_groups(geometry)) {
+    return {ConvAlgorithm::kGrouped, "its groups have too few channels to fill the tiles of matrix products"};
   }
   const char* refused = winograd_refuses(geometry, in_float32);
   if (refused != nullptr) return {ConvAlgorithm::kImplicitGemm, refused};

@@ -15,7 +15,7 @@
 
 namespace scratchnn {
 
-enum class ConvAlgorithm { kImplicitGemm, kDepthwise, kWinograd };
+enum class ConvAlgorithm { kImplicitGemm, kDepthwise, kGrouped, kWinograd };
 
 struct ConvChoice {
   ConvAlgorithm algorithm;

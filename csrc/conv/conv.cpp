@@ -36,12 +36,15 @@ Filters<T> filters_of(const at::Tensor& weight) {
 
 // The function of the chosen algorithm and instruction set. Half precision is summed in float32.
 template <class S, class Kernel>
-auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Kernel& winograd) {
+auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Kernel& grouped,
+            const Kernel& winograd) {
   constexpr bool in_float32 = !std::is_same_v<S, double>;
   const InstructionSet set = choose_instruction_set(g, in_float32);
   switch (choose_algorithm(g, in_float32).algorithm) {
     case ConvAlgorithm::kDepthwise:
       return depthwise.at(set);
+    case ConvAlgorithm::kGrouped:
+      return grouped.at(set);
     case ConvAlgorithm::kWinograd:
       return winograd.at(set);
     default:
@@ -53,6 +56,8 @@ const char* name_of(ConvAlgorithm algorithm) {
   switch (algorithm) {
     case ConvAlgorithm::kDepthwise:
       return "depthwise";
+    case ConvAlgorithm::kGrouped:
+      return "grouped";
     case ConvAlgorithm::kWinograd:
       return "Winograd F(4x4, 3x3)";
     default:
@@ -101,7 +106,8 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
   const at::Tensor x = dense(input), w = dense(weight);
   with_memory_type(x, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel = choose<S>(g, implicit_gemm_forward<S>, depthwise_forward<S>, winograd_forward<S>);
+    const auto kernel =
+        choose<S>(g, implicit_gemm_forward<S>, depthwise_forward<S>, grouped_forward<S>, winograd_forward<S>);
     kernel(g, images_of<const S>(x), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
   });
   return output;
@@ -143,7 +149,8 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor dy = dense(input), w = dense(weight);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, winograd_input_grad<S>);
+    const auto kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, grouped_input_grad<S>,
+                                  winograd_input_grad<S>);
     kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
     if constexpr (std::is_floating_point_v<S>) {
       add_border_grad<S>(g, images_of<const S>(dy), filters_of<const S>(w), images_of<S>(output));
@@ -179,7 +186,8 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, winograd_weight_grad<S>);
+    const auto kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, grouped_weight_grad<S>,
+                                  winograd_weight_grad<S>);
     kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });
   return grad_weight;

@@ -41,6 +41,14 @@ inline ConvInputGrad<S> depthwise_input_grad;
 template <class S>
 inline ConvWeightGrad<S> depthwise_weight_grad;
 
+// Groups of few channels, several of them in a vector (grouped.cpp, grouped_weight_grad.cpp).
+template <class S>
+inline ConvForward<S> grouped_forward;
+template <class S>
+inline ConvInputGrad<S> grouped_input_grad;
+template <class S>
+inline ConvWeightGrad<S> grouped_weight_grad;
+
 // 3x3 of stride 1, by Winograd's F(4x4, 3x3) (winograd.cpp, winograd_weight_grad.cpp), where choice.cpp says
 // it serves; not for double.
 template <class S>
