@@ -102,12 +102,12 @@ SCRATCHNN_INLINE void for_each_channel(const T* p, int64_t channels, const Body&
 // Pixels of a band, blocks [first, first + count) of their channels: pixel (n, d, h, w) of block b starts at
 // data + (b - first) * block_stride + n * image_stride + d * stride[0] + h * stride[1] + w * stride[2].
 template <class T>
-struct BlockView {
+struct GroupView {
   T* data;
   Extent stride;
   int64_t image_stride, block_stride;
 
-  BlockView(T* memory, const Extent& size, int64_t images, int64_t width)
+  GroupView(T* memory, const Extent& size, int64_t images, int64_t width)
       : data(memory),
         stride{size[1] * size[2] * width, size[2] * width, width},
         image_stride(volume(size) * width),
@@ -181,9 +181,9 @@ SCRATCHNN_INLINE void pack_pixels(const GroupLanes<T>& lanes, const Images<const
 // Blocks [first, first + count) of a rectangle of each of a band's images and its border.
 template <class S, class T>
 void pack_band(const GroupLanes<T>& lanes, const Images<const S>& images, const Band& band, const Rectangle& r,
-               Border border, int64_t first, int64_t count, const BlockView<T>& view) {
+               Border border, int64_t first, int64_t count, const GroupView<T>& view) {
   if (!images.channels_last && count > 1) {  // few planes at a time: memory delivers as many streams quickly
-    BlockView<T> one = view;
+    GroupView<T> one = view;
     for (int64_t b = 0; b < count; ++b, one.data += view.block_stride) {
       pack_band(lanes, images, band, r, border, first + b, 1, one);
     }

@@ -167,7 +167,7 @@ void correlate(const Correlation& c, const Operand<S>& operand, int64_t batch, i
   const Bands bands(batch, c.count,
                     std::max<int64_t>(16, kBlockBytes / (in_width * bytes) / (c.in_step[1] * c.in_step[2])), batch);
   const Rectangle largest = read_by(c, low, high, {0, 0, 0}, bands.largest());
-  const int64_t block_size = BlockView<T>::block_size(bands.most_images() * volume(largest.size), in_width);
+  const int64_t block_size = GroupView<T>::block_size(bands.most_images() * volume(largest.size), in_width);
   // Bands, times ranges of blocks: as few as fit the cache, and as give all threads work.
   const int64_t blocks = in_lanes.blocks();
   const int64_t ranges = std::clamp<int64_t>(
@@ -185,7 +185,7 @@ void correlate(const Correlation& c, const Operand<S>& operand, int64_t batch, i
       const Band band = bands[task / ranges];
       const int64_t first = blocks * (task % ranges) / ranges, last = blocks * (task % ranges + 1) / ranges;
       const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
-      const BlockView<T> view(memory, rectangle.size, band.images, in_width);
+      const GroupView<T> view(memory, rectangle.size, band.images, in_width);
       pack_band(in_lanes, in, band, rectangle, c.border, first, last - first, view);
       tap_offsets(c, low, PixelView<T>{view.data, view.stride, view.image_stride}, offsets);
       const Reduction<T> reduction{runs.data(), static_cast<int64_t>(runs.size()), offsets, operand.sum,

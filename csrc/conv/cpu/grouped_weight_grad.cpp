@@ -172,8 +172,8 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
   const Bands bands(g.batch, g.output, std::max<int64_t>(16, most_pixels), g.batch);
   const int64_t chunks = std::clamp<int64_t>(bands.total(), 1, kChunks);
   const Rectangle largest = read_by(c, low, high, {0, 0, 0}, bands.largest());
-  const int64_t x_size = BlockView<T>::block_size(bands.most_images() * volume(largest.size), in_width);
-  const int64_t dy_size = BlockView<T>::block_size(bands.most_pixels(), out_width);
+  const int64_t x_size = GroupView<T>::block_size(bands.most_images() * volume(largest.size), in_width);
+  const int64_t dy_size = GroupView<T>::block_size(bands.most_pixels(), out_width);
   const int64_t ranges = std::clamp<int64_t>(
       std::max(blocks * (x_size + dy_size) * bytes / kBandBytes, kTasksPerThread * thread_count() / chunks), 1, blocks);
   const int64_t most_blocks = (blocks + ranges - 1) / ranges;
@@ -191,8 +191,8 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
       for (int64_t index = bands.total() * chunk / chunks; index < bands.total() * (chunk + 1) / chunks; ++index) {
         const Band band = bands[index];
         const Rectangle rectangle = read_by(c, low, high, band.first, band.size);
-        const BlockView<T> x(x_memory, rectangle.size, band.images, in_width);
-        const BlockView<T> dy(dy_memory, band.size, band.images, out_width);
+        const GroupView<T> x(x_memory, rectangle.size, band.images, in_width);
+        const GroupView<T> dy(dy_memory, band.size, band.images, out_width);
         pack_band(in_lanes, input, band, rectangle, g.border, first, last - first, x);
         pack_band(out_lanes, grad, band, {band.first, band.size}, Border::kZeros, first, last - first, dy);
         tap_offsets(c, low, PixelView<T>{x.data, x.stride, x.image_stride}, offsets);
