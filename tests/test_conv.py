@@ -275,12 +275,13 @@ def test_depthwise(shape: tuple, kernel: tuple, options: dict, dtype: torch.dtyp
         getattr(module, f"Conv{rank}d")(channels, channels, kernel, groups=channels, dtype=dtype, **options)
         for module in (nn, torch.nn)
     )
-    for memory_format in formats(rank):
+    # torch gives volumes back contiguous in all types but float32.
+    for memory_format in formats(rank) if rank < 3 or dtype == torch.float32 else formats(1):
         x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format)
         check_against_torch(
             lambda x, w, b: functional_call(ours, {"weight": w, "bias": b}, (x,)),
             lambda x, w, b: functional_call(theirs, {"weight": w, "bias": b}, (x,)),
-            [x, theirs.weight.detach().to(memory_format=memory_format), theirs.bias.detach()],
+            [x, theirs.weight.detach(), theirs.bias.detach()],
             DIRECT,
         )
 
