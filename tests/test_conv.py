@@ -269,6 +269,53 @@ def test_small_volumes_share_bands(shape: tuple, memory_format: torch.memory_for
         )
 
 
+# Runs of taps of every length, alone and in pieces; tiles that lose pixels on either side or on both; the last block of
+# channels full, in whole vectors and in a part of one.
+DEPTHWISE_GEOMETRIES = [
+    *(((2, 20, 40), (k,), {"padding": k // 2}) for k in (1, 2, 3, 4, 5, 6, 7, 9, 11, 31)),
+    *(((2, 24, 37), (k,), {"padding": k // 2, "stride": 2}) for k in (2, 3, 5, 7, 8, 9)),
+    ((2, 32, 50), (5,), {"padding": 12, "stride": 3, "dilation": 2}),
+    ((3, 19, 7, 7), (3, 3), {"padding": 1}),
+    ((3, 32, 14, 14), (7, 7), {"padding": 3}),
+    ((2, 36, 5, 9), (5, 5), {"padding": 7}),  # outputs that see no pixel
+    ((2, 128, 9, 8), (3, 3), {"padding": 1, "stride": (2, 1)}),  # pixels a power of two apart
+    ((2, 17, 60, 60), (3, 5), {"padding": (1, 2), "padding_mode": "reflect"}),
+    ((2, 40, 11, 12), (3, 3), {"padding": 2, "dilation": 2}),
+    ((2, 20, 17, 9, 10), (3, 3, 3), {"padding": 1}),
+    ((1, 24, 9, 8, 7), (3, 1, 5), {"padding": (1, 0, 2), "stride": (2, 1, 2)}),
+    ((0, 20, 6, 6), (3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("dtype", [*FAST_DTYPES, *HALF_DTYPES])
+@pytest.mark.parametrize(("shape", "kernel", "options"), DEPTHWISE_GEOMETRIES)
+def test_depthwise(shape: tuple, kernel: tuple, options: dict, dtype: torch.dtype) -> None:
+    rank, channels = len(kernel), shape[1]
+    ours, theirs = (
+        getattr(module, f"Conv{rank}d")(channels, channels, kernel, groups=channels, dtype=dtype, **options)
+        for module in (nn, torch.nn)
+    )
+    # torch gives volumes back contiguous in all types but float32.
+    for memory_format in formats(rank) if rank < 3 or dtype == torch.float32 else formats(1):
+        x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format)
+        check_against_torch(
+            lambda x, w, b: functional_call(ours, {"weight": w, "bias": b}, (x,)),
+            lambda x, w, b: functional_call(theirs, {"weight": w, "bias": b}, (x,)),
+            [x, theirs.weight.detach(), theirs.bias.detach()],
+            DIRECT,
+        )
+
+
+def test_depthwise_outputs_larger_than_the_cache() -> None:
+    """They are stored past it."""
+    x, w = torch.randn(2, 32, 260, 260).to(memory_format=torch.channels_last), torch.randn(32, 1, 3, 3)
+    for options in ({"padding": 1}, {"padding": 1, "stride": 2}):
+        check_against_torch(
+            functools.partial(F.conv2d, groups=32, **options), functools.partial(torch.conv2d, groups=32, **options),
+            [x, w], DIRECT,
+        )  # fmt: skip
+
+
 HALF_GEOMETRIES = [
     *GEOMETRIES,
     ((2, 32, 9, 7), 32, (3, 3), {"padding": 1}),  # Winograd
