@@ -115,7 +115,9 @@ def batch_norm_backward(
     r = _per_channel((var.double() + eps).rsqrt().to(dtype), input)
     x = input.to(dtype)
     x = x if mean is None else x - _per_channel(mean.to(dtype), input)
-    x_hat = (x - x.mean(dims, keepdim=True) if training else x) * r  # twice: the mean was rounded when it was kept
+    if training and (mean is None or mean.dtype != torch.float64):  # twice: the mean was rounded when it was kept
+        x = x - x.mean(dims, keepdim=True)
+    x_hat = x * r
     w = None if weight is None else _per_channel(weight.to(dtype), input)
     dx, dw, db = _gradients(grad.to(dtype), x_hat, r, w, dims, dims, centred=True, constant=not training)
     parameter = dtype if weight is None else weight.dtype
