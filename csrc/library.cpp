@@ -32,18 +32,20 @@ constexpr const char* kOperators[] = {
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
     "bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias) -> Tensor",
     "bilinear_weight_grad(Tensor grad, Tensor input1, Tensor input2) -> Tensor",
-    // norm: train gives the output and the batch's mean and (biased) variance, these in double
+    // norm: train gives the output and the batch's mean and (biased) variance, in float32 at the least. backward in
+    // training measures the mean again where it is not in double, and does without it
     "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
     "batch_norm_statistics(Tensor input) -> (Tensor, Tensor)",
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
     "SymInt count) -> ()",
     "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, float eps) "
     "-> Tensor",
-    "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, float eps, bool training) "
+    "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? mean, Tensor var, float eps, bool "
+    "training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
-    // the same, followed by y = min(max(n + residual, low), high): in training, with given statistics, and the
-    // gradients,
-    // which see the limits by n + residual or by the output; grad_residual is empty without either
+    // the same, followed by y = min(max(n + residual, low), high): in training, with statistics in double, with given
+    // statistics, and the gradients, which see the limits by n + residual or by the output; grad_residual is empty
+    // without either
     "batch_norm_add_clamp_train(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, float eps, float low, "
     "float high) -> (Tensor, Tensor, Tensor)",
     "batch_norm_add_clamp(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, Tensor? residual, "
@@ -52,10 +54,10 @@ constexpr const char* kOperators[] = {
     "Tensor? residual, Tensor? output, float eps, float low, float high, bool training) -> (Tensor grad_input, "
     "Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     // normalize: by statistics of a sample alone; shape is samples, groups, channels of a group, pixels, and sharing
-    // "row", "group" or "pixel". Output, mean and (biased) variance.
+    // "row", "group" or "pixel". Output, mean and (biased) variance; backward does without the mean, which is measured.
     "normalize(Tensor input, Tensor? weight, Tensor? bias, SymInt[] shape, str sharing, bool centred, float eps) -> "
     "(Tensor, Tensor, Tensor)",
-    "normalize_backward(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor var, SymInt[] shape, "
+    "normalize_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? mean, Tensor var, SymInt[] shape, "
     "str sharing, bool centred, float eps, bool parameters) -> (Tensor grad_input, Tensor grad_weight, "
     "Tensor grad_bias)",
     "local_response_norm(Tensor input, SymInt before, SymInt after, float scale, float beta, float k) -> Tensor",

@@ -58,6 +58,8 @@ def backward_samples() -> list[tuple]:
     last = x.to(memory_format=torch.channels_last)
     return [
         (g, x, w, mean.double(), var.double(), 1e-5, True),
+        (g, last, w, mean, var, 1e-5, True),
+        (g.bfloat16(), x.bfloat16(), w, None, var, 1e-5, True),
         (g, last, None, mean, var, 1e-5, False),
         (g.half(), x.half(), w, mean, var, 1e-5, False),
     ]
@@ -81,10 +83,11 @@ def normalize_samples() -> list[tuple]:
 
 def normalize_backward_samples() -> list[tuple]:
     x, w, *_ = samples(2, 4, 3, 5)
-    pixel, group = torch.rand(2, 2, 15), torch.rand(2, 2, 2).double()
+    pixel, group = torch.rand(2, 2, 15), torch.rand(2, 2, 2)
     return [
         (torch.randn_like(x), x, w, *group, (2, 2, 2, 15), "group", True, 1e-5, True),
         (torch.randn_like(x), x, w, *pixel, (2, 1, 4, 15), "pixel", True, 1e-5, True),
+        (x.half(), x.half(), w, None, group[1], (2, 2, 2, 15), "group", True, 1e-5, True),
         (x.half(), x.half(), None, torch.empty(0), torch.rand(24, 1), (24, 1, 5, 1), "row", False, 1e-5, False),
     ]
 
@@ -319,8 +322,8 @@ def test_statistics_of_drifting_and_stepped_data(layout: torch.memory_format) ->
         x += torch.linspace(0, 1e3, shape[0]).reshape(-1, 1, 1, 1)
         x = x.to(memory_format=layout)
         _, mean, var = torch.ops.scratchnn.batch_norm_train(x, None, None, 1e-5)
-        torch.testing.assert_close(mean, x.double().mean([0, 2, 3]), rtol=1e-6, atol=0)
-        torch.testing.assert_close(var, x.double().var([0, 2, 3], correction=0), rtol=2e-6, atol=0)
+        torch.testing.assert_close(mean.double(), x.double().mean([0, 2, 3]), rtol=1e-6, atol=0)
+        torch.testing.assert_close(var.double(), x.double().var([0, 2, 3], correction=0), rtol=2e-6, atol=0)
 
 
 def test_the_gradient_may_come_in_any_layout() -> None:
@@ -622,6 +625,73 @@ def test_module_errors_are_torchs() -> None:
         same_error(lambda m=ours, x=x: m(x), lambda m=theirs, x=x: m(x))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_saved_statistics_are_measured_again(layout: torch.memory_format) -> None:
+    """From a rounded mean, from some number of the channel and from the exact mean: the same gradients."""
+    ops = torch.ops.scratchnn
+    for shape in [(8, 6, 32, 32), (64, 6, 3, 3), (30, 70, 5, 5)]:
+        offset = torch.linspace(-1e5, 1e5, shape[1]).reshape(1, -1, 1, 1)
+        x = (torch.randn(shape) + offset).to(memory_format=layout)
+        weight, grad = torch.rand(shape[1]) + 0.5, torch.randn(shape)
+        for kernels in ("fast", "naive"):
+            with scratchnn.kernels(kernels):
+                _, mean, var = ops.batch_norm_add_clamp_train(x, None, None, None, 1e-5, -math.inf, math.inf)
+                truth = ops.batch_norm_backward(grad.double(), x.double(), weight.double(), mean, var, 1e-5, True)
+                for given in (mean, mean.float(), None):
+                    ours = ops.batch_norm_backward(grad, x, weight, given, var.to(mean.dtype), 1e-5, True)
+                    for mine, exact in zip(ours, truth, strict=True):
+                        assert relative_error(mine, exact) < 2e-6
+    with pytest.raises(RuntimeError, match="expected a mean beside"):
+        ops.batch_norm_backward(grad, x, weight, None, var, 1e-5, False)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_keeps_no_more_than_torchs(dtype: torch.dtype) -> None:
+    """Bytes for the backward pass, beside the input."""
+    kinds = {
+        "BatchNorm2d": (8,),
+        "InstanceNorm2d": (8, 1e-5, 0.1, True),
+        "GroupNorm": (2, 8),
+        "LayerNorm": (5,),
+        "RMSNorm": (5,),
+    }
+    x = torch.randn(3, 8, 6, 5).to(dtype).requires_grad_()
+    for name, arguments in kinds.items():
+        bytes_kept = []
+        for library in (scratchnn.nn, torch.nn):
+            module = getattr(library, name)(*arguments).to(dtype)
+            known = {t.untyped_storage().data_ptr() for t in (x, *module.parameters(), *module.buffers())}
+            kept: dict[int, int] = {}
+
+            def pack(t: Tensor, kept: dict[int, int] = kept) -> Tensor:
+                kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                y = module(x)
+            bytes_kept.append(sum(size for place, size in kept.items() if place not in known))
+            del y
+        assert bytes_kept[0] <= bytes_kept[1], name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parameters_of_any_size_beside_nothing(training: bool) -> None:
+    for shape in [(2, 0), (0, 3), (2, 0, 4), (2, 3, 0)]:
+        for channels in (1, 3):
+            gradients = []
+            for library in (scratchnn.nn, torch.nn):
+                module = library.BatchNorm1d(channels).train(training)
+                x = torch.zeros(shape, requires_grad=True)
+                y = module(x)
+                assert y.shape == x.shape
+                gradients.append(torch.autograd.grad(y.sum(), [x, *module.parameters()]))
+                assert torch.equal(module.running_mean, torch.zeros(channels))
+            for mine, other in zip(*gradients, strict=True):
+                assert torch.equal(mine, other)
+    module = scratchnn.nn.BatchNorm1d(1, bias=False).eval()
+    assert module(torch.zeros(1, 0, requires_grad=True)).shape == (1, 0)
+
+
 def test_special_values_stay_in_their_channel() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(3, 4, 9, 9).to(memory_format=layout)
@@ -680,14 +750,15 @@ def test_add_and_clamp(shape: tuple[int, ...], added: bool, limits: tuple[float,
             weight, bias = torch.rand(shape[1], dtype=dtype) + 0.5, torch.randn(shape[1], dtype=dtype)
             residual = r if added else None
             with scratchnn.kernels(kernels):
-                n, mean, var = ops.batch_norm_train(x, weight, bias, 1e-5)
+                n, *statistics = ops.batch_norm_train(x, weight, bias, 1e-5)
                 total = n + r if added else n
                 expected = total.clamp(*limits)
-                y, *statistics = ops.batch_norm_add_clamp_train(x, weight, bias, residual, 1e-5, *limits)
+                y, mean, var = ops.batch_norm_add_clamp_train(x, weight, bias, residual, 1e-5, *limits)
                 assert torch.equal(y, expected)
                 assert y.stride() == x.stride()
-                assert torch.equal(statistics[0], mean)
-                assert torch.equal(statistics[1], var)
+                assert mean.dtype == var.dtype == torch.float64
+                assert torch.equal(statistics[0], mean.to(dtype))
+                assert torch.equal(statistics[1], var.to(dtype))
                 assert torch.equal(ops.batch_norm_add_clamp(x, weight, bias, mean, var, residual, 1e-5, *limits), y)
                 g = torch.where((total > limits[0]) & (total < limits[1]), grad, 0)
                 for output, training in ((None, True), (y, True), (None, False)):

@@ -132,7 +132,7 @@ def body(case: dict[str, Any]) -> None:
     if refused and case["kind"] == "response" and not isinstance(ours, Exception):
         return  # torch pools some half precision inputs not at all, and others only without gaps
     empty = 0 in case["shape"]
-    if empty and case["wrong"] and isinstance(ours, RuntimeError):
+    if empty and case["wrong"] and case["kind"] != "batch" and isinstance(ours, RuntimeError):
         return  # torch does not look at parameters where there are no numbers
     if isinstance(ours, Exception) or isinstance(theirs, Exception):
         assert type(ours) is type(theirs), f"{ours!r}, torch {theirs!r}"

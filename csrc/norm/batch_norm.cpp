@@ -1,8 +1,6 @@
 // Batch normalization on the CPU: check, allocate, choose a kernel.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -89,16 +87,17 @@ Tail tail_for(const at::Tensor& input, const OptionalTensor& residual, double lo
   return {dense(*residual, memory_format(input)), low, high};
 }
 
-// The batch's mean and biased variance in double, and, where there is an output, that.
+// The batch's mean and biased variance in the given type, and, where there is an output, that.
 Statistics normalize(const at::Tensor& x, const at::Tensor* y, const OptionalTensor& weight, const OptionalTensor& bias,
-                     double eps, const Tail& tail) {
+                     double eps, const Tail& tail, at::ScalarType type) {
   const IndexSets sets = channel_sets(x, memory_format(x));
   const int64_t channels = sets.groups;
-  const at::Tensor mean = at::zeros({channels}, x.options().dtype(at::kDouble)), variance = at::zeros_like(mean);
-  if (x.numel() == 0) return {mean, variance};
+  const auto options = x.options().dtype(type);
+  const at::Tensor mean = at::empty({channels}, options), variance = at::empty({channels}, options);
+  if (x.numel() == 0) return {mean.zero_(), variance.zero_()};
   const std::vector<double> w = numbers(weight, channels, 1), b = numbers(bias, channels, 0);
-  double* m = mean.data_ptr<double>();
-  double* v = variance.data_ptr<double>();
+  std::vector<double> means(channels), variances(channels);
+  double *m = means.data(), *v = variances.data();
   if (use_vector_kernels(x)) {
     with_memory_type(x, [&](auto type) {
       using S = typename decltype(type)::type;
@@ -114,29 +113,37 @@ Statistics normalize(const at::Tensor& x, const at::Tensor* y, const OptionalTen
       naive::norm_end(*y, tail.residual, tail.low, tail.high);
     }
   }
+  assign(mean, means);
+  assign(variance, variances);
   return {mean, variance};
 }
 
-Outputs batch_norm_add_clamp_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                                   const OptionalTensor& residual, double eps, double low, double high) {
+Outputs train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& residual, double eps, double low, double high, at::ScalarType type) {
   check_input(input);
   check_parameters(input, weight, bias);
   const at::Tensor x = dense(input, memory_format(input));
   const Tail tail = tail_for(input, residual, low, high);
   const at::Tensor y = at::empty_like(x);
-  const auto [mean, variance] = normalize(x, &y, weight, bias, eps, tail);
+  const auto [mean, variance] = normalize(x, &y, weight, bias, eps, tail, type);
   return {y, mean, variance};
+}
+
+// With statistics in double: the output is computed from them again in the backward pass.
+Outputs batch_norm_add_clamp_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                   const OptionalTensor& residual, double eps, double low, double high) {
+  return train(input, weight, bias, residual, eps, low, high, at::kDouble);
 }
 
 Outputs batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                          double eps) {
   const Tail none;
-  return batch_norm_add_clamp_train(input, weight, bias, std::nullopt, eps, none.low, none.high);
+  return train(input, weight, bias, std::nullopt, eps, none.low, none.high, statistics_type(input));
 }
 
 Statistics batch_norm_statistics(const at::Tensor& input) {
   check_input(input);
-  return normalize(dense(input, memory_format(input)), nullptr, std::nullopt, std::nullopt, 0, Tail());
+  return normalize(dense(input, memory_format(input)), nullptr, std::nullopt, std::nullopt, 0, Tail(), at::kDouble);
 }
 
 // running = (1 - momentum) running + momentum batch, with the unbiased variance n / (n - 1). Nothing is
@@ -207,20 +214,31 @@ at::Tensor batch_norm_eval(const at::Tensor& input, const OptionalTensor& weight
   return batch_norm_add_clamp(input, weight, bias, running_mean, running_var, std::nullopt, eps, none.low, none.high);
 }
 
+// The first number of each channel of a dense tensor: near enough to the mean for sums to run around it.
+std::vector<double> first_numbers(const at::Tensor& x) {
+  return numbers(x.select(0, 0).reshape({x.size(1), -1}).select(1, 0));
+}
+
 // The gradients of input, weight, bias and residual. Those of weight and bias have the type of the weight, or else of
 // the input, float32 beside a narrower one. That of the residual is grad within the limits; it is written where there
-// is a residual or an output, whichever the limits are seen by, and is else empty.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_backward(
-    const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const at::Tensor& mean, const at::Tensor& variance, const OptionalTensor& residual, const OptionalTensor& output,
-    double eps, double low, double high, bool training) {
+// is a residual or an output, whichever the limits are seen by, and is else empty. In training, statistics in double
+// are taken as exact, and others measure the mean again; it need not be given then.
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Gradients backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
+                   const OptionalTensor& bias, const OptionalTensor& mean, const at::Tensor& variance,
+                   const OptionalTensor& residual, const OptionalTensor& output, double eps, double low, double high,
+                   bool training) {
   check_input(input);
   TORCH_CHECK(grad.sizes() == input.sizes(), "batch_norm_backward: expected grad of shape ", input.sizes(),
               ", but got ", grad.sizes());
   check_same_type(grad, "grad", input, "input", "batch_norm_backward");
   check_parameters(input, weight, bias);
-  check_count(input, mean, "mean");
+  if (mean) check_count(input, *mean, "mean");
   check_count(input, variance, "var");
+  TORCH_CHECK(mean || training, "batch_norm_backward: expected a mean beside a given variance");
+  const bool exact = mean && mean->scalar_type() == at::kDouble;
+  const Origin origin = !training ? Origin::kConstants : exact ? Origin::kExact : Origin::kRounded;
   const auto options = input.options().dtype(parameter_type(input, weight));
   const at::MemoryFormat format = memory_format(input);
   const at::Tensor x = dense(input, format), g = dense(grad, format);
@@ -240,7 +258,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
   std::vector<double> dw(channels), db(channels);
   if (x.numel() > 0) {
     const std::vector<double> w = numbers(weight, channels, 1), b = numbers(bias, channels, 0);
-    const std::vector<double> m = numbers(mean), v = numbers(variance);
+    const std::vector<double> m = mean ? numbers(*mean) : first_numbers(x), v = numbers(variance);
     if (use_vector_kernels(x)) {
       with_memory_type(x, [&](auto type) {
         using S = typename decltype(type)::type;
@@ -249,7 +267,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
         const Gate<S> gate = {b.data(), y ? read_pointer<S>(*y) : nullptr,
                               limited ? write_pointer<S>(passed) : nullptr};
         kernel(geometry, read_pointer<S>(g), read_pointer<S>(x), write_pointer<S>(dx), w.data(), m.data(), v.data(),
-               eps, training, dw.data(), db.data(), tail.ending<S>(), gate);
+               eps, origin, dw.data(), db.data(), tail.ending<S>(), gate);
       });
     } else {
       at::Tensor arriving = g;
@@ -271,12 +289,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> batch_norm_add_clamp_
   return {dx, grad_weight, grad_bias, passed.is_same(dx) ? none_written : passed};
 }
 
+Gradients batch_norm_add_clamp_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
+                                        const OptionalTensor& bias, const at::Tensor& mean, const at::Tensor& variance,
+                                        const OptionalTensor& residual, const OptionalTensor& output, double eps,
+                                        double low, double high, bool training) {
+  return backward(grad, input, weight, bias, mean, variance, residual, output, eps, low, high, training);
+}
+
 Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
-                            const at::Tensor& mean, const at::Tensor& variance, double eps, bool training) {
+                            const OptionalTensor& mean, const at::Tensor& variance, double eps, bool training) {
   const Tail none;
-  const auto [dx, dw, db, unused] =
-      batch_norm_add_clamp_backward(grad, input, weight, std::nullopt, mean, variance, std::nullopt, std::nullopt, eps,
-                                    none.low, none.high, training);
+  const auto [dx, dw, db, unused] = backward(grad, input, weight, std::nullopt, mean, variance, std::nullopt,
+                                             std::nullopt, eps, none.low, none.high, training);
   return {dx, dw, db};
 }
 

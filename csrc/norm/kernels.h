@@ -88,12 +88,16 @@ struct Gate {
   S* passed = nullptr;  // null: no limits, the gradient arrives as it is
 };
 
+// What mean and variance are to the input: constants, as in evaluation; its own; or its own, but the mean rounded when
+// it was saved, or only a number near it. A rounded mean is measured again, beside the other sums.
+enum class Origin { kConstants, kExact, kRounded };
+
 // grad_weight = sum of g x_hat, grad_bias = sum of g, and, r being 1 / sqrt(variance + eps),
-// grad_input = r (weight g - E[weight g] - x_hat E[weight g x_hat]) where mean and variance are the input's own
-// (training), grad_input = weight r g where they are constants.
+// grad_input = r (weight g - E[weight g] - x_hat E[weight g x_hat]) where mean and variance are the input's own,
+// grad_input = weight r g where they are constants. Beside a gate they are not rounded.
 template <class S>
 using NormBackward = void(const Interleaved& geometry, const S* grad, const S* input, S* grad_input,
-                          const double* weight, const double* mean, const double* variance, double eps, bool training,
+                          const double* weight, const double* mean, const double* variance, double eps, Origin origin,
                           double* grad_weight, double* grad_bias, const Ending<S>& ending, const Gate<S>& gate);
 
 template <class S>

@@ -123,10 +123,9 @@ at::Tensor as_planes(const at::Tensor& rows, at::IntArrayRef sizes) {
   return rows.transpose(1, 2).reshape(sizes).contiguous();
 }
 
-// The type of mean and variance: of groups, of which there are few, double, so that nothing is lost between passes;
-// of rows and pixels the input's, float32 beside a narrower one.
-at::ScalarType statistics_type(const at::Tensor& input, c10::string_view sharing) {
-  return sharing == "group" || input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+// The first number of each set of a dense tensor: near enough to the mean for sums to run around it.
+at::Tensor first_numbers(const at::Tensor& x, at::IntArrayRef shape, c10::string_view sharing) {
+  return x.reshape(shape).select(2, 0).select(sharing == "pixel" ? 1 : 2, 0);
 }
 
 // The output, and mean and biased variance of each set. Without centring there is no mean, and the variance is E[x^2].
@@ -148,7 +147,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
   }
   const at::Tensor x = input.contiguous(format_of(input, sharing));
   const int64_t inner = sets.sharing == Sharing::kPixel ? sets.pixels : sets.groups;
-  const auto statistics = x.options().dtype(statistics_type(x, sharing));
+  const auto statistics = x.options().dtype(statistics_type(x));
   const at::Tensor mean = at::empty(centred ? at::DimVector{sets.samples, inner} : at::DimVector{0}, statistics);
   const at::Tensor variance = at::empty({sets.samples, inner}, statistics);
   if (x.numel() == 0) return {at::empty_like(x), mean.zero_(), variance.zero_()};
@@ -178,27 +177,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
   with_fast_type(x, [&](auto zero) {
     using T = decltype(zero);
     const Parameter<T> w(weight, sets), b(bias, sets);
-    const at::Tensor own_mean = mean.to(x.scalar_type()), own_variance = variance.to(x.scalar_type());
-    T* m = centred ? own_mean.data_ptr<T>() : nullptr;
-    T* v = own_variance.data_ptr<T>();
+    T* m = centred ? mean.data_ptr<T>() : nullptr;
+    T* v = variance.data_ptr<T>();
     if (shape_of(sets) == Shape::kRows) {
       norm_rows<T>(rows_of(sets), x.const_data_ptr<T>(), y.data_ptr<T>(), w.data, b.data, eps, m, v);
     } else {
       norm_strips<T>({sets.samples, sets.channels, sets.pixels}, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data, b.data,
                      eps, m, v);
     }
-    if (!own_variance.is_same(variance)) {
-      mean.copy_(own_mean);
-      variance.copy_(own_variance);
-    }
   });
   return {y, mean, variance};
 }
 
 // The gradients of input, weight and bias, the last two where `parameters` asks for them, of the weight's type, or
-// else of the input's, float32 beside a narrower one.
+// else of the input's, float32 beside a narrower one. The mean is measured again, and need not be given.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tensor& grad, const at::Tensor& input,
-                                                                  const OptionalTensor& weight, const at::Tensor& mean,
+                                                                  const OptionalTensor& weight,
+                                                                  const OptionalTensor& mean,
                                                                   const at::Tensor& variance, at::IntArrayRef shape,
                                                                   c10::string_view sharing, bool centred, double eps,
                                                                   bool parameters) {
@@ -207,14 +202,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
               grad.sizes());
   check_same_type(grad, "grad", input, "input", "normalize_backward");
   if (weight) check_parameter(input, sets, *weight, "weight");
-  const at::ScalarType statistics = statistics_type(input, sharing);
-  TORCH_CHECK(mean.scalar_type() == statistics && variance.scalar_type() == statistics,
-              "normalize_backward: expected mean and var of type ", statistics, ", but got ", mean.scalar_type(),
-              " and ", variance.scalar_type());
-  TORCH_CHECK(
-      mean.numel() == (centred ? variance.numel() : 0) && (input.numel() == 0 || variance.numel() == sets.sets()),
-      "normalize_backward: expected statistics of ", sets.sets(), " sets, but got ", mean.numel(), " means and ",
-      variance.numel(), " variances");
+  const at::ScalarType statistics = statistics_type(input);
+  TORCH_CHECK((!mean || mean->scalar_type() == statistics) && variance.scalar_type() == statistics,
+              "normalize_backward: expected mean and var of type ", statistics, ", but got ",
+              (mean ? *mean : variance).scalar_type(), " and ", variance.scalar_type());
+  TORCH_CHECK((!mean || mean->numel() == (centred ? variance.numel() : 0)) &&
+                  (input.numel() == 0 || variance.numel() == sets.sets()),
+              "normalize_backward: expected statistics of ", sets.sets(), " sets, but got ",
+              mean ? mean->numel() : variance.numel(), " means and ", variance.numel(), " variances");
   const int64_t asked = parameters ? sets.parameters() : 0;
   const auto options = input.options().dtype(parameter_type(input, weight));
   if (is_widened(input)) {
@@ -237,16 +232,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
     return {as_planes(dx, x.sizes()), dw, db};
   }
   const at::Tensor dx = at::empty_like(x);
+  const at::Tensor centre = !centred ? at::empty({0}, x.options()) : mean ? *mean : first_numbers(x, shape, sharing);
   std::vector<double> dw, db;
   if (!use_fast_kernels(x) || shape_of(sets) == Shape::kColumns) {
     dw.resize(sets.parameters());
     db.resize(sets.parameters());
-    const std::vector<double> w = numbers(weight, sets.parameters(), 1), m = numbers(mean), v = numbers(variance);
+    const std::vector<double> w = numbers(weight, sets.parameters(), 1), m = numbers(centre), v = numbers(variance);
     if (use_fast_kernels(x)) {
       with_fast_type(x, [&](auto zero) {
         using T = decltype(zero);
         norm_backward_columns<T>(columns_of(sets), g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(),
-                                 w.data(), m.data(), v.data(), eps, true, dw.data(), db.data(), Ending<T>(), Gate<T>());
+                                 w.data(), m.data(), v.data(), eps, Origin::kRounded, dw.data(), db.data(), Ending<T>(),
+                                 Gate<T>());
       });
     } else {
       naive::norm_backward(sets, g, x, dx, w.data(), m.data(), v.data(), eps, true, dw.data(), db.data());
@@ -260,9 +257,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
     with_fast_type(x, [&](auto zero) {
       using T = decltype(zero);
       const Parameter<T> w(weight, sets);
-      const at::Tensor own_mean = mean.to(x.scalar_type()).contiguous();
-      const at::Tensor own_variance = variance.to(x.scalar_type()).contiguous();
-      const T* m = centred ? own_mean.const_data_ptr<T>() : nullptr;
+      const at::Tensor own_centre = centre.contiguous(), own_variance = variance.contiguous();
+      const T* m = centred ? own_centre.const_data_ptr<T>() : nullptr;
       const T* v = own_variance.const_data_ptr<T>();
       if (shape_of(sets) == Shape::kRows) {
         norm_rows_backward<T>(rows_of(sets), g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data, m,

@@ -49,6 +49,11 @@ inline std::vector<double> numbers(const OptionalTensor& tensor, int64_t count, 
   return tensor ? numbers(*tensor) : std::vector<double>(count, otherwise);
 }
 
+// What mean and variance are kept in: the input's type, float32 at the least.
+inline at::ScalarType statistics_type(const at::Tensor& input) {
+  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 // A small tensor of the given doubles.
 inline void assign(const at::Tensor& tensor, const std::vector<double>& values) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, tensor.scalar_type(), "norm", [&] {

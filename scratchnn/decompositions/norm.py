@@ -90,10 +90,10 @@ def batch_norm_train(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     if input.numel() == 0:
-        return _finish(input.clone(), input), *batch_norm_statistics(input)
+        return _finish(input.clone(), input), *(s.to(_dtype(input)) for s in batch_norm_statistics(input))
     x, w, b = (_to(_dtype(input), tensor) for tensor in (input, weight, bias))
     y, mean, r = _aten._native_batch_norm_legit.no_stats(x, w, b, True, 0.0, eps)
-    return _finish(y, input), mean.double(), (r.double() ** -2 - eps).clamp(min=0)
+    return _finish(y, input), mean, (r.double() ** -2 - eps).clamp(min=0).to(x.dtype)
 
 
 @decomposes("batch_norm_eval")
@@ -109,11 +109,15 @@ decomposes("batch_norm_update_")(batch_norm_update)
 
 @decomposes("batch_norm_backward")
 def batch_norm_backward(
-    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, training: bool
+    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor | None, var: Tensor, eps: float, training: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, dims = _dtype(input), _all_but_channels(input)
     r = _per_channel((var.double() + eps).rsqrt().to(dtype), input)
-    x_hat = (input.to(dtype) - _per_channel(mean.to(dtype), input)) * r
+    x = input.to(dtype)
+    x = x if mean is None else x - _per_channel(mean.to(dtype), input)
+    if training and (mean is None or mean.dtype != torch.float64):  # twice: the mean was rounded when it was kept
+        x = x - x.mean(dims, keepdim=True)
+    x_hat = x * r
     w = None if weight is None else _per_channel(weight.to(dtype), input)
     dx, dw, db = _gradients(grad.to(dtype), x_hat, r, w, dims, dims, centred=True, constant=not training)
     parameter = dtype if weight is None else weight.dtype
@@ -141,7 +145,7 @@ def batch_norm_add_clamp_train(
     high: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, mean, var = batch_norm_train(_wide(input), *(_to(_dtype(input), p) for p in (weight, bias)), eps)
-    return _finish(_ended(y, residual, low, high), input), mean, var
+    return _finish(_ended(y, residual, low, high), input), mean.double(), var.double()
 
 
 @decomposes("batch_norm_add_clamp")
@@ -232,9 +236,7 @@ def normalize(
         y = y if w is None else y * w
         y = y if b is None else y + b
     sets = (samples, pixels if sharing == "pixel" else groups)
-    kept = torch.float64 if sharing == "group" else dtype
-    mean = mean.to(kept).reshape(sets) if centred else mean.to(kept)
-    return _finish(y, input), mean, var.to(kept).reshape(sets)
+    return _finish(y, input), mean.reshape(sets) if centred else mean, var.reshape(sets)
 
 
 @decomposes("normalize_backward")
@@ -242,7 +244,7 @@ def normalize_backward(
     grad: Tensor,
     input: Tensor,
     weight: Tensor | None,
-    mean: Tensor,
+    mean: Tensor | None,
     var: Tensor,
     shape: Sequence[int],
     sharing: str,
@@ -253,7 +255,7 @@ def normalize_backward(
     dtype = _dtype(input)
     x = input.to(dtype).reshape(shape)
     if centred:  # twice: the mean was rounded when it was kept
-        x = x - _over_sets(mean, shape, sharing).to(dtype)
+        x = x if mean is None else x - _over_sets(mean, shape, sharing).to(dtype)
         x = x - x.mean(_OVER[sharing], keepdim=True)
     r = (_over_sets(var, shape, sharing) + eps).rsqrt().to(dtype)
     w, g = _over_parameters(weight, shape, dtype), grad.to(dtype).reshape(shape)

@@ -29,7 +29,7 @@ from torch._prims_common import suggest_memory_format
 
 from scratchnn.ops._common import unfold
 
-__all__ = ["Terms", "like", "parameter_dtype"]
+__all__ = ["Terms", "kept", "like", "parameter_dtype"]
 
 
 def like(input: Tensor) -> Tensor:
@@ -42,14 +42,23 @@ def parameter_dtype(input: Tensor) -> torch.dtype:
     return input.dtype if input.dtype == torch.float64 else torch.float32
 
 
+def kept(input: Tensor, mean: Tensor) -> Tensor | None:
+    """What of the mean is kept for the backward pass, which measures it again and asks where to sum around.
+
+    A number that rounding took little from, in float32; beside narrower inputs any of the set's own numbers will do.
+    """
+    return mean if input.dtype in (torch.float32, torch.float64) else None
+
+
 class Terms:
     """The names of the derivation as differentiable tensors, in float32 at the least.
 
     Args:
         shape: N, G, K and P.
         over: of these dimensions, those that share statistics.
-        mean: one number for each index set, or ``None`` for zero.
-        var: the variance, or E[x^2] without a mean.
+        mean: one number for each index set, or ``None`` where it is not known.
+        var: the variance, or E[x^2] where not centred.
+        centred: the mean does not count as zero.
         constant: mean and variance do not depend on the input.
     """
 
@@ -62,15 +71,16 @@ class Terms:
         eps: float,
         shape: Sequence[int],
         over: Sequence[int],
+        centred: bool = True,
         constant: bool = False,
     ) -> None:
         self.input, self.shape, self.over, self.constant = input, tuple(shape), list(over), constant
         self.weight = weight
-        self.centred = mean is not None
+        self.centred = centred
         self.dtype = parameter_dtype(input)
         sets = [1 if d in self.over else size for d, size in enumerate(self.shape)]
         x = self.view(input)
-        if mean is not None:
+        if centred and mean is not None:
             x = (x - mean.to(torch.promote_types(mean.dtype, self.dtype)).reshape(sets)).to(self.dtype)
         if constant:
             self.r = (var.double() + eps).rsqrt().to(self.dtype).reshape(sets)

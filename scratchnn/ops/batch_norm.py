@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scratchnn.ops._common import Function
-from scratchnn.ops._norm_terms import Fold, Terms, like, parameter_dtype
+from scratchnn.ops._common import Function, suggest_memory_format
+from scratchnn.ops._norm_terms import Fold, Terms, kept, like, parameter_dtype
 
 __all__ = ["batch_norm"]
 
@@ -22,7 +22,7 @@ _ops = torch.ops.scratchnn
 
 @torch.library.register_fake("scratchnn::batch_norm_train")
 def _(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean = input.new_empty(input.shape[1], dtype=torch.float64)
+    mean = input.new_empty(input.shape[1], dtype=parameter_dtype(input))
     return like(input), mean, torch.empty_like(mean)
 
 
@@ -75,7 +75,7 @@ def _(
     grad: Tensor,
     input: Tensor,
     weight: Tensor | None,
-    mean: Tensor,
+    mean: Tensor | None,
     var: Tensor,
     eps: float,
     training: bool,
@@ -146,7 +146,7 @@ def _check_statistics(needs_grad: tuple[bool, ...]) -> None:
         raise RuntimeError("batch_norm is not differentiable by running_mean and running_var: they require a gradient")
 
 
-def _terms(input: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float, training: bool) -> Terms:
+def _terms(input: Tensor, weight: Tensor | None, mean: Tensor | None, var: Tensor, eps: float, training: bool) -> Terms:
     pixels = 1
     for size in input.shape[2:]:
         pixels *= size
@@ -186,6 +186,7 @@ class BatchNormTrain(Function):
         ctx.bias = bias is not None
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
+        mean = kept(input, mean)
         ctx.save_for_backward(input, weight, mean, var)
         ctx.save_for_forward(input, weight, mean, var)
 
@@ -267,7 +268,7 @@ class BatchNormBackward(Function, operator="batch_norm_backward"):
         grad: Tensor,
         input: Tensor,
         weight: Tensor | None,
-        mean: Tensor,
+        mean: Tensor | None,
         var: Tensor,
         eps: float,
         training: bool,
@@ -366,9 +367,22 @@ def batch_norm(
         return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps).reshape(0)
     if training:
         check_training(input, running_mean, running_var, eps)
+    else:
+        check_evaluation(input, running_mean, running_var, weight, eps)
+    if input.numel() == 0:
+        return _of_nothing(input, weight, bias)
+    if training:
         return BatchNormTrain.call(input, weight, bias, eps, running_mean, running_var, momentum)[0]
-    check_evaluation(input, running_mean, running_var, weight, eps)
     return BatchNormEval.call(input, weight, bias, running_mean, running_var, eps)
+
+
+def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Without numbers torch takes parameters of any size, and learns nothing: their gradients are zeros."""
+    output = input.clone(memory_format=suggest_memory_format(input))
+    for parameter in (weight, bias):
+        if parameter is not None:
+            output = output + (0 * parameter.sum()).to(input.dtype)
+    return output
 
 
 def check_training(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, eps: float) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops._common import Function, integer
-from scratchnn.ops._norm_terms import Fold, Terms, like, parameter_dtype
+from scratchnn.ops._norm_terms import Fold, Terms, kept, like, parameter_dtype
 from scratchnn.ops.batch_norm import BatchNormEval, check_dtype
 
 __all__ = ["group_norm", "instance_norm", "layer_norm", "rms_norm"]
@@ -39,8 +39,7 @@ def _(
     centred: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if sharing == "group" else parameter_dtype(input)
-    var = input.new_empty(_sets(shape, sharing), dtype=dtype)
+    var = input.new_empty(_sets(shape, sharing), dtype=parameter_dtype(input))
     return like(input), torch.empty_like(var) if centred else var.new_empty(0), var
 
 
@@ -49,7 +48,7 @@ def _(
     grad: Tensor,
     input: Tensor,
     weight: Tensor | None,
-    mean: Tensor,
+    mean: Tensor | None,
     var: Tensor,
     shape: Sequence[int],
     sharing: str,
@@ -68,14 +67,14 @@ _OVER = {"row": (2, 3), "group": (2, 3), "pixel": (2,)}
 def _terms(
     input: Tensor,
     weight: Tensor | None,
-    mean: Tensor,
+    mean: Tensor | None,
     var: Tensor,
     shape: Shape,
     sharing: str,
     centred: bool,
     eps: float,
 ) -> Terms:
-    return Terms(input, weight, mean if centred else None, var, eps, shape, _OVER[sharing])
+    return Terms(input, weight, mean, var, eps, shape, _OVER[sharing], centred)
 
 
 class Normalize(Function, operator="normalize"):
@@ -100,6 +99,7 @@ class Normalize(Function, operator="normalize"):
         ctx.bias = None if bias is None else bias.shape
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
+        mean = kept(input, mean)
         ctx.save_for_backward(input, weight, mean, var)
         ctx.save_for_forward(input, weight, mean, var)
 
@@ -144,7 +144,7 @@ class NormalizeBackward(Function, operator="normalize_backward"):
         grad: Tensor,
         input: Tensor,
         weight: Tensor | None,
-        mean: Tensor,
+        mean: Tensor | None,
         var: Tensor,
         shape: Shape,
         sharing: str,
@@ -185,7 +185,7 @@ class NormalizeBackward(Function, operator="normalize_backward"):
             fold.input(grad, in_dims[0]),
             fold.input(input, in_dims[1]),
             fold.parameter(weight, in_dims[2]),
-            fold.own_statistics(mean, in_dims[3]) if centred else mean.new_empty(0),
+            fold.own_statistics(mean, in_dims[3]) if centred else None,
             fold.own_statistics(var, in_dims[4]),
             fold.shape,
             fold.sharing,
@@ -238,8 +238,10 @@ class _Fold(Fold):
             return tensor.reshape(samples, pixels, self.size).movedim(2, 0)
         return tensor.reshape(samples, self.size, groups).movedim(1, 0)
 
-    def own_statistics(self, tensor: Tensor, dim: int | None) -> Tensor:
+    def own_statistics(self, tensor: Tensor | None, dim: int | None) -> Tensor | None:
         """The reverse."""
+        if tensor is None:
+            return None
         tensor = self._lead(tensor, dim, 0)
         if self.pixelwise:
             return tensor.movedim(0, 2).reshape(self.shape[0], self.shape[1])
@@ -502,7 +504,7 @@ def instance_norm(
     shape = (input.shape[0], input.shape[1], 1, _product(input.shape[2:]))
     output, mean, var = Normalize.call(input, weight, bias, shape, "group", True, eps)
     if running_mean is not None and running_var is not None and input.numel() > 0:
-        mean, var = mean.detach().mean(0), var.detach().mean(0)
+        mean, var = (statistic.detach().mean(0, dtype=torch.float64) for statistic in (mean, var))
         _ops.batch_norm_update_(running_mean, running_var, mean, var, momentum, shape[3])
     return output
 

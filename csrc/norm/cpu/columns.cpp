@@ -26,6 +26,7 @@ constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at th
 constexpr int64_t kMostChunks = 64;
 constexpr int64_t kMostParts = 32;  // of a batch
 constexpr int64_t kGrain = 32768;   // numbers a thread must have to be worth waking
+constexpr int64_t kAhead = 1024;    // numbers: memory is asked for those this far ahead while others are summed
 
 // `rows` x `width` numbers and a remainder of less than a row.
 struct Table {
@@ -83,94 +84,103 @@ struct Table {
   }
 };
 
-// add(offset, column, sums_a, sums_b) for all numbers of a panel, where offset is the position within the
-// panel; the sums of a column stay in registers from the first row to the last and are then added to a[] and
-// b[].
-template <class T, int columns, class Add>
-SCRATCHNN_INLINE void sum_columns(int64_t rows, int64_t width, int64_t column, T* a, T* b, const Add& add) {
-  Vec<T> even_a[columns] = {}, even_b[columns] = {}, odd_a[columns] = {}, odd_b[columns] = {};
-  int64_t row = 0;
-  for (; row + 2 <= rows; row += 2) {
-    for (int i = 0; i < columns; ++i) {
-      const int64_t here = column + i * kLanes<T>;
-      add(row * width + here, here, even_a[i], even_b[i]);
-      add((row + 1) * width + here, here, odd_a[i], odd_b[i]);
-    }
-  }
-  for (int i = 0; i < columns; ++i) {
-    const int64_t here = column + i * kLanes<T>;
-    if (row < rows) add(row * width + here, here, even_a[i], even_b[i]);
-    store(a + here, load(a + here) + (even_a[i] + odd_a[i]));
-    store(b + here, load(b + here) + (even_b[i] + odd_b[i]));
-  }
-}
-
-template <class T, class Add>
-SCRATCHNN_INLINE void sum_panel(int64_t rows, int64_t width, T* a, T* b, const Add& add) {
-  int64_t column = 0;
-  for (; column + 2 * kLanes<T> <= width; column += 2 * kLanes<T>) {
-    sum_columns<T, 2>(rows, width, column, a, b, add);
-  }
-  if (column < width) sum_columns<T, 1>(rows, width, column, a, b, add);
-}
-
-// One chunk's, later all chunks', sums: for every column two in double, two in the numbers' own precision.
-template <class T>
+// One chunk's, later all chunks', sums: for every column n in double, and as many in the numbers' own precision.
+template <class T, int n>
 struct ColumnSums {
-  double *first, *second;
-  T *shift, *a, *b;
+  double* wide[n];
+  T *own[n], *shift;
 
-  static constexpr int64_t kBytes = 2 * sizeof(double) + 3 * sizeof(T);  // for one column
+  static constexpr int64_t kBytes = n * sizeof(double) + (n + 1) * sizeof(T);  // for one column
   ColumnSums(char* memory, int64_t width) {
-    first = reinterpret_cast<double*>(memory);
-    second = first + width;
-    shift = reinterpret_cast<T*>(second + width);
-    a = shift + width;
-    b = a + width;
-    std::fill_n(first, 2 * width, 0.0);
+    for (int i = 0; i < n; ++i) wide[i] = reinterpret_cast<double*>(memory) + i * width;
+    for (int i = 0; i < n; ++i) own[i] = reinterpret_cast<T*>(wide[0] + n * width) + i * width;
+    shift = own[0] + n * width;
+    std::fill_n(wide[0], n * width, 0.0);
   }
 };
 
+// add(offset, column, sums) for all numbers of a panel, where offset is the position within the panel; the sums of a
+// column stay in registers from the first row to the last and are then added to its own.
+template <class T, int columns, int n, class Add>
+SCRATCHNN_INLINE void sum_columns(int64_t rows, int64_t width, int64_t column, const ColumnSums<T, n>& sums,
+                                  const Add& add) {
+  Vec<T> even[columns][n] = {}, odd[columns][n] = {};
+  int64_t row = 0;
+  for (; row + 2 <= rows; row += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < columns; ++i) {
+      const int64_t here = column + i * kLanes<T>;
+      add(row * width + here, here, even[i]);
+      add((row + 1) * width + here, here, odd[i]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < columns; ++i) {
+    const int64_t here = column + i * kLanes<T>;
+    if (row < rows) add(row * width + here, here, even[i]);
+#pragma GCC unroll 3
+    for (int k = 0; k < n; ++k) store(sums.own[k] + here, load(sums.own[k] + here) + (even[i][k] + odd[i][k]));
+  }
+}
+
+template <class T, int n, class Add>
+SCRATCHNN_INLINE void sum_panel(int64_t rows, int64_t width, const ColumnSums<T, n>& sums, const Add& add) {
+  int64_t column = 0;
+  for (; column + 2 * kLanes<T> <= width; column += 2 * kLanes<T>) sum_columns<T, 2>(rows, width, column, sums, add);
+  if (column < width) sum_columns<T, 1>(rows, width, column, sums, add);
+}
+
 // Adds the rows [first, last) of the table to the sums of a chunk, a block at a time.
 template <class S, class T>
-void chunk_moments(const Table& table, const S* input, int64_t first, int64_t last, const ColumnSums<T>& sums) {
+void chunk_moments(const Table& table, const S* input, int64_t first, int64_t last, const ColumnSums<T, 2>& sums) {
   const int64_t width = table.width;
   const int64_t sample = std::min(last - first, kShortestPanel);
-  std::fill_n(sums.shift, width, T(0));
+  std::fill_n(sums.own[0], 2 * width, T(0));
   for (int64_t row = first; row < first + sample; ++row) {
-    for (int64_t column = 0; column < width; ++column) sums.shift[column] += read_one(input + row * width + column);
+    for (int64_t column = 0; column < width; ++column) {
+      const T x = read_one(input + row * width + column);
+      sums.own[0][column] += x;
+      sums.own[1][column] += x * x;
+    }
   }
-  for (int64_t column = 0; column < width; ++column) sums.shift[column] /= static_cast<T>(sample);
+  const T share = 1 / static_cast<T>(sample);
+  for (int64_t column = 0; column < width; ++column) {
+    sums.shift[column] = shift_of(sums.own[0][column] * share, sums.own[1][column] * share);
+  }
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
-    std::fill_n(sums.a, 2 * width, T(0));
+    std::fill_n(sums.own[0], 2 * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
       const S* x = input + panel * width;
-      sum_panel<T>(panel_end - panel, width, sums.a, sums.b,
-                   [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& squares) {
-                     const Vec<T> d = read(x + i) - load(sums.shift + column);
-                     sum += d;
-                     squares = fma(d, d, squares);
-                   });
+      sum_panel(panel_end - panel, width, sums,
+                [&](int64_t i, int64_t column, Vec<T>(&own)[2]) SCRATCHNN_INLINE_LAMBDA {
+                  prefetch(x + i + kAhead);
+                  const Vec<T> d = read(x + i) - load(sums.shift + column);
+                  own[0] += d;
+                  own[1] = fma(d, d, own[1]);
+                });
     });
     const BlockWeights weights(static_cast<double>(block - first), static_cast<double>(block_end - block));
+    const double inverse = 1 / static_cast<double>(block_end - first);
     for (int64_t column = 0; column < width; ++column) {
-      merge_block(sums.first[column], sums.second[column], sums.shift[column], sums.a[column], sums.b[column], weights);
-      sums.shift[column] = static_cast<T>(sums.first[column]);
+      merge_block(sums.wide[0][column], sums.wide[1][column], sums.shift[column], sums.own[0][column],
+                  sums.own[1][column], weights);
+      const double mean = sums.wide[0][column];
+      sums.shift[column] = static_cast<T>(shift_of(mean, mean * mean + sums.wide[1][column] * inverse));
     }
   });
 }
 
 // The moments of the sets from those of the chunks' columns, and from the numbers after the last row.
 template <class S, class T>
-void set_moments(const Table& table, const S* input, const ColumnSums<T>* chunks, double* mean, double* variance) {
+void set_moments(const Table& table, const S* input, const ColumnSums<T, 2>* chunks, double* mean, double* variance) {
   const Interleaved& geometry = table.geometry;
   double rows = 0;
   for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
     const double more = static_cast<double>(std::min(table.chunk_rows, table.rows - chunk * table.chunk_rows));
     const double share = more / (rows + more);
     for (int64_t column = 0; chunk > 0 && column < table.width; ++column) {
-      merge(chunks[0].first[column], chunks[0].second[column], chunks[chunk].first[column],
-            chunks[chunk].second[column], share, share * rows);
+      merge(chunks[0].wide[0][column], chunks[0].wide[1][column], chunks[chunk].wide[0][column],
+            chunks[chunk].wide[1][column], share, share * rows);
     }
     rows += more;
   }
@@ -181,7 +191,7 @@ void set_moments(const Table& table, const S* input, const ColumnSums<T>* chunks
     const double share = rows / (count + rows);
     for (int64_t set = 0; set < geometry.sets; ++set) {
       const int64_t column = table.column_of(set, i);
-      merge(mean[set], variance[set], chunks[0].first[column], chunks[0].second[column], share, share * count);
+      merge(mean[set], variance[set], chunks[0].wide[0][column], chunks[0].wide[1][column], share, share * count);
     }
     count += rows;
   }
@@ -243,20 +253,27 @@ void apply_forward(const Table& table, const S* input, S* output, const double* 
   });
 }
 
-// This thread's scratch memory: `constants` arrays of a row's width, then the sums of every chunk.
-template <class T>
+// This thread's scratch memory: `constants` arrays of a row's width, then n sums of every chunk, at most `most`.
+template <class T, int most>
 struct Scratch {
+  const Table& table;
   T* constants;
-  std::vector<ColumnSums<T>> chunks;
+  char* sums;
 
-  Scratch(const Table& table, int64_t arrays) {
+  Scratch(const Table& t, int64_t arrays) : table(t) {
     const int64_t constant_bytes = arrays * table.width * static_cast<int64_t>(sizeof(T));
-    const int64_t chunk_bytes = ColumnSums<T>::kBytes * table.width;
-    char* memory = scratch<char>(constant_bytes + table.chunks * chunk_bytes);
+    char* memory = scratch<char>(constant_bytes + table.chunks * ColumnSums<T, most>::kBytes * table.width);
     constants = reinterpret_cast<T*>(memory);
+    sums = memory + constant_bytes;
+  }
+
+  template <int n>
+  std::vector<ColumnSums<T, n>> chunks() const {
+    std::vector<ColumnSums<T, n>> result;
     for (int64_t chunk = 0; chunk < table.chunks; ++chunk) {
-      chunks.emplace_back(memory + constant_bytes + chunk * chunk_bytes, table.width);
+      result.emplace_back(sums + chunk * ColumnSums<T, n>::kBytes * table.width, table.width);
     }
+    return result;
   }
 };
 
@@ -265,11 +282,12 @@ void table_train(const Interleaved& geometry, const S* input, S* output, const d
                  double eps, double* mean, double* variance, const Ending<S>& ending) {
   using T = Wide<S>;
   const Table table(geometry, kLanes<T>);
-  const Scratch<T> own(table, 3);
+  const Scratch<T, 2> own(table, 3);
+  const auto chunks = own.template chunks<2>();
   table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
-    chunk_moments(table, input, first, last, own.chunks[chunk]);
+    chunk_moments(table, input, first, last, chunks[chunk]);
   });
-  set_moments(table, input, own.chunks.data(), mean, variance);
+  set_moments(table, input, chunks.data(), mean, variance);
   if (output != nullptr)
     apply_forward(table, input, output, weight, bias, eps, mean, variance, own.constants, /*backwards=*/true, ending);
 }
@@ -304,51 +322,47 @@ void norm_eval(const Interleaved& geometry, const S* input, S* output, const dou
   apply_forward(table, input, output, weight, bias, eps, mean, variance, constants, /*backwards=*/false, ending);
 }
 
-// Adds the rows [first, last) to the sums of g and of g (x - centre) of a chunk.
-template <class S, class T, class Gate, class Arrival>
+// Adds the rows [first, last) to the sums of a chunk: of g, of g (x - centre), and, `measured`, of x - centre.
+template <class S, class T, int n, class Gate, class Arrival>
 void chunk_grad_sums(const Table& table, const S* grad, const S* input, const T* centre, const T* scale,
-                     const T* offset, int64_t first, int64_t last, const ColumnSums<T>& sums, const Gate& gate,
+                     const T* offset, int64_t first, int64_t last, const ColumnSums<T, n>& sums, const Gate& gate,
                      const Arrival& arrived) {
   const int64_t width = table.width;
   Table::in_pieces(first, last, kBlock, [&](int64_t block, int64_t block_end) {
-    std::fill_n(sums.a, 2 * width, T(0));
+    std::fill_n(sums.own[0], n * width, T(0));
     Table::in_pieces(block, block_end, table.panel_rows, [&](int64_t panel, int64_t panel_end) {
       const int64_t start = panel * width;
-      sum_panel<T>(panel_end - panel, width, sums.a, sums.b,
-                   [&](int64_t i, int64_t column, Vec<T>& sum, Vec<T>& product) {
-                     const Vec<T> d = read(input + start + i) - load(centre + column);
-                     const Vec<T> factor = load(scale + column);
-                     const Vec<T> slope = gate(Whole(), grad, start + i, fma(d, factor, load(offset + column)));
-                     arrived(Whole(), start + i, slope, factor);
-                     sum += slope;
-                     product = fma(slope, d, product);
-                   });
+      sum_panel(panel_end - panel, width, sums,
+                [&](int64_t i, int64_t column, Vec<T>(&own)[n]) SCRATCHNN_INLINE_LAMBDA {
+                  prefetch(input + start + i + kAhead);
+                  prefetch(grad + start + i + kAhead);
+                  arrived.prepare(start + i + kAhead);
+                  const Vec<T> d = read(input + start + i) - load(centre + column);
+                  const Vec<T> factor = load(scale + column);
+                  const Vec<T> slope = gate(Whole(), grad, start + i, fma(d, factor, load(offset + column)));
+                  arrived(Whole(), start + i, slope, factor);
+                  own[0] += slope;
+                  own[1] = fma(slope, d, own[1]);
+                  if constexpr (n == 3) own[2] += d;
+                });
     });
-    for (int64_t column = 0; column < width; ++column) {
-      sums.first[column] += sums.a[column];
-      sums.second[column] += sums.b[column];
-    }
+    for (int64_t i = 0; i < n * width; ++i) sums.wide[0][i] += sums.own[0][i];
   });
 }
 
-// For every number of a row: the sums of g and of g (x - centre), over all rows.
-template <class S, class T, class Gate, class Arrival>
+// The same for every number of a row, over all rows: those of column i are totals[i], totals[narrow + i], ...
+template <class S, class T, int n, class Gate, class Arrival>
 void row_grad_sums(const Table& table, const S* grad, const S* input, const T* centre, const T* scale, const T* offset,
-                   const ColumnSums<T>* chunks, double* sum_g, double* sum_g_x, const Gate& gate,
+                   const std::vector<ColumnSums<T, n>>& chunks, double* totals, const Gate& gate,
                    const Arrival& arrived) {
   const int64_t narrow = table.width / table.repeat;
-  std::fill_n(sum_g, narrow, 0.0);
-  std::fill_n(sum_g_x, narrow, 0.0);
+  std::fill_n(totals, n * narrow, 0.0);
   for (int64_t chunk = 1; chunk < table.chunks; ++chunk) {
-    for (int64_t column = 0; column < table.width; ++column) {
-      chunks[0].first[column] += chunks[chunk].first[column];
-      chunks[0].second[column] += chunks[chunk].second[column];
-    }
+    for (int64_t i = 0; i < n * table.width; ++i) chunks[0].wide[0][i] += chunks[chunk].wide[0][i];
   }
   for (int64_t start = 0; table.rows > 0 && start < table.width; start += narrow) {
-    for (int64_t i = 0; i < narrow; ++i) {
-      sum_g[i] += chunks[0].first[start + i];
-      sum_g_x[i] += chunks[0].second[start + i];
+    for (int k = 0; k < n; ++k) {
+      for (int64_t i = 0; i < narrow; ++i) totals[k * narrow + i] += chunks[0].wide[k][start + i];
     }
   }
   for (int64_t start = table.rows * table.width; start < table.geometry.size(); start += narrow) {
@@ -356,47 +370,53 @@ void row_grad_sums(const Table& table, const S* grad, const S* input, const T* c
       const T d = read_one(input + start + i) - centre[i];
       const T slope = gate(Single(), grad, start + i, fma(d, scale[i], offset[i]));
       arrived(Single(), start + i, slope, scale[i]);
-      sum_g[i] += slope;
-      sum_g_x[i] += static_cast<double>(slope) * d;
+      totals[i] += slope;
+      totals[narrow + i] += static_cast<double>(slope) * d;
+      if constexpr (n == 3) totals[2 * narrow + i] += d;
     }
   }
 }
 
 template <class S>
 void table_backward(const Interleaved& geometry, const S* grad, const S* input, S* grad_input, const double* weight,
-                    const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                    const double* mean, const double* variance, double eps, Origin origin, double* grad_weight,
                     double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
   using T = Wide<S>;
   const Table table(geometry, kLanes<T>);
-  const Scratch<T> own(table, 4);
+  const Scratch<T, 3> own(table, 4);
   T *centre = own.constants, *grad_scale = centre + table.width;
   T *input_scale = grad_scale + table.width, *offset = input_scale + table.width;
   T *scale = grad_scale, *shift = offset;  // of the forward pass, until the sums are there
   set_forward_lines(table, weight, gate.bias, eps, mean, variance, centre, scale, shift);
   const int64_t narrow = geometry.sets * geometry.inner;
-  std::vector<double> sums(2 * narrow), means(2 * geometry.sets);
-  double *sum_g = sums.data(), *sum_g_x = sum_g + narrow;
-  double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets;
-  with_gate(ending, gate, [&](const auto& open) {
-    with_arrival(training, grad_input, [&](const auto& arrived) {
-      table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
-        chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, own.chunks[chunk], open, arrived);
-      });
-      row_grad_sums(table, grad, input, centre, scale, shift, own.chunks.data(), sum_g, sum_g_x, open, arrived);
+  std::vector<double> sums(3 * narrow), means(3 * geometry.sets);
+  const double *sum_g = sums.data(), *sum_g_x = sum_g + narrow, *sum_d = sum_g_x + narrow;
+  double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets, *exact = mean_wg_x_hat + geometry.sets;
+  with_first_pass(origin, ending, gate, grad_input, [&](auto measured, const auto& open, const auto& arrived) {
+    const auto chunks = own.template chunks<measured.value ? 3 : 2>();
+    table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
+      chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, chunks[chunk], open, arrived);
     });
+    row_grad_sums(table, grad, input, centre, scale, shift, chunks, sums.data(), open, arrived);
   });
   if (gate.passed != nullptr) grad = gate.passed;
   const double share = 1 / static_cast<double>(geometry.count());
+  std::copy_n(mean, geometry.sets, exact);
+  if (is_measured(origin, gate)) {
+    for (int64_t set = 0; set < geometry.sets; ++set) exact[set] = static_cast<T>(mean[set]);
+    table.for_each_column(1, [&](int64_t i, int64_t set, int64_t) { exact[set] += share * sum_d[i]; });
+  }
   table.for_each_column(1, [&](int64_t i, int64_t set, int64_t parameter) {
-    const double g_x_hat = sum_g_x_hat<T>(sum_g[i], sum_g_x[i], mean[set], variance[set], eps);
+    const double g_x_hat = sum_g_x_hat(sum_g[i], sum_g_x[i], centre[i], exact[set], variance[set], eps);
     grad_bias[parameter] += sum_g[i];
     grad_weight[parameter] += g_x_hat;
     mean_wg[set] += share * weight[parameter] * sum_g[i];
     mean_wg_x_hat[set] += share * weight[parameter] * g_x_hat;
   });
-  if (!training) return;
+  if (origin == Origin::kConstants) return;
   table.for_each_column(table.repeat, [&](int64_t column, int64_t set, int64_t parameter) {
-    const BackwardLine<T> line(weight[parameter], mean[set], variance[set], eps, mean_wg[set], mean_wg_x_hat[set]);
+    const BackwardLine<T> line(weight[parameter], exact[set], variance[set], eps, mean_wg[set], mean_wg_x_hat[set]);
+    centre[column] = line.centre;
     grad_scale[column] = line.grad_scale;
     input_scale[column] = line.input_scale;
     offset[column] = line.offset;
@@ -413,7 +433,7 @@ void table_backward(const Interleaved& geometry, const S* grad, const S* input, 
 // is for a batch of one.
 template <class S>
 void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S* grad_input, const double* weight,
-                   const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                   const double* mean, const double* variance, double eps, Origin origin, double* grad_weight,
                    double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
   const int64_t parts = std::min(geometry.batch, kMostParts), parameters = geometry.parameters();
   std::vector<double> gradients(2 * parts * parameters);
@@ -422,7 +442,7 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
     for (int64_t b = geometry.batch * part / parts; b < geometry.batch * (part + 1) / parts; ++b) {
       const int64_t start = b * geometry.size(), set = b * geometry.sets;
       table_backward(geometry, grad + start, input + start, grad_input + start, weight, mean + set, variance + set, eps,
-                     training, dw, dw + parameters, ending, gate);
+                     origin, dw, dw + parameters, ending, gate);
     }
   });
   std::fill_n(grad_weight, parameters, 0.0);

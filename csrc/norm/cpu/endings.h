@@ -190,22 +190,36 @@ SCRATCHNN_INLINE void with_gate(const Ending<S>& ending, const Gate<S>& gate, co
 // What the first pass of backward does with the gradient g that arrives at n: nothing while the means that dx is made
 // of are still being summed; where statistics are constants dx = scale g, and there is no second pass.
 struct Wait {
+  SCRATCHNN_MEMBER void prepare(int64_t /*i*/) const {}
   template <class Part, class V>
   SCRATCHNN_MEMBER void operator()(Part, int64_t /*i*/, V /*g*/, V /*scale*/) const {}
 };
 template <class S>
 struct Scale {
   S* grad_input;
+  // Asks memory for what will be written to soon.
+  SCRATCHNN_MEMBER void prepare(int64_t i) const { __builtin_prefetch(grad_input + i, 1); }
   template <class Part, class V>
   SCRATCHNN_MEMBER void operator()(Part part, int64_t i, V g, V scale) const {
     part.write(grad_input + i, g * scale);
   }
 };
 
+// Whether the mean is to be measured again: under limits the forward pass' own is at hand.
+template <class S>
+SCRATCHNN_INLINE bool is_measured(Origin origin, const Gate<S>& gate) {
+  return origin == Origin::kRounded && gate.passed == nullptr;
+}
+
+// body(measured, gate, arrival): whether the mean is, what the ending does to a gradient, and what becomes of it then.
 template <class S, class Body>
-SCRATCHNN_INLINE void with_arrival(bool training, S* grad_input, const Body& body) {
-  if (training) return body(Wait());
-  body(Scale<S>{grad_input});
+SCRATCHNN_INLINE void with_first_pass(Origin origin, const Ending<S>& ending, const Gate<S>& gate, S* grad_input,
+                                      const Body& body) {
+  if (is_measured(origin, gate)) return body(std::true_type(), Open(), Wait());
+  with_gate(ending, gate, [&](const auto& open) {
+    if (origin != Origin::kConstants) return body(std::false_type(), open, Wait());
+    body(std::false_type(), open, Scale<S>{grad_input});
+  });
 }
 
 }  // namespace CPU_CAPABILITY

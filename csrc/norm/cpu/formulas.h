@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "common/simd.h"
 #include "norm/kernels.h"
@@ -16,6 +17,13 @@ inline namespace CPU_CAPABILITY {
 // deviations, sums of x and x^2 would cancel; so sums run over d = x - shift, the shift being the mean of
 // what came before (of the first few numbers at the start). That costs no accuracy, for if the block lies far
 // from the shift, the variance of everything together is as large as the sum of d^2.
+// Where the mean is small beside the deviations there is nothing to cancel, and the shift is zero: taken from numbers
+// of one size, a small shift would round them all by the same amount, which in a mean near zero would be seen.
+template <class T>
+SCRATCHNN_INLINE T shift_of(T mean, T mean_square) {
+  return 2 * mean * mean <= mean_square && mean_square <= std::numeric_limits<T>::max() ? T(0) : mean;
+}
+
 // Chan, Golub & LeVeque (1979): the mean and the sum of squared deviations of two groups of numbers together,
 // `share` being count_b / (count_a + count_b), and `between` share * count_a.
 SCRATCHNN_INLINE void merge(double& mean_a, double& squares_a, double mean_b, double squares_b, double share,
@@ -69,9 +77,8 @@ struct BackwardLine {
 };
 
 // The sum of g x_hat, from the sums of g and of g (x - centre).
-template <class T>
-SCRATCHNN_INLINE double sum_g_x_hat(double sum_g, double sum_g_x, double mean, double variance, double eps) {
-  const double centre = static_cast<T>(mean);
+SCRATCHNN_INLINE double sum_g_x_hat(double sum_g, double sum_g_x, double centre, double mean, double variance,
+                                    double eps) {
   return (sum_g_x + (centre - mean) * sum_g) / std::sqrt(variance + eps);
 }
 

@@ -1,9 +1,8 @@
 // Local response normalization: each number over a power of the sum of squares in a window of channels.
 //
-// Some pixels with all their channels are brought into a table, channels x pixels, that stays in the cache; lanes
-// are pixels, whatever the memory format. The sums over a sliding window cost two additions a number, however long
-// the window, and nothing is ever subtracted, so nothing cancels: channels fall into blocks as long as the window,
-// and a window is the end of one block and the beginning of the next (van Herk 1992; Gil & Werman 1993).
+// Each tensor is read from memory once. In N x C x H x W a strip of pixels goes by channel after channel, and the rows
+// of a window stay in the first-level cache; in N x H x W x C some pixels do with all their channels, of which a window
+// is a run. Nothing is ever subtracted from a sum, so nothing cancels.
 #if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
 #include <immintrin.h>
 #endif
@@ -13,6 +12,7 @@
 
 #include "common/half.h"
 #include "common/runtime.h"
+#include "norm/cpu/endings.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
@@ -20,91 +20,8 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kTableBytes = 64 * 1024;  // of each of the tables
-constexpr int64_t kWidest = 256;            // pixels
-constexpr int64_t kGrain = 8192;            // numbers a thread must have to be worth waking
-
-// `width` pixels of a sample, in tables whose rows hold `columns`.
-template <class T>
-struct Table {
-  const Window& window;
-  int64_t columns;  // a multiple of the lanes
-  int64_t of_a_sample, count;
-
-  explicit Table(const Window& w) : window(w) {
-    const int64_t fitting = kTableBytes / (w.channels * static_cast<int64_t>(sizeof(T)));
-    const int64_t width = std::clamp<int64_t>(std::min(fitting, w.pixels), 1, kWidest);
-    columns = (width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-    of_a_sample = (w.pixels + columns - 1) / columns;
-    count = of_a_sample * w.samples;
-  }
-
-  int64_t size() const { return window.channels * columns; }
-  int64_t window_length() const { return window.before + window.after + 1; }
-  // Numbers of scratch memory for window_sums.
-  int64_t sums_size() const { return (window_length() + 1) * columns; }
-  int64_t first(int64_t i) const { return i % of_a_sample * columns; }
-  int64_t width(int64_t i) const { return std::min(columns, window.pixels - first(i)); }
-  int64_t start(int64_t i) const {
-    const int64_t sample = i / of_a_sample * window.channels * window.pixels;
-    return sample + first(i) * (window.channels_last ? window.channels : 1);
-  }
-
-  void bring(const T* tensor, int64_t i, T* table) const {
-    const T* from = tensor + start(i);
-    const int64_t n = width(i);
-    if (n < columns) std::fill_n(table, size(), T(0));
-    if (window.channels_last) {
-      transpose_block(from, window.channels, table, columns, n, window.channels);
-    } else {
-      for (int64_t c = 0; c < window.channels; ++c) {
-        std::memcpy(table + c * columns, from + c * window.pixels, static_cast<size_t>(n) * sizeof(T));
-      }
-    }
-  }
-
-  void take(const T* table, int64_t i, T* tensor) const {
-    T* to = tensor + start(i);
-    const int64_t n = width(i);
-    if (window.channels_last) {
-      transpose_block(table, columns, to, window.channels, window.channels, n);
-    } else {
-      for (int64_t c = 0; c < window.channels; ++c) {
-        std::memcpy(to + c * window.pixels, table + c * columns, static_cast<size_t>(n) * sizeof(T));
-      }
-    }
-  }
-};
-
-// use(c, column, sum of term(i, column) over the channels i from c - before to c + after) for all numbers of a table.
-template <class T, class Term, class Use>
-SCRATCHNN_INLINE void window_sums(int64_t channels, int64_t columns, int64_t before, int64_t after, T* memory,
-                                  const Term& term, const Use& use) {
-  const int64_t length = before + after + 1;
-  T* ends = memory;                          // row j: the sum of a block from its number j on
-  T* beginning = memory + length * columns;  // the sum of the next block up to some number
-  const auto add_row = [&](T* sums, const T* to, int64_t i) SCRATCHNN_INLINE_LAMBDA {
-    for (int64_t column = 0; column < columns; column += kLanes<T>) {
-      Vec<T> sum = to == nullptr ? Vec<T>{} : load(to + column);
-      if (i >= 0 && i < channels) sum += term(i, column);
-      store(sums + column, sum);
-    }
-  };
-  for (int64_t block = -before; block < channels - before; block += length) {
-    for (int64_t j = length - 1; j >= 0; --j) {
-      add_row(ends + j * columns, j + 1 < length ? ends + (j + 1) * columns : nullptr, block + j);
-    }
-    const int64_t last = std::min(length, channels - before - block);
-    for (int64_t j = 0; j < last; ++j) {  // the window that begins with number j of the block
-      if (j > 0) add_row(beginning, j > 1 ? beginning : nullptr, block + length + j - 1);
-      for (int64_t column = 0; column < columns; column += kLanes<T>) {
-        Vec<T> sum = load(ends + j * columns + column);
-        if (j > 0) sum += load(beginning + column);
-        use(block + j + before, column, sum);
-      }
-    }
-  }
-}
+constexpr int64_t kCachedBytes = 24 * 1024;  // of the rows a window is made of
+constexpr int64_t kGrain = 8192;             // numbers a thread must have to be worth waking
 
 // Lane by lane; compilers make one instruction of it only where they may forget about errno.
 template <class T>
@@ -121,83 +38,277 @@ SCRATCHNN_INLINE Vec<T> square_root(Vec<T> v) {
 #endif
 }
 
-// s^-beta, number by number. The exponents of AlexNet (3/4) and its relatives are roots.
+// s^-beta. The exponents of AlexNet (3/4) and its relatives are roots.
+struct ThreeQuarters {
+  template <class T>
+  SCRATCHNN_MEMBER static Vec<T> of(Vec<T> s) {
+    const Vec<T> root = square_root<T>(s);
+    return T(1) / (root * square_root<T>(root));
+  }
+};
+struct OneHalf {
+  template <class T>
+  SCRATCHNN_MEMBER static Vec<T> of(Vec<T> s) {
+    return T(1) / square_root<T>(s);
+  }
+};
+struct One {
+  template <class T>
+  SCRATCHNN_MEMBER static Vec<T> of(Vec<T> s) {
+    return T(1) / s;
+  }
+};
+struct Any {
+  double beta;
+  template <class T>
+  SCRATCHNN_MEMBER Vec<T> of(Vec<T> s) const {
+    for (int i = 0; i < kLanes<T>; ++i) s[i] = std::pow(s[i], static_cast<T>(-beta));
+    return s;
+  }
+};
+
+template <class Body>
+void with_power(double beta, const Body& body) {
+  if (beta == 0.75) return body(ThreeQuarters());
+  if (beta == 0.5) return body(OneHalf());
+  if (beta == 1) return body(One());
+  body(Any{beta});
+}
+
+// body(column, part) for the vectors of a row.
+template <class T, class Body>
+SCRATCHNN_INLINE void for_each_vector(int64_t width, const Body& body) {
+  int64_t column = 0;
+  for (; column + kLanes<T> <= width; column += kLanes<T>) body(column, Whole());
+  if (column < width) body(column, FirstLanes{width - column});
+}
+
+// The sum of `length` vectors, `step` numbers apart.
 template <class T>
-void inverse_powers(const T* s, double beta, T* powers, int64_t count) {
-  const Vec<T> one = broadcast(T(1));
-  if (beta == 0.75) {
-    for (int64_t i = 0; i < count; i += kLanes<T>) {
-      const Vec<T> root = square_root<T>(load(s + i));
-      store(powers + i, one / (root * square_root<T>(root)));
-    }
-  } else if (beta == 0.5) {
-    for (int64_t i = 0; i < count; i += kLanes<T>) store(powers + i, one / square_root<T>(load(s + i)));
-  } else if (beta == 1) {
-    for (int64_t i = 0; i < count; i += kLanes<T>) store(powers + i, one / load(s + i));
-  } else {
-    for (int64_t i = 0; i < count; ++i) powers[i] = std::pow(s[i], static_cast<T>(-beta));
+SCRATCHNN_INLINE Vec<T> window_sum(const T* p, int64_t step, int64_t length) {
+  Vec<T> sum = load(p);
+  for (int64_t i = 1; i < length; ++i) sum += load(p + i * step);
+  return sum;
+}
+
+// body(length, what adds up a window): the lengths that networks use are known to the compiler.
+template <class Body>
+void with_length(int64_t length, const Body& body) {
+  if (length == 3) return body(std::integral_constant<int64_t, 3>());
+  if (length == 5) return body(std::integral_constant<int64_t, 5>());
+  body(length);
+}
+
+// How s is had from the sum of squares.
+template <class T>
+struct Scale {
+  Vec<T> scale, k;
+  explicit Scale(const Window& window)
+      : scale(broadcast(static_cast<T>(window.scale))), k(broadcast(static_cast<T>(window.k))) {}
+  SCRATCHNN_MEMBER Vec<T> operator()(Vec<T> squares) const { return fma(squares, scale, k); }
+};
+
+// N x C x H x W: strips of an image's pixels, of which `rows` fit the cache.
+template <class T>
+struct Strips {
+  const Window& window;
+  int64_t columns, of_a_sample, count;
+
+  Strips(const Window& w, int64_t rows) : window(w) {
+    const int64_t fitting = std::max<int64_t>(kCachedBytes / (rows * static_cast<int64_t>(sizeof(T))), kLanes<T>);
+    const int64_t fewest = (w.pixels + fitting - 1) / fitting, width = (w.pixels + fewest - 1) / fewest;
+    columns = (width + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    of_a_sample = (w.pixels + columns - 1) / columns;
+    count = of_a_sample * w.samples;
+  }
+
+  int64_t grain() const { return std::max<int64_t>(1, kGrain / (window.channels * columns)); }
+  int64_t first(int64_t i) const { return i % of_a_sample * columns; }
+  int64_t width(int64_t i) const { return std::min(columns, window.pixels - first(i)); }
+  int64_t start(int64_t i) const { return i / of_a_sample * window.channels * window.pixels + first(i); }
+};
+
+// body(column, part, s) for the pixels of a strip, s being that of their channel c.
+template <class T, class Length, class Body>
+SCRATCHNN_INLINE void for_each_scale(const Window& window, const T* x, int64_t c, int64_t width, Length length,
+                                     const Body& body) {
+  const Scale<T> scale(window);
+  const int64_t first = std::max<int64_t>(c - window.before, 0), last = std::min(c + window.after, window.channels - 1);
+  const T* from = x + first * window.pixels;
+  const auto with_rows = [&](auto rows) SCRATCHNN_INLINE_LAMBDA {
+    for_each_vector<T>(width, [&](int64_t i, auto part) SCRATCHNN_INLINE_LAMBDA {
+      Vec<T> v = part.read(from + i), sum = v * v;
+      for (int64_t row = 1; row < rows; ++row) {
+        v = part.read(from + row * window.pixels + i);
+        sum = fma(v, v, sum);
+      }
+      body(i, part, scale(sum));
+    });
+  };
+  if (last - first + 1 == length) return with_rows(length);
+  with_rows(last - first + 1);
+}
+
+template <class T, class Length, class Power>
+void forward_strip(const Window& window, const T* x, T* y, int64_t width, Length length, Power power) {
+  for (int64_t c = 0; c < window.channels; ++c) {
+    const int64_t place = c * window.pixels;
+    for_each_scale(window, x, c, width, length, [&](int64_t i, auto part, Vec<T> s) SCRATCHNN_INLINE_LAMBDA {
+      part.write(y + place + i, part.read(x + place + i) * power.template of<T>(s));
+    });
   }
 }
 
-// s = k + scale * (the sum of squares over the window).
+// A number's gradient is that by its own output, g s^-beta, and what it adds to the s of the channels around it: the
+// sum of g x s^(-beta - 1) over a window, whose rows are kept in a ring.
+template <class T, class Length, class Power>
+void backward_strip(const Window& window, const T* g, const T* x, T* dx, int64_t width, T* ring, int64_t columns,
+                    Length length, Power power) {
+  const Vec<T> slope = broadcast(static_cast<T>(-2 * window.scale * window.beta));
+  std::fill_n(ring, length * columns, T(0));
+  for (int64_t c = 0; c < window.channels + window.before; ++c) {
+    const int64_t place = c * window.pixels, done = place - window.before * window.pixels;
+    T* newest = ring + c % length * columns;
+    if (c < window.channels) {
+      for_each_scale(window, x, c, width, length, [&](int64_t i, auto part, Vec<T> s) SCRATCHNN_INLINE_LAMBDA {
+        const Vec<T> direct = part.read(g + place + i) * power.template of<T>(s);
+        part.write(dx + place + i, direct);
+        store(newest + i, direct * part.read(x + place + i) / s);
+      });
+    } else {
+      std::fill_n(newest, columns, T(0));
+    }
+    if (done < 0) continue;
+    for_each_vector<T>(width, [&](int64_t i, auto part) SCRATCHNN_INLINE_LAMBDA {
+      const Vec<T> others = window_sum(ring + i, columns, length);
+      part.write(dx + done + i, fma(part.read(x + done + i) * slope, others, part.read(dx + done + i)));
+    });
+  }
+}
+
+// N x H x W x C: some pixels at a time, each a row of its channels with zeros around them.
 template <class T>
-void scales(const Table<T>& table, const T* x, T* s, T* memory) {
-  const Window& window = table.window;
-  const Vec<T> k = broadcast(static_cast<T>(window.k)), scale = broadcast(static_cast<T>(window.scale));
-  window_sums<T>(
-      window.channels, table.columns, window.before, window.after, memory,
-      [&](int64_t i, int64_t column) SCRATCHNN_INLINE_LAMBDA {
-        const Vec<T> v = load(x + i * table.columns + column);
-        return v * v;
-      },
-      [&](int64_t c, int64_t column, Vec<T> sum)
-          SCRATCHNN_INLINE_LAMBDA { store(s + c * table.columns + column, fma(sum, scale, k)); });
+struct Pixels {
+  const Window& window;
+  int64_t columns, at_a_time, count;
+
+  Pixels(const Window& w, int64_t rows) : window(w) {
+    columns = (w.channels + kLanes<T> - 1) / kLanes<T> * kLanes<T> + w.before + w.after;
+    at_a_time = std::max<int64_t>(1, kCachedBytes / (rows * columns * static_cast<int64_t>(sizeof(T))));
+    count = (w.samples * w.pixels + at_a_time - 1) / at_a_time;
+  }
+
+  int64_t size() const { return at_a_time * columns; }
+  int64_t grain() const { return std::max<int64_t>(1, kGrain / (at_a_time * window.channels)); }
+  // body(place of the first channel in the tensor, start of the row) for the i-th lot of pixels.
+  template <class Body>
+  SCRATCHNN_MEMBER void for_each(int64_t i, T* rows, const Body& body) const {
+    const int64_t first = i * at_a_time, last = std::min(first + at_a_time, window.samples * window.pixels);
+    for (int64_t p = first; p < last; ++p) body(p * window.channels, rows + (p - first) * columns);
+  }
+};
+
+template <class T>
+void square_pixels(const Pixels<T>& pixels, int64_t i, const T* x, T* squares) {
+  pixels.for_each(i, squares, [&](int64_t place, T* row) SCRATCHNN_INLINE_LAMBDA {
+    for_each_vector<T>(pixels.window.channels, [&](int64_t c, auto part) SCRATCHNN_INLINE_LAMBDA {
+      const Vec<T> v = part.read(x + place + c);
+      part.write(row + pixels.window.before + c, v * v);
+    });
+  });
+}
+
+template <class T, class Length, class Power>
+void forward_pixels(const Pixels<T>& pixels, int64_t lot, const T* x, T* y, T* squares, Length length, Power power) {
+  const Scale<T> scale(pixels.window);
+  square_pixels(pixels, lot, x, squares);
+  pixels.for_each(lot, squares, [&](int64_t place, T* row) SCRATCHNN_INLINE_LAMBDA {
+    for_each_vector<T>(pixels.window.channels, [&](int64_t c, auto part) SCRATCHNN_INLINE_LAMBDA {
+      const Vec<T> s = scale(window_sum(row + c, 1, length));
+      part.write(y + place + c, part.read(x + place + c) * power.template of<T>(s));
+    });
+  });
+}
+
+template <class T, class Length, class Power>
+void backward_pixels(const Pixels<T>& pixels, int64_t lot, const T* g, const T* x, T* dx, T* squares, T* terms,
+                     Length length, Power power) {
+  const Window& window = pixels.window;
+  const Scale<T> scale(window);
+  const Vec<T> slope = broadcast(static_cast<T>(-2 * window.scale * window.beta));
+  square_pixels(pixels, lot, x, squares);
+  pixels.for_each(lot, squares, [&](int64_t place, T* row) SCRATCHNN_INLINE_LAMBDA {
+    T* own = terms + (row - squares) + window.after;
+    for_each_vector<T>(window.channels, [&](int64_t c, auto part) SCRATCHNN_INLINE_LAMBDA {
+      const Vec<T> s = scale(window_sum(row + c, 1, length));
+      const Vec<T> direct = part.read(g + place + c) * power.template of<T>(s);
+      part.write(dx + place + c, direct);
+      part.write(own + c, direct * part.read(x + place + c) / s);  // g x s^(-beta - 1)
+    });
+  });
+  pixels.for_each(lot, terms, [&](int64_t place, T* row) SCRATCHNN_INLINE_LAMBDA {
+    for_each_vector<T>(window.channels, [&](int64_t c, auto part) SCRATCHNN_INLINE_LAMBDA {
+      const Vec<T> others = window_sum(row + c, 1, length);
+      part.write(dx + place + c, fma(part.read(x + place + c) * slope, others, part.read(dx + place + c)));
+    });
+  });
+}
+
+// body(power, length), what is known of a window when the kernel is compiled.
+template <class Body>
+void with_known(const Window& window, const Body& body) {
+  with_power(window.beta, [&](auto power) {
+    with_length(window.before + window.after + 1, [&](auto length) { body(power, length); });
+  });
 }
 
 template <class T>
 void local_response_norm(const Window& window, const T* input, T* output) {
-  const Table<T> table(window);
-  const int64_t size = table.size();
-  parallel_for(0, table.count, std::max<int64_t>(1, kGrain / size), [&](int64_t first, int64_t last) {
-    T* x = scratch<T>(3 * size + table.sums_size());
-    T *s = x + size, *powers = s + size, *memory = powers + size;
-    for (int64_t i = first; i < last; ++i) {
-      table.bring(input, i, x);
-      scales(table, x, s, memory);
-      inverse_powers(s, window.beta, powers, size);
-      for (int64_t j = 0; j < size; j += kLanes<T>) store(x + j, load(x + j) * load(powers + j));
-      table.take(x, i, output);
+  const int64_t n = window.before + window.after + 1;
+  with_known(window, [&](auto power, auto length) {
+    if (window.channels_last) {
+      const Pixels<T> pixels(window, 1);
+      parallel_for(0, pixels.count, pixels.grain(), [&](int64_t first, int64_t last) {
+        T* squares = scratch<T>(pixels.size());
+        std::fill_n(squares, pixels.size(), T(0));
+        for (int64_t i = first; i < last; ++i) forward_pixels(pixels, i, input, output, squares, length, power);
+      });
+      return;
     }
+    const Strips<T> strips(window, n + 1);
+    parallel_for(0, strips.count, strips.grain(), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t start = strips.start(i);
+        forward_strip(window, input + start, output + start, strips.width(i), length, power);
+      }
+    });
   });
 }
 
 template <class T>
 void local_response_norm_backward(const Window& window, const T* grad, const T* input, T* grad_input) {
-  const Table<T> table(window);
-  const int64_t size = table.size(), columns = table.columns;
-  const Vec<T> slope = broadcast(static_cast<T>(-2 * window.scale * window.beta));
-  parallel_for(0, table.count, std::max<int64_t>(1, kGrain / size), [&](int64_t first, int64_t last) {
-    T* x = scratch<T>(4 * size + table.sums_size());
-    T *g = x + size, *s = g + size, *powers = s + size, *memory = powers + size;
-    for (int64_t i = first; i < last; ++i) {
-      table.bring(input, i, x);
-      table.bring(grad, i, g);
-      scales(table, x, s, memory);
-      inverse_powers(s, window.beta, powers, size);
-      for (int64_t j = 0; j < size; j += kLanes<T>) {
-        const Vec<T> direct = load(g + j) * load(powers + j);  // g s^-beta
-        store(g + j, direct);
-        store(s + j, direct * load(x + j) / load(s + j));  // g x s^(-beta - 1)
-      }
-      window_sums<T>(
-          window.channels, columns, window.after, window.before, memory,
-          [&](int64_t c, int64_t column) SCRATCHNN_INLINE_LAMBDA { return load(s + c * columns + column); },
-          [&](int64_t c, int64_t column, Vec<T> sum) SCRATCHNN_INLINE_LAMBDA {
-            const int64_t j = c * columns + column;
-            store(powers + j, fma(load(x + j) * slope, sum, load(g + j)));
-          });
-      table.take(powers, i, grad_input);
+  const int64_t n = window.before + window.after + 1;
+  with_known(window, [&](auto power, auto length) {
+    if (window.channels_last) {
+      const Pixels<T> pixels(window, 2);
+      parallel_for(0, pixels.count, pixels.grain(), [&](int64_t first, int64_t last) {
+        T* squares = scratch<T>(2 * pixels.size());
+        std::fill_n(squares, 2 * pixels.size(), T(0));
+        for (int64_t i = first; i < last; ++i) {
+          backward_pixels(pixels, i, grad, input, grad_input, squares, squares + pixels.size(), length, power);
+        }
+      });
+      return;
     }
+    const Strips<T> strips(window, 3 * n);
+    parallel_for(0, strips.count, strips.grain(), [&](int64_t first, int64_t last) {
+      T* ring = scratch<T>(n * strips.columns);
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t start = strips.start(i);
+        backward_strip(window, grad + start, input + start, grad_input + start, strips.width(i), ring, strips.columns,
+                       length, power);
+      }
+    });
   });
 }
 

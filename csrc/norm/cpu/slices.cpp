@@ -4,6 +4,8 @@
 // its statistics, then, from the cache, its outputs. The sums are taken over fixed chunks of a set and
 // combined in order, so they are the same numbers however many threads there are.
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "common/runtime.h"
 #include "common/simd.h"
@@ -20,6 +22,7 @@ constexpr int64_t kChunk = 8192;         // numbers in a chunk, at the least
 constexpr int64_t kMostChunks = 16;      // chunks of a set
 constexpr int64_t kGrain = 32768;        // numbers a thread must have to be worth waking
 constexpr int64_t kSetsWorthFusing = 8;  // with fewer sets than this, threads share a set
+constexpr int64_t kLongRun = 1024;       // numbers
 
 // The numbers of a set: `outer` runs of length `inner`, cut into chunks of whole runs.
 struct Runs {
@@ -30,6 +33,10 @@ struct Runs {
     chunk_runs = std::max((sets.outer + kMostChunks - 1) / kMostChunks, (kChunk + sets.inner - 1) / sets.inner);
     chunks = (sets.outer + chunk_runs - 1) / chunk_runs;
   }
+
+  // From a number to what memory is asked for meanwhile: its like in the next run, where runs are too short for the
+  // processor to see what comes.
+  int64_t ahead() const { return geometry.inner <= kLongRun ? geometry.sets * geometry.inner : 0; }
 
   int64_t start(int64_t outer, int64_t set) const { return (outer * geometry.sets + set) * geometry.inner; }
 
@@ -83,8 +90,9 @@ SCRATCHNN_INLINE void for_each_vector(int64_t length, Full full, const Body& bod
 
 // The sum of all lanes, in double: a mean near zero would show the rounding of the last few additions.
 template <class T>
-SCRATCHNN_INLINE double total(const Vec<T> (&lanes)[4]) {
+SCRATCHNN_INLINE double total(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
   T numbers[4 * kLanes<T>];
+  const Vec<T> lanes[4] = {a, b, c, d};
   std::memcpy(numbers, lanes, sizeof(numbers));
   double sums[8] = {};
   for (int i = 0; i < 4 * kLanes<T>; i += 8) {
@@ -93,23 +101,27 @@ SCRATCHNN_INLINE double total(const Vec<T> (&lanes)[4]) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// Two sums over a chunk of a set, taken block by block: add(position, lane, part, sum_a, sum_b) for the vectors of a
-// block, then fold(count, sum_a, sum_b).
-template <class T, class Add, class Fold>
+// n sums over a chunk of a set, taken block by block: add(position, part, sums) for the vectors of a block, then
+// fold(count, sums in double).
+template <class T, int n, class Add, class Fold>
 SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, const Add& add, const Fold& fold) {
   constexpr int64_t block = kBlockVectors * kLanes<T>;
-  Vec<T> a[4] = {}, b[4] = {};
+  Vec<T> sums[4][n] = {};
   int64_t pending = 0;
-  const auto flush = [&] {
-    fold(pending, total<T>(a), total<T>(b));
-    for (int i = 0; i < 4; ++i) a[i] = b[i] = Vec<T>{};
+  const auto flush = [&]() SCRATCHNN_INLINE_LAMBDA {
+    double totals[n];
+#pragma GCC unroll 3
+    for (int i = 0; i < n; ++i) totals[i] = total<T>(sums[0][i], sums[1][i], sums[2][i], sums[3][i]);
+    fold(pending, totals);
+#pragma GCC unroll 12
+    for (int i = 0; i < 4 * n; ++i) sums[i / n][i % n] = Vec<T>{};
     pending = 0;
   };
   runs.for_each(set, chunk, [&](int64_t start) {
     for (int64_t done = 0; done < runs.geometry.inner; done += block) {
       const int64_t length = std::min(block, runs.geometry.inner - done);
       for_each_vector<T>(length, Whole(), [&](int64_t i, int lane, auto part) SCRATCHNN_INLINE_LAMBDA {
-        add(start + done + i, part, a[lane], b[lane]);
+        add(start + done + i, part, sums[lane]);
       });
       pending += length;
       if (pending >= block) flush();
@@ -136,30 +148,37 @@ template <class S>
 Moments chunk_moments(const Runs& runs, const S* input, int64_t set, int64_t chunk) {
   using T = Wide<S>;
   const S* start = input + runs.start(chunk * runs.chunk_runs, set);
-  T shift = 0;
-  for (int64_t i = 0; i < kShortestSlice; ++i) shift += read_one(start + i);
-  shift /= static_cast<T>(kShortestSlice);
+  T mean = 0, mean_square = 0;  // of the first few numbers
+  for (int64_t i = 0; i < kShortestSlice; ++i) {
+    const T x = read_one(start + i) / static_cast<T>(kShortestSlice);
+    mean += x;
+    mean_square += x * x * static_cast<T>(kShortestSlice);
+  }
+  T shift = shift_of(mean, mean_square);
+  const int64_t ahead = runs.ahead();
   Moments moments = {0, 0, 0};
-  const auto add = [&](int64_t i, auto part, Vec<T>& sum, Vec<T>& squares) SCRATCHNN_INLINE_LAMBDA {
+  const auto add = [&](int64_t i, auto part, Vec<T>(&sums)[2]) SCRATCHNN_INLINE_LAMBDA {
+    prefetch(input + i + ahead);
     const Vec<T> d = counted<T>(part.read(input + i) - broadcast(shift), part);
-    sum += d;
-    squares = fma(d, d, squares);
+    sums[0] += d;
+    sums[1] = fma(d, d, sums[1]);
   };
-  sum_chunk<T>(runs, set, chunk, add, [&](int64_t count, double sum, double squares) {
+  sum_chunk<T, 2>(runs, set, chunk, add, [&](int64_t count, const double (&sums)[2]) {
     const double more = static_cast<double>(count);
-    merge_block(moments.mean, moments.squares, shift, sum, squares, BlockWeights(moments.count, more));
+    merge_block(moments.mean, moments.squares, shift, sums[0], sums[1], BlockWeights(moments.count, more));
     moments.count += more;
-    shift = static_cast<T>(moments.mean);
+    shift = static_cast<T>(shift_of(moments.mean, moments.mean * moments.mean + moments.squares / moments.count));
   });
   return moments;
 }
 
 template <class S, class Full, class Finish>
 SCRATCHNN_INLINE void apply_forward(const ForwardLine<Wide<S>>& line, const S* x, S* y, int64_t start, int64_t length,
-                                    Full full, const Finish& finish) {
+                                    int64_t ahead, Full full, const Finish& finish) {
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
   for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
+    __builtin_prefetch(y + start + i + ahead, 1);
     const Vec<T> n = fma(part.read(x + start + i) - centre, scale, offset);
     part.write(y + start + i, finish(part, n, start + i));
   });
@@ -191,7 +210,7 @@ void norm_train(const Interleaved& geometry, const S* input, S* output, const do
         with_finish(ending, [&](const auto& finish) {
           with_vectors(streamed, [&](auto full) {
             runs.for_each(set, chunk, [&](int64_t start) {
-              apply_forward(line, input, output, start, geometry.inner, full, finish);
+              apply_forward(line, input, output, start, geometry.inner, runs.ahead(), full, finish);
             });
           });
         });
@@ -212,7 +231,7 @@ void norm_eval(const Interleaved& geometry, const S* input, S* output, const dou
     with_finish(ending, [&](const auto& finish) {
       with_vectors(streamed, [&](auto full) {
         for (int64_t i = first; i < last; ++i) {
-          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, full, finish);
+          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, 0, full, finish);
         }
       });
     });
@@ -220,37 +239,45 @@ void norm_eval(const Interleaved& geometry, const S* input, S* output, const dou
 }
 
 struct GradSums {
-  double g, g_x;  // sums of g and of g (x - centre)
+  double g, g_x, d;  // sums of g, of g (x - centre), and, where the mean is measured again, of x - centre
 };
 
-template <class S, class Gate, class Arrival>
+template <bool measured, class S, class Gate, class Arrival>
 GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_t set, int64_t chunk,
                          const ForwardLine<Wide<S>>& line, const Gate& gate, const Arrival& arrived) {
   using T = Wide<S>;
-  GradSums sums = {0, 0};
+  constexpr int n = measured ? 3 : 2;
+  GradSums all = {0, 0, 0};
+  const int64_t ahead = runs.ahead();
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), shift = broadcast(line.offset);
   // Beyond the end of a run the gradient is zero.
-  const auto add = [&](int64_t i, auto part, Vec<T>& sum_g, Vec<T>& sum_g_x) SCRATCHNN_INLINE_LAMBDA {
+  const auto add = [&](int64_t i, auto part, Vec<T>(&sums)[n]) SCRATCHNN_INLINE_LAMBDA {
+    prefetch(input + i + ahead);
+    prefetch(grad + i + ahead);
+    arrived.prepare(i + ahead);
     const Vec<T> d = part.read(input + i) - centre;
     const Vec<T> slope = gate(part, grad, i, fma(d, scale, shift));
-    sum_g += slope;
-    sum_g_x = fma(slope, d, sum_g_x);
+    sums[0] += slope;
+    sums[1] = fma(slope, d, sums[1]);
+    if constexpr (measured) sums[2] += counted<T>(d, part);
     arrived(part, i, slope, scale);
   };
-  sum_chunk<T>(runs, set, chunk, add, [&](int64_t, double sum_g, double sum_g_x) {
-    sums.g += sum_g;
-    sums.g_x += sum_g_x;
+  sum_chunk<T, n>(runs, set, chunk, add, [&](int64_t, const double (&sums)[n]) {
+    all.g += sums[0];
+    all.g_x += sums[1];
+    if constexpr (measured) all.d += sums[2];
   });
-  return sums;
+  return all;
 }
 
 template <class S, class Full>
 SCRATCHNN_INLINE void apply_backward(const BackwardLine<Wide<S>>& line, const S* g, const S* x, S* dx, int64_t start,
-                                     int64_t length, Full full) {
+                                     int64_t length, int64_t ahead, Full full) {
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
   for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
+    __builtin_prefetch(dx + start + i + ahead, 1);
     const Vec<T> by_input = fma(part.read(x + start + i) - centre, input_scale, offset);
     part.write(dx + start + i, fma(part.read(g + start + i), grad_scale, by_input));
   });
@@ -258,7 +285,7 @@ SCRATCHNN_INLINE void apply_backward(const BackwardLine<Wide<S>>& line, const S*
 
 template <class S>
 void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S* grad_input, const double* weight,
-                   const double* mean, const double* variance, double eps, bool training, double* grad_weight,
+                   const double* mean, const double* variance, double eps, Origin origin, double* grad_weight,
                    double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
   using T = Wide<S>;
   const Runs runs(geometry);
@@ -266,34 +293,38 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
   const bool streamed = is_worth_streaming(grad_input, geometry.size(), geometry.inner);
   const double count = static_cast<double>(geometry.count());
   GradSums* sums = scratch<GradSums>(geometry.sets * runs.chunks);
+  std::vector<double> means(mean, mean + geometry.sets);
   set_by_set(
       runs,
       [&](int64_t set, int64_t chunk) {
         const double bias = gate.bias == nullptr ? 0 : gate.bias[set];
         const ForwardLine<T> line(weight[set], bias, mean[set], variance[set], eps);
-        with_gate(ending, gate, [&](const auto& open) {
-          with_arrival(training, grad_input, [&](const auto& arrived) {
-            sums[set * runs.chunks + chunk] = chunk_grad_sums(runs, grad, input, set, chunk, line, open, arrived);
-          });
+        with_first_pass(origin, ending, gate, grad_input, [&](auto measured, const auto& open, const auto& arrived) {
+          sums[set * runs.chunks + chunk] =
+              chunk_grad_sums<measured.value>(runs, grad, input, set, chunk, line, open, arrived);
         });
       },
       [&](int64_t set) {
-        GradSums all = {0, 0};
+        GradSums all = {0, 0, 0};
         for (int64_t chunk = 0; chunk < runs.chunks; ++chunk) {
           all.g += sums[set * runs.chunks + chunk].g;
           all.g_x += sums[set * runs.chunks + chunk].g_x;
+          all.d += sums[set * runs.chunks + chunk].d;
         }
+        const double centre = static_cast<T>(mean[set]);
+        if (is_measured(origin, gate)) means[set] = centre + all.d / count;
         grad_bias[set] = all.g;
-        grad_weight[set] = sum_g_x_hat<T>(all.g, all.g_x, mean[set], variance[set], eps);
+        grad_weight[set] = sum_g_x_hat(all.g, all.g_x, centre, means[set], variance[set], eps);
       },
       [&](int64_t set, int64_t chunk) {
-        if (!training) return;
+        if (origin == Origin::kConstants) return;
         const double share = weight[set] / count;
-        const BackwardLine<T> line(weight[set], mean[set], variance[set], eps, share * grad_bias[set],
+        const BackwardLine<T> line(weight[set], means[set], variance[set], eps, share * grad_bias[set],
                                    share * grad_weight[set]);
         with_vectors(streamed, [&](auto full) {
-          runs.for_each(set, chunk,
-                        [&](int64_t i) { apply_backward(line, passed, input, grad_input, i, geometry.inner, full); });
+          runs.for_each(set, chunk, [&](int64_t i) {
+            apply_backward(line, passed, input, grad_input, i, geometry.inner, runs.ahead(), full);
+          });
         });
       });
 }
