@@ -40,7 +40,7 @@ _ONE_PASS = _Algorithm("one pass", "each number is read once and written once", 
 _WINDOW = _Algorithm("running window", "two additions a number, however long the window")
 _TILES = _Algorithm("matrix product", "sums of outer products fill the registers", "registers")
 _ASKING = _Algorithm(
-    "gathering windows", "each pixel asks its windows: no memory to clear, no two threads at one pixel"
+    "gathering windows", "each pixel asks its windows: no memory to clear, no two threads at one pixel", "registers"
 )
 _ALGORITHMS = {
     "channel_sum": _Algorithm("sum in one pass", "it reads every number once, at memory speed", "loops"),
@@ -69,9 +69,11 @@ _ALGORITHMS = {
     ),
     "normalize": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
     "normalize_backward": _Algorithm("sums, then gradients", "both sums of a set are gathered in one pass"),
-    "max_pool": _Algorithm("windows over vectors of channels", "many maxima are found at once"),
+    "max_pool": _Algorithm("windows over vectors", "many maxima are found at once", "registers"),
     "max_pool_backward": _ASKING,
-    "avg_pool": _Algorithm("windows over vectors of channels", "many sums are taken at once, row by row of the window"),
+    "avg_pool": _Algorithm(
+        "windows over vectors", "many sums are taken at once, row by row of the window", "registers"
+    ),
     "avg_pool_backward": _ASKING,
     "fractional_max_pool": _Algorithm("plane by plane", "each plane has windows of its own", "registers"),
     "fractional_max_pool_backward": _Algorithm("scattering", "each plane has windows of its own"),
@@ -183,7 +185,7 @@ def explain(layer: Module, *shapes: Sequence[int], dtype: torch.dtype | None = N
     Example:
         >>> print(scratchnn.explain(scratchnn.nn.MaxPool2d(2), (8, 16, 32, 32)))
         MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False) for 8x16x32x32 in float32
-          forward: windows over vectors of channels, because many maxima are found at once
+          forward: windows over vectors, because many maxima are found at once
           gradients: gathering windows, because ...
     """
     if not isinstance(layer, Module):

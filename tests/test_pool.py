@@ -328,6 +328,121 @@ def test_special_values(which: str, dtype: torch.dtype) -> None:
             torch.testing.assert_close(F.adaptive_avg_pool2d(x, 1), T.adaptive_avg_pool2d(x, 1), equal_nan=True)
 
 
+WIDTHS = [1, 5, 8, 17, 33, 40]
+ROW_CASES = [  # kernel, stride, padding, dilation, ceil mode, of planes gone through row by row
+    (2, 2, 0, 1, False),
+    (2, 2, 1, 1, True),
+    (3, 2, 1, 1, False),
+    (3, 2, 1, 1, True),
+    (3, 1, 1, 1, False),
+    (3, 3, 0, 1, True),
+    (4, 4, 2, 1, False),
+    (2, 4, 0, 1, False),
+    (5, 3, 2, 1, True),
+    (3, 1, 1, 3, False),
+    (3, 2, 1, 2, True),
+    (2, 3, 1, 3, False),
+    (3, 5, 1, 1, False),
+    (13, 1, 6, 1, False),
+]
+
+
+def rows_of(rank: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Whole numbers, many of them equal, with an infinite row."""
+    x = torch.randint(-3, 4, (2, 3, *(5, 11)[3 - rank :], width)).to(dtype)
+    x[0, 1].flatten()[: width + 2] = -float("inf")
+    return x
+
+
+def check_maxima(x: Tensor, rank: int, *arguments: Any) -> None:
+    """Values, indices and gradients of maxima are torch's, and those of the plain kernels."""
+    ours, theirs = getattr(F, f"max_pool{rank}d"), getattr(T, f"max_pool{rank}d")
+    try:
+        expected, expected_indices = theirs(x, *arguments, return_indices=True)
+    except RuntimeError:
+        return  # too small for the window
+    x.requires_grad_()
+    output, indices = ours(x, *arguments, return_indices=True)
+    torch.testing.assert_close(output.detach(), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(indices, expected_indices)
+    torch.testing.assert_close(ours(x.detach(), *arguments), expected, rtol=0, atol=0, equal_nan=True)
+    if (expected_indices < 0).any() or (expected_indices >= x[0, 0].numel()).any():
+        return  # a window of padding alone
+    grad = torch.randint(-4, 5, output.shape).to(x.dtype)
+    (dx,) = torch.autograd.grad(output, x, grad)
+    places = torch.zeros_like(x, dtype=torch.float64).flatten(2)
+    places.scatter_add_(2, expected_indices.flatten(2), grad.flatten(2).double())
+    assert torch.equal(dx.double(), places.reshape(x.shape))
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_maxima_of_rows_of_any_width(rank: int, dtype: torch.dtype) -> None:
+    for case, width in itertools.product(ROW_CASES, WIDTHS):
+        kernel, stride, padding, dilation, ceil_mode = case
+        if padding > kernel // 2:
+            continue
+        check_maxima(rows_of(rank, width, dtype), rank, kernel, stride, padding, dilation, ceil_mode)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+def test_nan_among_the_rows(dtype: torch.dtype) -> None:
+    for case, width in itertools.product(ROW_CASES[:7], [9, 16, 40]):
+        x = rows_of(2, width, dtype)
+        x[torch.rand(x.shape) < 0.05] = float("nan")
+        x[1, 2, 3, -1] = float("nan")
+        check_maxima(x, 2, *case)
+
+
+def test_maxima_of_rows_in_pieces() -> None:
+    """Rows too long, planes too high, and results too large for one piece of work."""
+    for rank, shape in [(1, (2, 2, 1700)), (2, (1, 1, 3, 1300)), (2, (1, 1, 900, 700)), (3, (1, 2, 9, 80, 90))]:
+        for arguments in [(2,), (3, 2, 1), (3, 1, 1), (4, 3, 2), (4, 4), (3, 1, 1, 5)]:
+            if rank == 2 and shape[2] < arguments[0]:
+                continue
+            check_maxima(torch.randint(-9, 9, shape).float(), rank, *arguments)
+    check_maxima(torch.randn(5, 64, 120, 121), 2, 2, 1)
+    check_maxima(torch.randn(5, 64, 120, 121).bfloat16(), 2, 3, 2, 1)
+    check_maxima(torch.randn(4, 64, 120, 160).to(memory_format=torch.channels_last), 2, 3, 2, 1)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_averages_of_rows_of_any_width(rank: int, dtype: torch.dtype) -> None:
+    name = f"avg_pool{rank}d"
+    if rank == 3 and dtype.itemsize == 2:
+        pytest.skip("volumes in half precision are averaged under autocast alone")
+    for (kernel, stride, padding, dilation, ceil_mode), width in itertools.product(ROW_CASES, WIDTHS):
+        x = torch.randn(2, 3, *(5, 11)[3 - rank :], width).to(dtype)
+        if dilation > 1 or padding > kernel // 2 or min(x.shape[2:]) < kernel:
+            continue
+        for count_include_pad in (True, False):
+            arguments = (kernel, stride, padding, ceil_mode, count_include_pad)
+            x.grad = None
+            output = getattr(F, name)(x.requires_grad_(), *arguments)
+            grad = torch.randn_like(output)
+            (dx,) = torch.autograd.grad(output, x, grad)
+            wide = x.detach().double().requires_grad_()
+            expected = getattr(T, name)(wide, *arguments)
+            (expected_dx,) = torch.autograd.grad(expected, wide, grad.double())
+            torch.testing.assert_close(output, expected.to(dtype))
+            torch.testing.assert_close(dx, expected_dx.to(dtype))
+
+
+def test_averages_of_rows_in_pieces() -> None:
+    for rank, shape in [(1, (2, 2, 1700)), (2, (1, 1, 900, 700)), (3, (1, 2, 9, 80, 90)), (2, (5, 64, 120, 121))]:
+        for arguments in [(2,), (3, 2, 1), (3, 1, 1)]:
+            x = torch.randn(shape, requires_grad=True)
+            output = getattr(F, f"avg_pool{rank}d")(x, *arguments)
+            grad = torch.randn_like(output)
+            wide = x.detach().double().requires_grad_()
+            expected = getattr(T, f"avg_pool{rank}d")(wide, *arguments)
+            torch.testing.assert_close(output, expected.float())
+            torch.testing.assert_close(
+                torch.autograd.grad(output, x, grad)[0], torch.autograd.grad(expected, wide, grad.double())[0].float()
+            )
+
+
 def test_a_window_of_padding_alone() -> None:
     """Dilation can put every tap outside; torch then names, and its backward writes, memory not its own."""
     for channels in (1, 16):

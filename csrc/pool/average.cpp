@@ -11,17 +11,17 @@
 namespace scratchnn {
 namespace {
 
-at::Tensor run_average(const at::Tensor& input, const PoolShape& shape, const Spans& spans, int64_t rank) {
-  if (is_widened(input)) return run_average(input.to(at::kFloat), shape, spans, rank).to(input.scalar_type());
+at::Tensor run_average(const at::Tensor& input, const PoolShape& shape, const Spans& spans, const EvenColumns& columns,
+                       int64_t rank) {
   const at::Tensor x = in_format(input, shape.channels_last);
   const at::Tensor y = empty_images(shape, shape.output, rank, x.options());
   if (y.numel() == 0) return y;
   if (volume(shape.input) == 0) return y.fill_(std::numeric_limits<double>::quiet_NaN());
-  if (use_fast_kernels(x)) {
-    const RelationTables forward = RelationTables::forward(shape, spans);
-    with_fast_type(x, [&](auto value) {
-      using T = decltype(value);
-      average_kernel<T>(x.const_data_ptr<T>(), y.data_ptr<T>(), forward.view());
+  if (use_vector_kernels(x)) {
+    const RelationTables forward = RelationTables::forward(shape, spans, columns);
+    with_memory_type(x, [&](auto type) {
+      using S = typename decltype(type)::type;
+      average_kernel<S>(read_pointer<S>(x), write_pointer<S>(y), forward.view());
     });
   } else {
     naive::average(x, y, shape, spans);
@@ -29,17 +29,17 @@ at::Tensor run_average(const at::Tensor& input, const PoolShape& shape, const Sp
   return y;
 }
 
-at::Tensor run_average_backward(const at::Tensor& grad, const PoolShape& shape, const Spans& spans, int64_t rank) {
-  if (is_widened(grad)) return run_average_backward(grad.to(at::kFloat), shape, spans, rank).to(grad.scalar_type());
+at::Tensor run_average_backward(const at::Tensor& grad, const PoolShape& shape, const Spans& spans,
+                                const EvenColumns& columns, int64_t rank) {
   const at::Tensor dy = in_format(grad, shape.channels_last);
   const at::Tensor dx = empty_images(shape, shape.input, rank, dy.options());
   if (dx.numel() == 0) return dx;
   if (dy.numel() == 0) return dx.zero_();
-  if (use_fast_kernels(dy)) {
-    const RelationTables backward = RelationTables::backward(shape, spans);
-    with_fast_type(dy, [&](auto value) {
-      using T = decltype(value);
-      average_backward_kernel<T>(dy.const_data_ptr<T>(), dx.data_ptr<T>(), backward.view());
+  if (use_vector_kernels(dy)) {
+    const RelationTables backward = RelationTables::backward(shape, spans, columns);
+    with_memory_type(dy, [&](auto type) {
+      using S = typename decltype(type)::type;
+      average_backward_kernel<S>(read_pointer<S>(dy), write_pointer<S>(dx), backward.view());
     });
   } else {
     naive::average_backward(dy, dx, shape, spans);
@@ -67,6 +67,14 @@ Spans sliding_spans(const PoolShape& shape, const Window& window, bool count_inc
   return spans;
 }
 
+EvenColumns sliding_columns(const Window& window) {
+  return {window.kernel[2], window.stride[2], 1, window.padding[2]};
+}
+EvenColumns adaptive_columns(const PoolShape& shape) {
+  const int64_t in = shape.input[2], out = shape.output[2];
+  return out > 0 && in % out == 0 ? EvenColumns{in / out, in / out, 1, 0} : EvenColumns{};
+}
+
 void check_divisor(const char* name, std::optional<int64_t> divisor_override) {
   TORCH_CHECK(!divisor_override.has_value() || *divisor_override != 0, name,
               ": divisor_override must not be zero, but got 0");
@@ -86,7 +94,8 @@ at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel, at::IntArra
   TORCH_CHECK(rank < 3 || (shape.input[0] >= kernel[0] && shape.input[1] >= kernel[1] && shape.input[2] >= kernel[2]),
               name, ": expected input of at least kernel_size ", kernel, ", but got ", input.sizes());
   shape.output = pooled_size(name, shape, window, ceil_mode);
-  return run_average(input, shape, sliding_spans(shape, window, count_include_pad, divisor_override), rank);
+  return run_average(input, shape, sliding_spans(shape, window, count_include_pad, divisor_override),
+                     sliding_columns(window), rank);
 }
 
 // grad's shape, to which the input's spatial sizes are added.
@@ -112,7 +121,7 @@ at::Tensor avg_pool_backward(const at::Tensor& grad, at::IntArrayRef size, at::I
   TORCH_CHECK(shape.output == pooled_size(name, shape, window, ceil_mode), name, ": expected grad of spatial size ",
               at::IntArrayRef(pooled_size(name, shape, window, ceil_mode)), ", but got ", grad.sizes());
   return run_average_backward(grad, shape, sliding_spans(shape, window, count_include_pad, divisor_override),
-                              size.size());
+                              sliding_columns(window), size.size());
 }
 
 void check_adaptive(const char* name, const PoolShape& shape) {
@@ -131,14 +140,14 @@ at::Tensor adaptive_avg_pool(const at::Tensor& input, at::IntArrayRef output_siz
   PoolShape shape = check_input(name, input, rank);
   shape.output = spatial_extent(output_size, 1);
   check_adaptive(name, shape);
-  return run_average(input, shape, adaptive_spans(shape), rank);
+  return run_average(input, shape, adaptive_spans(shape), adaptive_columns(shape), rank);
 }
 
 at::Tensor adaptive_avg_pool_backward(const at::Tensor& grad, at::IntArrayRef size, bool channels_last) {
   constexpr auto name = "adaptive_avg_pool_backward";
   const PoolShape shape = shape_of_grad(name, grad, size, channels_last);
   check_adaptive(name, shape);
-  return run_average_backward(grad, shape, adaptive_spans(shape), size.size());
+  return run_average_backward(grad, shape, adaptive_spans(shape), adaptive_columns(shape), size.size());
 }
 
 }  // namespace

@@ -54,6 +54,14 @@ struct Links {
   int64_t count(int64_t i) const { return first[i + 1] - first[i]; }
 };
 
+// Windows along a row that step evenly: tap k of output column x is input column x * stride + k * dilation - padding.
+// No taps: they do not.
+struct EvenColumns {
+  int64_t taps, stride, dilation, padding;
+};
+
+constexpr int64_t kMostParts = 4;  // strides that kernels can part columns by
+
 // What the pixels of a result image are computed from. A result pixel's sources are the product of its links
 // along depth, height and width.
 struct Relation {
@@ -63,24 +71,26 @@ struct Relation {
   Extent result;
   Extent source;
   std::array<Links, kSpatialRank> along;
-  Extent links;       // how many there are along each dimension
-  int64_t most_rows;  // the most source rows that one result row has
+  Extent links;         // how many there are along each dimension
+  int64_t most_rows;    // the most source rows that one result row has
+  EvenColumns columns;  // of the windows, whichever way the relation is read
 };
 
 // Values and, unless `offsets` is null, the number of each maximum's tap within its window.
-// Offset: uint8_t, or int32_t for windows of more than 256 taps. Offsets are laid out as the output is.
-template <class T, class Offset>
-inline Kernel<void(const T* input, T* output, Offset* offsets, const Relation& forward)> max_pool_kernel;
+// S: float, double, BFloat16 or Half (common/half.h). Offset: uint8_t, or int32_t for windows of more than 256 taps.
+// Offsets are laid out as the output is.
+template <class S, class Offset>
+inline Kernel<void(const S* input, S* output, Offset* offsets, const Relation& forward)> max_pool_kernel;
 
-template <class T, class Offset>
-inline Kernel<void(const T* grad, const Offset* offsets, T* grad_input, const PoolShape& shape, const Windows& windows,
-                   const Relation& backward)>
+// Where is_gathered (relation.h).
+template <class S, class Offset>
+inline Kernel<void(const S* grad, const Offset* offsets, S* grad_input, const Relation& backward)>
     max_pool_backward_kernel;
 
-template <class T>
-inline Kernel<void(const T* input, T* output, const Relation& forward)> average_kernel;
+template <class S>
+inline Kernel<void(const S* input, S* output, const Relation& forward)> average_kernel;
 
-template <class T>
-inline Kernel<void(const T* grad, T* grad_input, const Relation& backward)> average_backward_kernel;
+template <class S>
+inline Kernel<void(const S* grad, S* grad_input, const Relation& backward)> average_backward_kernel;
 
 }  // namespace scratchnn

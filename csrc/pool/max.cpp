@@ -31,14 +31,14 @@ struct Pooling {
   WindowTables windows;
 };
 
-// Calls body(T(), Offset()) with the types of the kernel.
+// Calls body(MemoryType of the tensor's numbers, Offset()) with the types of the kernel.
 template <class Body>
 void with_types(const at::Tensor& tensor, at::ScalarType offset, const Body& body) {
-  with_fast_type(tensor, [&](auto value) {
+  with_memory_type(tensor, [&](auto type) {
     if (offset == at::kByte) {
-      body(value, uint8_t());
+      body(type, uint8_t());
     } else {
-      body(value, int32_t());
+      body(type, int32_t());
     }
   });
 }
@@ -49,10 +49,6 @@ struct Maxima {
 
 Maxima run_max(const at::Tensor& input, Pooling pooling, bool with_offsets) {
   const PlaneWindows windows = pooling.windows.view();
-  if (is_widened(input) && windows.same) {
-    Maxima maxima = run_max(input.to(at::kFloat), std::move(pooling), with_offsets);
-    return {maxima.output.to(input.scalar_type()), maxima.offsets};
-  }
   const PoolShape& shape = pooling.shape;
   const at::Tensor x = in_format(input, shape.channels_last);
   const at::Tensor y = empty_images(shape, shape.output, pooling.rank, x.options());
@@ -60,12 +56,12 @@ Maxima run_max(const at::Tensor& input, Pooling pooling, bool with_offsets) {
   at::Tensor offsets;
   if (with_offsets) offsets = empty_images(shape, shape.output, pooling.rank, x.options().dtype(offset_dtype));
   if (y.numel() == 0) return {y, offsets};
-  if (use_fast_kernels(x) && windows.same) {
+  if (use_vector_kernels(x) && windows.same) {
     const RelationTables forward = RelationTables::forward(shape, windows.of(0));
-    with_types(x, offset_dtype, [&](auto value, auto offset) {
-      using T = decltype(value);
+    with_types(x, offset_dtype, [&](auto type, auto offset) {
+      using S = typename decltype(type)::type;
       using Offset = decltype(offset);
-      max_pool_kernel<T, Offset>(x.const_data_ptr<T>(), y.data_ptr<T>(),
+      max_pool_kernel<S, Offset>(read_pointer<S>(x), write_pointer<S>(y),
                                  with_offsets ? offsets.data_ptr<Offset>() : nullptr, forward.view());
     });
   } else {
@@ -84,31 +80,37 @@ at::Tensor run_max_backward(const at::Tensor& grad, const at::Tensor& offsets, P
   check_offsets(offsets, pooling);
   TORCH_CHECK(grad.sizes() == offsets.sizes(), pooling.name, ": expected grad of shape ", offsets.sizes(), ", but got ",
               grad.sizes());
-  if (is_widened(grad))
-    return run_max_backward(grad.to(at::kFloat), offsets, std::move(pooling)).to(grad.scalar_type());
   const PoolShape& shape = pooling.shape;
   const PlaneWindows windows = pooling.windows.view();
+  const bool gathered = windows.same && grad.numel() > 0 && is_gathered(shape, windows.of(0));
+  if (is_widened(grad) && !gathered) {
+    return run_max_backward(grad.to(at::kFloat), offsets, std::move(pooling)).to(grad.scalar_type());
+  }
   const at::Tensor taps = in_format(offsets, shape.channels_last);
   const at::Tensor dy = in_format(grad, shape.channels_last);
   const at::Tensor dx = empty_images(shape, shape.input, pooling.rank, dy.options());
   if (dx.numel() == 0) return dx;
   if (dy.numel() == 0) return dx.zero_();
-  if (!use_fast_kernels(dy)) {
+  if (!use_vector_kernels(dy)) {
     naive::max_pool_backward(dy, taps, dx, shape, windows);
-    return dx;
-  }
-  with_types(dy, taps.scalar_type(), [&](auto value, auto offset) {
-    using T = decltype(value);
-    using Offset = decltype(offset);
-    const T* from = dy.const_data_ptr<T>();
-    if (windows.same) {
-      const RelationTables backward = RelationTables::backward(shape, windows.of(0));
-      max_pool_backward_kernel<T, Offset>(from, taps.const_data_ptr<Offset>(), dx.data_ptr<T>(), shape, windows.of(0),
+  } else if (gathered) {
+    const RelationTables backward = RelationTables::backward(shape, windows.of(0));
+    with_types(dy, taps.scalar_type(), [&](auto type, auto offset) {
+      using S = typename decltype(type)::type;
+      using Offset = decltype(offset);
+      max_pool_backward_kernel<S, Offset>(read_pointer<S>(dy), taps.const_data_ptr<Offset>(), write_pointer<S>(dx),
                                           backward.view());
-    } else {
-      scatter_gradients(from, taps.const_data_ptr<Offset>(), dx.data_ptr<T>(), shape, windows);
-    }
-  });
+    });
+  } else {
+    with_fast_type(dy, [&](auto value) {
+      using T = decltype(value);
+      const auto scatter = [&](const auto* chosen) {
+        scatter_gradients(dy.const_data_ptr<T>(), chosen, dx.data_ptr<T>(), shape, windows);
+      };
+      taps.scalar_type() == at::kByte ? scatter(taps.const_data_ptr<uint8_t>())
+                                      : scatter(taps.const_data_ptr<int32_t>());
+    });
+  }
   return dx;
 }
 

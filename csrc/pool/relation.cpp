@@ -45,6 +45,7 @@ WindowTables WindowTables::adaptive(const PoolShape& shape) {
     // No window is longer, and the fake kernels, which do not list them, know this number as well.
     const int64_t in = shape.input[dim], out = shape.output[dim];
     if (out > 0) windows.taps[dim] = in % out == 0 ? in / out : in / out + 2;
+    if (out > 0 && in % out == 0) windows.stride[dim] = in / out;
   }
   tables.taps_ = windows.taps;
   tables.windows_.push_back(windows);
@@ -98,11 +99,28 @@ void for_each_link(const PoolShape& shape, const Spans& spans, int dim, const Vi
   }
 }
 
+// Of windows that there are any of.
+EvenColumns even_columns(const Windows& windows) {
+  if (windows.stride[2] == 0) return {};
+  return {windows.taps[2], windows.stride[2], windows.dilation[2], -windows.begin[2][0]};
+}
+
 }  // namespace
 
+bool is_gathered(const PoolShape& shape, const Windows& windows) {
+  constexpr int64_t kFewest = 8;  // numbers that a vector is worth loading for
+  constexpr int64_t kMostTaps = 32, kLongest = 256;
+  if (shape.channels_last) return shape.channels >= kFewest;
+  const EvenColumns columns = even_columns(windows);
+  // Every window is asked about every pixel it holds.
+  return columns.taps > 0 && columns.stride <= kMostParts && columns.taps * columns.dilation <= kLongest &&
+         volume(windows.taps) <= kMostTaps && shape.input[2] >= kFewest;
+}
+
 template <class AnyWindows>
-RelationTables::RelationTables(const PoolShape& shape, const AnyWindows& windows, bool backward)
-    : relation_{shape.images, shape.channels, shape.channels_last, shape.output, shape.input, {}, {}, 1} {
+RelationTables::RelationTables(const PoolShape& shape, const AnyWindows& windows, const EvenColumns& columns,
+                               bool backward)
+    : relation_{shape.images, shape.channels, shape.channels_last, shape.output, shape.input, {}, {}, 1, columns} {
   if (backward) std::swap(relation_.result, relation_.source);
   for (int dim = 0; dim < kSpatialRank; ++dim) {
     // A counting sort by result position; links come by rising output and, within one, rising input, so that every
@@ -132,16 +150,16 @@ RelationTables::RelationTables(const PoolShape& shape, const AnyWindows& windows
 }
 
 RelationTables RelationTables::forward(const PoolShape& shape, const Windows& windows) {
-  return {shape, windows, false};
+  return {shape, windows, even_columns(windows), false};
 }
-RelationTables RelationTables::forward(const PoolShape& shape, const Spans& spans) {
-  return {shape, spans, false};
+RelationTables RelationTables::forward(const PoolShape& shape, const Spans& spans, const EvenColumns& columns) {
+  return {shape, spans, columns, false};
 }
 RelationTables RelationTables::backward(const PoolShape& shape, const Windows& windows) {
-  return {shape, windows, true};
+  return {shape, windows, even_columns(windows), true};
 }
-RelationTables RelationTables::backward(const PoolShape& shape, const Spans& spans) {
-  return {shape, spans, true};
+RelationTables RelationTables::backward(const PoolShape& shape, const Spans& spans, const EvenColumns& columns) {
+  return {shape, spans, columns, true};
 }
 
 Relation RelationTables::view() const {

@@ -30,6 +30,9 @@ using Spans = std::array<Short<Span>, kSpatialRank>;
 // Adaptive pooling: output o of O covers the inputs floor(o I / O) to ceil((o + 1) I / O) - 1.
 Spans adaptive_spans(const PoolShape& shape);
 
+// Whether max_pool_backward_kernel serves these windows; scatter_gradients (chosen.h) serves all.
+bool is_gathered(const PoolShape& shape, const Windows& windows);
+
 // Owns the lists a PlaneWindows points into.
 class WindowTables {
  public:
@@ -56,15 +59,15 @@ class WindowTables {
 class RelationTables {
  public:
   static RelationTables forward(const PoolShape& shape, const Windows& windows);
-  static RelationTables forward(const PoolShape& shape, const Spans& spans);
+  static RelationTables forward(const PoolShape& shape, const Spans& spans, const EvenColumns& columns);
   static RelationTables backward(const PoolShape& shape, const Windows& windows);
-  static RelationTables backward(const PoolShape& shape, const Spans& spans);
+  static RelationTables backward(const PoolShape& shape, const Spans& spans, const EvenColumns& columns);
 
   Relation view() const;
 
  private:
   template <class AnyWindows>
-  RelationTables(const PoolShape& shape, const AnyWindows& windows, bool backward);
+  RelationTables(const PoolShape& shape, const AnyWindows& windows, const EvenColumns& columns, bool backward);
 
   Relation relation_;  // all but the pointers
   std::array<Short<int64_t>, kSpatialRank> first_;

@@ -16,8 +16,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "common/half.h"
 #include "common/runtime.h"
-#include "common/simd.h"
 #include "pool/kernels.h"
 
 namespace scratchnn {
@@ -233,37 +233,32 @@ SCRATCHNN_INLINE void store_offsets(Offset* p, Vec<IntOf<T>> offsets) {
 }
 
 // to[pixel][plane] = from[plane][pixel], for as many planes as a tile has; the tile's unused lanes repeat the
-// last plane. Lane is the type of a lane in the tile, Stored that in the image.
-template <class Lane, class Stored>
-void planes_to_tile(const Stored* from, int64_t plane_stride, int64_t planes, int64_t pixels, Lane* to) {
-  constexpr int n = kLanes<Lane>;
-  constexpr int64_t width = kTilePlanes<Lane>;
+// last plane.
+template <class S>
+void planes_to_tile(const S* from, int64_t plane_stride, int64_t planes, int64_t pixels, Wide<S>* to) {
+  using T = Wide<S>;
+  constexpr int n = kLanes<T>;
+  constexpr int64_t width = kTilePlanes<T>;
   for (int64_t group = 0; group < width; group += n) {
-    const Stored* plane[n];
+    const S* plane[n];
     for (int i = 0; i < n; ++i) plane[i] = from + std::min(group + i, planes - 1) * plane_stride;
     if (pixels < n) {
       for (int64_t p = 0; p < pixels; ++p) {
-        for (int i = 0; i < n; ++i) to[p * width + group + i] = static_cast<Lane>(plane[i][p]);
+        for (int i = 0; i < n; ++i) to[p * width + group + i] = read_one(plane[i] + p);
       }
       continue;
     }
     for (int64_t p = 0; p < pixels; p += n) {
       p = std::min(p, pixels - n);  // the last block overlaps the one before
-      Vec<Lane> block[n];
-      for (int i = 0; i < n; ++i) {
-        if constexpr (std::is_same_v<Lane, Stored>) {
-          block[i] = load(plane[i] + p);
-        } else {
-          block[i] = load_offsets<Lane>(plane[i] + p);
-        }
-      }
-      transpose<Lane>(block);
+      Vec<T> block[n];
+      for (int i = 0; i < n; ++i) block[i] = read(plane[i] + p);
+      transpose<T>(block);
       for (int i = 0; i < n; ++i) store(to + (p + i) * width + group, block[i]);
     }
   }
 }
 
-// to[plane][pixel] = from[pixel][plane].
+// to[plane][pixel] = from[pixel][plane]. Lane is the type of a lane in the tile, Stored that in the image.
 template <class Lane, class Stored>
 void tile_to_planes(const Lane* from, Stored* to, int64_t plane_stride, int64_t planes, int64_t pixels) {
   constexpr int n = kLanes<Lane>;
@@ -274,7 +269,11 @@ void tile_to_planes(const Lane* from, Stored* to, int64_t plane_stride, int64_t 
     if (pixels < n) {
       for (int i = 0; i < used; ++i) {
         for (int64_t p = 0; p < pixels; ++p) {
-          plane[i * plane_stride + p] = static_cast<Stored>(from[p * width + group + i]);
+          if constexpr (std::is_integral_v<Lane>) {
+            plane[i * plane_stride + p] = static_cast<Stored>(from[p * width + group + i]);
+          } else {
+            write_one(plane + i * plane_stride + p, from[p * width + group + i]);
+          }
         }
       }
       continue;
@@ -285,10 +284,10 @@ void tile_to_planes(const Lane* from, Stored* to, int64_t plane_stride, int64_t 
       for (int i = 0; i < n; ++i) block[i] = load(from + (p + i) * width + group);
       transpose<Lane>(block);
       for (int i = 0; i < used; ++i) {
-        if constexpr (std::is_same_v<Lane, Stored>) {
-          store(plane + i * plane_stride + p, block[i]);
-        } else {
+        if constexpr (std::is_integral_v<Lane>) {
           store_offsets<Lane>(plane + i * plane_stride + p, block[i]);
+        } else {
+          write(plane + i * plane_stride + p, block[i]);
         }
       }
     }
@@ -296,8 +295,8 @@ void tile_to_planes(const Lane* from, Stored* to, int64_t plane_stride, int64_t 
 }
 
 // A tile's source region out of its planes; result pixels back into theirs.
-template <class Lane, class Stored>
-void load_tile(const Relation& relation, const Tile& tile, const Stored* source, Lane* to) {
+template <class S>
+void load_tile(const Relation& relation, const Tile& tile, const S* source, Wide<S>* to) {
   const int64_t plane_stride = volume(relation.source);
   const Region& r = tile.region;
   // Rows of full width follow each other in memory.
@@ -305,7 +304,7 @@ void load_tile(const Relation& relation, const Tile& tile, const Stored* source,
   const int64_t rows = full ? r.height_end - r.height_begin : 1;
   const int64_t pixels = rows * r.width();
   for (int64_t d = r.depth_begin; d < r.depth_end; ++d) {
-    for (int64_t h = r.height_begin; h < r.height_end; h += rows, to += pixels * kTilePlanes<Lane>) {
+    for (int64_t h = r.height_begin; h < r.height_end; h += rows, to += pixels * kTilePlanes<Wide<S>>) {
       const int64_t pixel = (d * relation.source[1] + h) * relation.source[2] + r.width_begin;
       planes_to_tile(source + tile.first_plane * plane_stride + pixel, plane_stride, tile.planes, pixels, to);
     }
@@ -349,16 +348,22 @@ SCRATCHNN_INLINE void for_each_block(int64_t channels, const Body& body) {
   if (c < channels) body(Block<1, false>{channels - n, n});
 }
 
-// Vector v of a block, from or to the pixel's channels at p.
-template <class T, class Block>
-SCRATCHNN_INLINE Vec<T> load_vector(const T* p, int v, const Block& block) {
-  if constexpr (Block::partial) return load_partial(p, block.lanes);
-  return load(p + v * kLanes<T>);
+// body(first, lanes) for the vectors of `count` numbers, the last one of fewer.
+template <class T, class Body>
+SCRATCHNN_INLINE void for_each_vector_or_part(int64_t count, const Body& body) {
+  for (int64_t c = 0; c < count; c += kLanes<T>) body(c, std::min<int64_t>(kLanes<T>, count - c));
 }
-template <class T, class Block>
-SCRATCHNN_INLINE void store_vector(T* p, Vec<T> value, int v, const Block& block) {
-  if constexpr (Block::partial) return store_partial(p, value, block.lanes);
-  store(p + v * kLanes<T>, value);
+
+// Vector v of a block, from or to the pixel's channels at p.
+template <class S, class Block>
+SCRATCHNN_INLINE Vec<Wide<S>> load_vector(const S* p, int v, const Block& block) {
+  if constexpr (Block::partial) return read_partial(p, block.lanes);
+  return read(p + v * kLanes<Wide<S>>);
+}
+template <class S, class Block>
+SCRATCHNN_INLINE void store_vector(S* p, Vec<Wide<S>> value, int v, const Block& block) {
+  if constexpr (Block::partial) return write_partial(p, value, block.lanes);
+  write(p + v * kLanes<Wide<S>>, value);
 }
 template <class T, class Offset, class Block>
 SCRATCHNN_INLINE Vec<IntOf<T>> load_offset_vector(const Offset* p, int v, const Block& block) {
