@@ -75,8 +75,6 @@ GEOMETRIES = [
     (4, 4, 6, 3, {"stride": 2, "output_padding": 1, "groups": 2}),
     (3, 6, 6, 3, {"stride": 2, "groups": 6, "padding": 1, "output_padding": 1}),
     (3, 6, 12, 2, {"stride": 3, "groups": 6}),  # outputs no tap reaches
-    (5, 12, 12, 3, {"stride": 2, "groups": 3, "padding": 1}),
-    (4, 20, 8, 3, {"groups": 4, "dilation": 2}),
     (4, 3, 2, 3, {"dilation": 2, "output_padding": 1}),
     (4, 3, 2, 2, {"dilation": 3, "stride": 2, "padding": 2, "output_padding": 2}),
     (3, 3, 2, 1, {"stride": 2}),
@@ -84,6 +82,8 @@ GEOMETRIES = [
     (1, 3, 2, 3, {"stride": 5}),
     (1, 3, 2, 3, {"padding": 1}),
     (0, 3, 2, 3, {"padding": 1}),  # an empty batch of size 4
+    (5, 12, 12, 3, {"stride": 2, "groups": 3, "padding": 1}),
+    (4, 20, 8, 3, {"groups": 4, "dilation": 2}),
 ]
 
 
