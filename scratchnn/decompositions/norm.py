@@ -187,6 +187,7 @@ def batch_norm_add_clamp_backward(
             no = (-math.inf, math.inf)
             seen = batch_norm_add_clamp(_wide(input), weight, bias, mean, var, residual, eps, *no)
         g = torch.where((seen <= low) | (seen >= high) if high < math.inf else seen <= low, 0, grad)
+        mean = mean.double()  # under limits it counts as exact
     gradients = batch_norm_backward(g, input, weight, mean, var, eps, training)
     stored = limited and not (residual is None and output is None)
     return *gradients, _finish(g, input) if stored else input.new_empty(0)
