@@ -3,7 +3,7 @@
 // Vectors hold several channels of one pixel, or, of contiguous planes, several pixels of a row (planes.h). A window is
 // summed row by row, each row by itself: the error of a large window grows with its sides, not with its area.
 #include "common/stream.h"
-#include "pool/cpu/planes.h"
+#include "pool/cpu/pairs.h"
 #include "pool/cpu/rows.h"
 
 namespace scratchnn {
@@ -423,11 +423,45 @@ void share_rows(const S* grad, S* grad_input, const Relation& backward) {
   });
 }
 
+template <class T>
+void average_pairs(const T* input, T* output, const Relation& forward) {
+  for_each_plane_row(forward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
+    const T* source = input + plane * volume(forward.source);
+    const T divisor = static_cast<T>(row_count == 0 ? 1.0 : rows[0].factor * forward.along[2].links->factor);
+    for_each_vector<T>(forward.result[2], [&](int64_t x, int64_t count) {
+      Vec<T> sum = {};
+      for (int64_t r = 0; r < row_count; ++r) {
+        const Pairs<T> pairs = load_pairs(source + rows[r].pixel + 2 * x, count);
+        sum += pairs.left + pairs.right;
+      }
+      store_some(output + place + x, sum / divisor, count);
+    });
+  });
+}
+
+template <class T>
+void spread_over_pairs(const T* grad, T* grad_input, const Relation& backward) {
+  for_each_plane_row(backward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
+    const T* source = grad + plane * volume(backward.source);
+    for_each_vector<T>(backward.source[2], [&](int64_t x, int64_t count) {
+      Vec<T> sum = {};
+      for (int64_t r = 0; r < row_count; ++r) {
+        const T share = static_cast<T>(rows[r].factor * backward.along[2].links->factor);
+        sum += share * load_some(source + rows[r].pixel + x, count);
+      }
+      store_doubled(grad_input + place + 2 * x, sum, count);
+    });
+  });
+}
+
 template <class S>
 void average(const S* input, S* output, const Relation& forward) {
   if (is_global(forward, forward.source, forward.result)) {
     auto* run = forward.channels_last ? &average_pixels<S> : &average_planes<S>;
     return run(input, output, forward);
+  }
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    if (takes_pairs(forward)) return average_pairs(input, output, forward);
   }
   if (forward.channels_last) return walk_channels_last<Averages>(input, output, forward);
   if (!takes_rows<Wide<S>>(forward)) return walk_tiles<Averages>(input, output, forward);
@@ -436,6 +470,9 @@ void average(const S* input, S* output, const Relation& forward) {
 
 template <class S>
 void average_backward(const S* grad, S* grad_input, const Relation& backward) {
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    if (gives_pairs(backward)) return spread_over_pairs(grad, grad_input, backward);
+  }
   if (backward.channels_last) return walk_channels_last<Shares>(grad, grad_input, backward);
   if (is_global(backward, backward.result, backward.source)) return spread_over_planes(grad, grad_input, backward);
   if (!gives_rows<Wide<S>>(backward)) return walk_tiles<Shares>(grad, grad_input, backward);

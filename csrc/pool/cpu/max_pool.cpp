@@ -3,6 +3,7 @@
 // Vectors hold several channels of one pixel, or, of contiguous planes, several pixels of a row (max_rows.h).
 #include "pool/cpu/max_rows.h"
 #include "pool/cpu/maxima.h"
+#include "pool/cpu/pairs.h"
 #include "pool/cpu/rows.h"
 
 namespace scratchnn {
@@ -228,11 +229,48 @@ void max_of_pixels(const S* input, S* output, Offset* offsets, const Relation& f
   });
 }
 
+template <class T, class Offset, bool kOffsets>
+void max_of_pairs(const T* input, T* output, Offset* offsets, const Relation& forward) {
+  using Int = IntOf<T>;
+  for_each_plane_row(forward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
+    const T* source = input + plane * volume(forward.source);
+    const int64_t left = forward.along[2].links[0].tap, right = forward.along[2].links[1].tap;
+    const Int first_tap = static_cast<Int>(row_count == 0 ? 0 : rows[0].tap + left);
+    for_each_vector<T>(forward.result[2], [&](int64_t x, int64_t count) {
+      Vec<T> best = broadcast(-std::numeric_limits<T>::infinity());
+      Vec<Int> best_tap = broadcast(first_tap);
+      const auto take = [&](Vec<T> value, int64_t tap) {
+        const Vec<Int> better = (value > best) | (value != value);
+        best = better ? value : best;
+        if constexpr (kOffsets) best_tap = better ? broadcast(static_cast<Int>(tap)) : best_tap;
+      };
+      for (int64_t r = 0; r < row_count; ++r) {
+        const Pairs<T> pairs = load_pairs(source + rows[r].pixel + 2 * x, count);
+        take(pairs.left, rows[r].tap + left);
+        take(pairs.right, rows[r].tap + right);
+      }
+      store_some(output + place + x, best, count);
+      if constexpr (!kOffsets) return;
+      if (count == kLanes<T>) {
+        store_offsets<T>(offsets + place + x, best_tap);
+      } else {
+        store_offset_vector<T>(offsets + place + x, best_tap, 0, Block<1, true>{0, count});
+      }
+    });
+  });
+}
+
 template <class S, class Offset>
 void max_pool(const S* input, S* output, Offset* offsets, const Relation& forward) {
   if (is_whole(forward)) {
     if (forward.channels_last) return max_of_pixels(input, output, offsets, forward);
     if (volume(forward.source) >= kLanes<Wide<S>>) return max_of_planes(input, output, offsets, forward);
+  }
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    if (takes_pairs(forward)) {
+      auto* run = offsets == nullptr ? &max_of_pairs<S, Offset, false> : &max_of_pairs<S, Offset, true>;
+      return run(input, output, offsets, forward);
+    }
   }
   if (forward.channels_last && offsets == nullptr) {
     return max_pool_channels_last<S, Offset, false>(input, output, offsets, forward);
