@@ -252,7 +252,10 @@ def test_autocast(rank: int, dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype=dtype):
             ours, theirs = (f(x, w) for f in functions(rank))
         assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+        # Held against the truth: without products of its own, a processor leaves torch's bfloat16 far from it.
+        used = ours.dtype  # autocast leaves double precision alone
+        truth = functions(rank)[1](x.to(used).double(), w.to(used).double())
+        torch.testing.assert_close(ours, truth.to(used), rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
