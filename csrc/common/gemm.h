@@ -103,87 +103,115 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const E* const (&a)
 // runs; its cost is a twentieth of the time.
 constexpr int64_t kProductsInTile = 128, kPointsInTile = 32, kOuterProducts = 64;
 
-// c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j], for `products` numbers q
+// A row of a tile, of which only the first `columns` are in memory.
+template <class T>
+SCRATCHNN_INLINE void load_columns(const T* c, int64_t columns, Vec<T> (&row)[2]) {
+  T all[kTileColumns<T>] = {};
+  for (int64_t j = 0; j < columns; ++j) all[j] = c[j];
+  row[0] = load(all);
+  row[1] = load(all + kLanes<T>);
+}
+template <class T>
+SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[2], T* c, int64_t columns) {
+  T all[kTileColumns<T>];
+  store(all, row[0]);
+  store(all + kLanes<T>, row[1]);
+  for (int64_t j = 0; j < columns; ++j) c[j] = all[j];
+}
+
+// c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j], added up in runs of `longest_run` products
 //
-//   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other, `skip` numbers left out
+//   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other
 //   b     packed: kTileColumns numbers for each q; where a step takes two, the two of each column side by side
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
-template <int rows, class E, class T>
-__attribute__((noinline)) void multiply_run(const E* a, const int64_t* a_offsets, const Segment* segments, int64_t skip,
-                                            int64_t products, const E* b, T* c, const int64_t* c_offsets,
-                                            int64_t columns, bool accumulate, const T* bias) {
+template <int rows, int64_t longest_run, class E, class T>
+__attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
+                                             int64_t segment_count, const E* b, T* c, const int64_t* c_offsets,
+                                             int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
-  Vec<T> sums[rows][2];
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
+  const bool whole = columns == kTileColumns<T>;
+  int64_t products = 0;
+  for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
 
-  for (; products > 0; ++segments, skip = 0) {
-    const E* row[rows];
+  // Rows of the result lie too far apart to be foreseen: they are asked for now, to be there when the sums are.
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
-    const int64_t length = segments->length - skip < products ? segments->length - skip : products;
-    products -= length;
-    int64_t i = 0;
-#pragma GCC unroll 1
-    for (; i + 2 * step <= length; i += 2 * step, b += 2 * step * kTileColumns<T>) {  // four at a time spill registers
-      multiply_step<rows, E, T>(sums, row, i, b);
-      multiply_step<rows, E, T>(sums, row, i + step, b + step * kTileColumns<T>);
-    }
-#pragma GCC unroll 1
-    for (; i < length; i += step, b += step * kTileColumns<T>) multiply_step<rows, E, T>(sums, row, i, b);
-  }
-  if (bias != nullptr) {
+  for (int r = 0; r < rows; ++r) __builtin_prefetch(c + c_offsets[r], 1);
+
+  Vec<T> before[rows][2];  // the sums of earlier runs
+  if (accumulate) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      sums[r][0] += load(bias);
-      sums[r][1] += load(bias + lanes);
+      if (whole) {
+        before[r][0] = load(c + c_offsets[r]);
+        before[r][1] = load(c + c_offsets[r] + lanes);
+      } else {
+        load_columns(c + c_offsets[r], columns, before[r]);
+      }
     }
   }
-
-  if (columns == kTileColumns<T>) {
+  int64_t skip = 0;  // numbers of the segment that are done
+  while (true) {
+    Vec<T> sums[rows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
+    int64_t run = products < longest_run ? products : longest_run;
+    products -= run;
+    while (run > 0) {
+      const E* row[rows];
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
+      const int64_t length = segments->length - skip < run ? segments->length - skip : run;
+      int64_t i = 0;
+#pragma GCC unroll 1
+      for (; i + 2 * step <= length; i += 2 * step, b += 2 * step * kTileColumns<T>) {  // four at a time spill registers
+        multiply_step<rows, E, T>(sums, row, i, b);
+        multiply_step<rows, E, T>(sums, row, i + step, b + step * kTileColumns<T>);
+      }
+#pragma GCC unroll 1
+      for (; i < length; i += step, b += step * kTileColumns<T>) multiply_step<rows, E, T>(sums, row, i, b);
+      run -= length;
+      skip += length;
+      if (skip == segments->length) {
+        skip = 0;
+        ++segments;
+      }
+    }
+    if (products == 0 && bias != nullptr) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        sums[r][0] += load(bias);
+        sums[r][1] += load(bias + lanes);
+      }
+    }
     if (accumulate) {
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        sums[r][0] += load(c + c_offsets[r]);
-        sums[r][1] += load(c + c_offsets[r] + lanes);
+        sums[r][0] += before[r][0];
+        sums[r][1] += before[r][1];
       }
     }
+    if (products > 0) {
+      accumulate = true;
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        before[r][0] = sums[r][0];
+        before[r][1] = sums[r][1];
+      }
+      continue;
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      store(c + c_offsets[r], sums[r][0]);
-      store(c + c_offsets[r] + lanes, sums[r][1]);
+      if (whole) {
+        store(c + c_offsets[r], sums[r][0]);
+        store(c + c_offsets[r] + lanes, sums[r][1]);
+      } else {
+        store_columns(sums[r], c + c_offsets[r], columns);
+      }
     }
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      T row[kTileColumns<T>];
-      store(row, sums[r][0]);
-      store(row + lanes, sums[r][1]);
-      T* to = c + c_offsets[r];
-      for (int64_t j = 0; j < columns; ++j) to[j] = accumulate ? to[j] + row[j] : row[j];
-    }
-  }
-}
-
-// The same over all of the segments, in runs of so many products.
-template <int rows, int64_t longest_run, class E, class T>
-SCRATCHNN_INLINE void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
-                                    int64_t segment_count, const E* b, T* c, const int64_t* c_offsets, int64_t columns,
-                                    bool accumulate, const T* bias) {
-  int64_t products = 0;
-  for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
-  for (int64_t skip = 0; true;) {
-    const int64_t run = products < longest_run ? products : longest_run;
-    products -= run;
-    multiply_run<rows, E, T>(a, a_offsets, segments, skip, run, b, c, c_offsets, columns, accumulate,
-                             products == 0 ? bias : nullptr);
-    if (products == 0) return;
-    b += run * kTileColumns<T>;
-    accumulate = true;
-    for (skip += run; skip >= segments->length; ++segments) skip -= segments->length;
+    return;
   }
 }
 

@@ -64,7 +64,10 @@ __attribute__((noinline)) void compute_tile(const Reduction<T>& reduction, const
   const int64_t step = reduction.step, channels = reduction.channels;
   Vec<T> sums[count];
 #pragma GCC unroll 16
-  for (int p = 0; p < count; ++p) sums[p] = Vec<T>{};
+  for (int p = 0; p < count; ++p) {
+    __builtin_prefetch(y + p * y_step, 1);  // to be there when the sums are
+    sums[p] = Vec<T>{};
+  }
 #pragma GCC unroll 1
   for (int64_t i = 0; i < reduction.run_count; ++i) {
     const TapRun run = reduction.runs[i];

@@ -18,6 +18,7 @@ using namespace winograd;
 
 constexpr int64_t kPlanePad = 16;     // keeps the planes from falling on the same cache sets
 constexpr int64_t kOutChannels = 64;  // output channels whose points are in the cache at a time
+constexpr int64_t kSlice = 256;       // input channels of which a panel's filters stay in the first-level cache
 
 // Tiles of a block: the points of its inputs fill about half of the second-level cache, but enough tiles to use each
 // loaded filter often.
@@ -140,19 +141,26 @@ void transform_inputs(const Work<S>& w, int64_t first, int64_t last, Wide<S>* po
 }
 
 // products[p][t] = points[p][t] filters[p] for the tiles t < count and one panel of output channels: a product for each
-// point p. The filters' points lie one panel of `channels` rows after the other.
+// point p. The filters' points lie one panel of `channels` rows after the other; `next` is the panel that is multiplied
+// after this one, and asked of memory meanwhile.
 template <class T>
 void multiply_points(const T* points, int64_t in_plane, const int64_t* in_offsets, int64_t channels, const T* filters,
-                     T* products, int64_t out_plane, const int64_t* out_offsets, int64_t count, int64_t p) {
+                     const T* next, T* products, int64_t out_plane, const int64_t* out_offsets, int64_t count,
+                     int64_t p) {
   constexpr int64_t columns = kTileColumns<T>;
-  const Segment whole{0, channels};
-  for_each_tile(count, [&](int64_t t, int64_t rows) {
-    with_rows(rows, [&](auto n) {
-      multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &whole, 1,
-                                            filters + p * channels * columns, products + p * out_plane, out_offsets + t,
-                                            columns, false, nullptr);
+  const int64_t slices = (channels + kSlice - 1) / kSlice;
+  Upcoming upcoming(next, channels * columns, slices * ((count + kTileRows - 1) / kTileRows));
+  for (int64_t s = 0; s < slices; ++s) {
+    const Segment slice{s * kSlice, std::min(kSlice, channels - s * kSlice)};
+    for_each_tile(count, [&](int64_t t, int64_t rows) {
+      upcoming.step();
+      with_rows(rows, [&](auto n) {
+        multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &slice, 1,
+                                              filters + (p * channels + slice.offset) * columns,
+                                              products + p * out_plane, out_offsets + t, columns, s > 0, nullptr);
+      });
     });
-  });
+  }
 }
 
 // Block by block of tiles, with the points of all filters in the third-level cache at most.
@@ -162,7 +170,8 @@ void correlate_in_blocks(const Work<S>& w) {
   constexpr int64_t columns = kTileColumns<T>;
   const Tiles& tiles = w.tiles;
   const int64_t in_channels = w.operand.sum, out_channels = w.operand.out;
-  const int64_t filters_size = kPoints * in_channels * out_channels, panel_size = kPoints * in_channels * columns;
+  const int64_t filters_size = kPoints * in_channels * out_channels;
+  const int64_t step = in_channels * columns, panel_size = kPoints * step;  // of a panel's points, one and all
   T* filters = scratch<T>(filters_size + packed_size(w.operand, 1, kTaps * kTaps), Scratch::kCall);
   const PackedWeight<T> packed = pack<T>(w.operand, 1, w.taps, w.bias, filters + filters_size);
   parallel_for(0, packed.panels * in_channels, 64, [&](int64_t begin, int64_t end) {
@@ -203,8 +212,11 @@ void correlate_in_blocks(const Work<S>& w) {
         }
         for (int64_t p = 0; p < kPoints; ++p) {
           for (int64_t c = 0; c < count; c += columns) {
-            multiply_points(points, in_plane, in_offsets, in_channels, filters + (channel + c) / columns * panel_size,
-                            products + c, out_plane, out_offsets, last - first, p);
+            const T* panel = filters + (channel + c) / columns * panel_size;
+            const T* next = (c + columns < count ? panel + panel_size : filters + channel / columns * panel_size + step) +
+                            p * step;
+            multiply_points(points, in_plane, in_offsets, in_channels, panel, next, products + c, out_plane,
+                            out_offsets, last - first, p);
           }
         }
         write_outputs(tiles, first, last, products, out_plane, w.bias != nullptr ? packed.bias + channel : nullptr,
@@ -252,8 +264,8 @@ void correlate_in_panels(const Work<S>& w) {
         pack_panel(w.operand, w.taps, w.bias, 0, panel, taps, bias);
         for (int64_t c = 0; c < in_channels; ++c) transform_filters(taps + c * columns, plane, filters + c * columns);
         for (int64_t p = 0; p < kPoints; ++p) {
-          multiply_points(points, in_plane, in_offsets, in_channels, filters, products, out_plane, out_offsets,
-                          last - first, p);
+          multiply_points(points, in_plane, in_offsets, in_channels, filters, filters + (p + 1) * plane, products,
+                          out_plane, out_offsets, last - first, p);
         }
         write_outputs(tiles, first, last, products, out_plane, w.bias != nullptr ? bias : nullptr, panel * columns,
                       columns, w.out, products + kPoints * out_plane);

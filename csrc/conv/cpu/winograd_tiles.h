@@ -56,7 +56,8 @@ SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel
   const int64_t ahead = channels <= 32 ? 2 : 1;  // tiles
   for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
     for (int64_t c = 0; c < out.block; c += kLanes<T>) {
-      if (c % (64 / static_cast<int64_t>(sizeof(R))) == 0) {  // the same channels of a tile to come, a line at a time
+      constexpr int64_t line = 64 / sizeof(T), read_line = 64 / sizeof(R);
+      if (c % read_line == 0) {  // the same channels of a tile to come, a line at a time
 #pragma GCC unroll 6
         for (int i = 0; i < size; ++i) {
 #pragma GCC unroll 4
@@ -85,7 +86,11 @@ SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel
         for (int j = 0; j < size; ++j) row[j] = half[j][i];
         transform(row, points);
 #pragma GCC unroll 6
-        for (int j = 0; j < kIn; ++j) store(to + (i * kIn + j) * out.plane + c, points[j]);
+        for (int j = 0; j < kIn; ++j) {
+          T* point = to + (i * kIn + j) * out.plane + c;
+          store(point, points[j]);
+          if (c % line == 0) __builtin_prefetch(point + 2 * line, 1);  // 36 streams: too many to be foreseen
+        }
       }
     }
   }

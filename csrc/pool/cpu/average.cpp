@@ -3,8 +3,8 @@
 // Vectors hold several channels of one pixel, or, of contiguous planes, several pixels of a row (planes.h). A window is
 // summed row by row, each row by itself: the error of a large window grows with its sides, not with its area.
 #include "common/stream.h"
-#include "pool/cpu/pairs.h"
 #include "pool/cpu/rows.h"
+#include "pool/cpu/side_by_side.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
@@ -334,7 +334,7 @@ template <class T, int kTerms>
 void sum_shares(const T* const* terms, int64_t term_count, int64_t count, T* to) {
   const T* fixed[kTerms > 0 ? kTerms : 1];  // a copy, which no store can change
   std::copy_n(terms, kTerms, fixed);
-  for (int64_t m = 0; m < count; m += kLanes<T>) {
+  for_each_whole_vector<T>(count, [&](int64_t m) {
     Vec<T> sum = {};
     if constexpr (kTerms > 0) {
 #pragma GCC unroll 9
@@ -343,7 +343,7 @@ void sum_shares(const T* const* terms, int64_t term_count, int64_t count, T* to)
       for (int64_t i = 0; i < term_count; ++i) sum += load(terms[i] + m);
     }
     store(to + m, sum);
-  }
+  });
 }
 
 template <class T>
@@ -399,11 +399,16 @@ void share_rows(const S* grad, S* grad_input, const Relation& backward) {
         }
         const S* from = grad + (piece.plane * out[0] * out[1] + row.row) * out[2] + begin;
         T* to = dy + row.slot * layout.size + begin - first_window;
-        int64_t x = 0;
-        for (; x + n <= end - begin; x += n) store(to + x, read(from + x) * load(shares + x));
-        for (; x < end - begin; ++x) to[x] = read_one(from + x) * shares[x];
+        for_each_vector<T>(end - begin, [&](int64_t x, int64_t lanes) {
+          if (lanes == n) {
+            store(to + x, read(from + x) * load(shares + x));
+          } else {
+            for (int64_t i = 0; i < lanes; ++i) to[i] = read_one(from + i) * shares[i];
+          }
+        });
       };
       const auto finish = [&](int64_t row, const KeptRow* windows, int64_t count) {
+        S* to = grad_input + (piece.plane * in_rows + row) * in[2] + x_begin;
         for (int64_t part = 0; part < columns.stride; ++part) {
           int64_t term_count = 0;
           for (int64_t r = 0; r < count; ++r) {
@@ -412,10 +417,14 @@ void share_rows(const S* grad, S* grad_input, const Relation& backward) {
               if (at >= 0) terms[term_count++] = dy + windows[r].slot * layout.size + at;
             }
           }
-          sum_shares_for<T>(term_count)(terms, term_count, m_count, parts + part * layout.part_size);
+          if constexpr (std::is_same_v<S, T>) {
+            if (columns.stride == 1 && x_count >= n) {  // the part is the row
+              return sum_shares_for<T>(term_count)(terms, term_count, x_count, outbox.row(to, x_count));
+            }
+          }
+          sum_shares_for<T>(term_count)(terms, term_count, round_up(m_count, n), parts + part * layout.part_size);
         }
-        join_row(parts, layout.part_size, x_count,
-                 outbox.row(grad_input + (piece.plane * in_rows + row) * in[2] + x_begin, x_count));
+        join_row(parts, layout.part_size, x_count, outbox.row(to, x_count));
       };
       for_each_row_of(piece, backward, pieces, rows, counts, held, keep, finish);
     }
@@ -424,34 +433,39 @@ void share_rows(const S* grad, S* grad_input, const Relation& backward) {
 }
 
 template <class T>
-void average_pairs(const T* input, T* output, const Relation& forward) {
-  for_each_plane_row(forward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
-    const T* source = input + plane * volume(forward.source);
-    const T divisor = static_cast<T>(row_count == 0 ? 1.0 : rows[0].factor * forward.along[2].links->factor);
-    for_each_vector<T>(forward.result[2], [&](int64_t x, int64_t count) {
-      Vec<T> sum = {};
-      for (int64_t r = 0; r < row_count; ++r) {
-        const Pairs<T> pairs = load_pairs(source + rows[r].pixel + 2 * x, count);
-        sum += pairs.left + pairs.right;
-      }
-      store_some(output + place + x, sum / divisor, count);
-    });
-  });
+void average_side_by_side(const T* input, T* output, const Relation& forward) {
+  for_each_plane_row<T, 2>(
+      forward, forward.result[2],
+      [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count, int64_t windows) {
+        const T* source = input + plane * volume(forward.source);
+        const T divisor = static_cast<T>(row_count == 0 ? 1.0 : rows[0].factor * forward.along[2].links->factor);
+        for_each_vector<T>(windows, [&](int64_t x, int64_t count) {
+          Vec<T> sum = {};
+          for (int64_t r = 0; r < row_count; ++r) {
+            Vec<T> columns[2];
+            load_columns_of<T, 2>(source + rows[r].pixel + 2 * x, count, columns);
+            sum += columns[0] + columns[1];
+          }
+          store_some(output + place + x, sum / divisor, count);
+        });
+      });
 }
 
 template <class T>
-void spread_over_pairs(const T* grad, T* grad_input, const Relation& backward) {
-  for_each_plane_row(backward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
-    const T* source = grad + plane * volume(backward.source);
-    for_each_vector<T>(backward.source[2], [&](int64_t x, int64_t count) {
-      Vec<T> sum = {};
-      for (int64_t r = 0; r < row_count; ++r) {
-        const T share = static_cast<T>(rows[r].factor * backward.along[2].links->factor);
-        sum += share * load_some(source + rows[r].pixel + x, count);
-      }
-      store_doubled(grad_input + place + 2 * x, sum, count);
-    });
-  });
+void share_side_by_side(const T* grad, T* grad_input, const Relation& backward) {
+  for_each_plane_row<T, 2>(
+      backward, backward.source[2],
+      [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count, int64_t windows) {
+        const T* source = grad + plane * volume(backward.source);
+        for_each_vector<T>(windows, [&](int64_t x, int64_t count) {
+          Vec<T> sum = {};
+          for (int64_t r = 0; r < row_count; ++r) {
+            const T share = static_cast<T>(rows[r].factor * backward.along[2].links->factor);
+            sum += share * load_some(source + rows[r].pixel + x, count);
+          }
+          store_repeated<2>(grad_input + place + 2 * x, sum, count);
+        });
+      });
 }
 
 template <class S>
@@ -461,7 +475,7 @@ void average(const S* input, S* output, const Relation& forward) {
     return run(input, output, forward);
   }
   if constexpr (std::is_same_v<S, Wide<S>>) {
-    if (takes_pairs(forward)) return average_pairs(input, output, forward);
+    if (takes_side_by_side<2>(forward)) return average_side_by_side(input, output, forward);
   }
   if (forward.channels_last) return walk_channels_last<Averages>(input, output, forward);
   if (!takes_rows<Wide<S>>(forward)) return walk_tiles<Averages>(input, output, forward);
@@ -471,7 +485,7 @@ void average(const S* input, S* output, const Relation& forward) {
 template <class S>
 void average_backward(const S* grad, S* grad_input, const Relation& backward) {
   if constexpr (std::is_same_v<S, Wide<S>>) {
-    if (gives_pairs(backward)) return spread_over_pairs(grad, grad_input, backward);
+    if (gives_side_by_side<2>(backward)) return share_side_by_side(grad, grad_input, backward);
   }
   if (backward.channels_last) return walk_channels_last<Shares>(grad, grad_input, backward);
   if (is_global(backward, backward.result, backward.source)) return spread_over_planes(grad, grad_input, backward);

@@ -3,8 +3,8 @@
 // Vectors hold several channels of one pixel, or, of contiguous planes, several pixels of a row (max_rows.h).
 #include "pool/cpu/max_rows.h"
 #include "pool/cpu/maxima.h"
-#include "pool/cpu/pairs.h"
 #include "pool/cpu/rows.h"
+#include "pool/cpu/side_by_side.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
@@ -189,6 +189,7 @@ void take_pixels(const S* pixel, int64_t stride, int64_t channels, int64_t tap, 
                  IntOf<Wide<S>>* best_tap) {
   using T = Wide<S>;
   for_each_vector_or_part<T>(channels, [&](int64_t c, int64_t lanes) {
+    prefetch_far(pixel + kPixels * (stride + c), kPixels * kLanes<T>);  // of the pixels after these
     Running<T, true, true> running{load(best + c), load(best_tap + c)};
 #pragma GCC unroll 8
     for (int i = 0; i < kPixels; ++i) {
@@ -229,35 +230,40 @@ void max_of_pixels(const S* input, S* output, Offset* offsets, const Relation& f
   });
 }
 
-template <class T, class Offset, bool kOffsets>
-void max_of_pairs(const T* input, T* output, Offset* offsets, const Relation& forward) {
+template <class T, class Offset, bool kOffsets, int kWide>
+void max_side_by_side(const T* input, T* output, Offset* offsets, const Relation& forward) {
   using Int = IntOf<T>;
-  for_each_plane_row(forward, [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count) {
-    const T* source = input + plane * volume(forward.source);
-    const int64_t left = forward.along[2].links[0].tap, right = forward.along[2].links[1].tap;
-    const Int first_tap = static_cast<Int>(row_count == 0 ? 0 : rows[0].tap + left);
-    for_each_vector<T>(forward.result[2], [&](int64_t x, int64_t count) {
-      Vec<T> best = broadcast(-std::numeric_limits<T>::infinity());
-      Vec<Int> best_tap = broadcast(first_tap);
-      const auto take = [&](Vec<T> value, int64_t tap) {
-        const Vec<Int> better = (value > best) | (value != value);
-        best = better ? value : best;
-        if constexpr (kOffsets) best_tap = better ? broadcast(static_cast<Int>(tap)) : best_tap;
-      };
-      for (int64_t r = 0; r < row_count; ++r) {
-        const Pairs<T> pairs = load_pairs(source + rows[r].pixel + 2 * x, count);
-        take(pairs.left, rows[r].tap + left);
-        take(pairs.right, rows[r].tap + right);
-      }
-      store_some(output + place + x, best, count);
-      if constexpr (!kOffsets) return;
-      if (count == kLanes<T>) {
-        store_offsets<T>(offsets + place + x, best_tap);
-      } else {
-        store_offset_vector<T>(offsets + place + x, best_tap, 0, Block<1, true>{0, count});
-      }
-    });
-  });
+  const int64_t first_column = forward.along[2].links->tap;
+  for_each_plane_row<T, kWide>(
+      forward, forward.result[2],
+      [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count, int64_t windows) {
+        const T* source = input + plane * volume(forward.source);
+        const Int first_tap = static_cast<Int>(row_count == 0 ? 0 : rows[0].tap + first_column);
+        for_each_vector<T>(windows, [&](int64_t x, int64_t count) {
+          Running<T, kOffsets, true> running{broadcast(-std::numeric_limits<T>::infinity()), broadcast(first_tap)};
+          for (int64_t r = 0; r < row_count; ++r) {
+            Vec<T> columns[kWide];
+            load_columns_of<T, kWide>(source + rows[r].pixel + kWide * x, count, columns);
+#pragma GCC unroll 4
+            for (int k = 0; k < kWide; ++k) {
+              const Link& link = forward.along[2].links[k];
+              running.take(columns[k], broadcast(static_cast<Int>(rows[r].tap + link.tap)));
+            }
+          }
+          store_some(output + place + x, running.value, count);
+          if constexpr (!kOffsets) return;
+          if (count == kLanes<T>) {
+            store_offsets<T>(offsets + place + x, running.tap);
+          } else {
+            store_offset_vector<T>(offsets + place + x, running.tap, 0, Block<1, true>{0, count});
+          }
+        });
+      });
+}
+
+template <class T, class Offset, int kWide>
+auto max_side_by_side_for(bool with_offsets) {
+  return with_offsets ? &max_side_by_side<T, Offset, true, kWide> : &max_side_by_side<T, Offset, false, kWide>;
 }
 
 template <class S, class Offset>
@@ -267,9 +273,12 @@ void max_pool(const S* input, S* output, Offset* offsets, const Relation& forwar
     if (volume(forward.source) >= kLanes<Wide<S>>) return max_of_planes(input, output, offsets, forward);
   }
   if constexpr (std::is_same_v<S, Wide<S>>) {
-    if (takes_pairs(forward)) {
-      auto* run = offsets == nullptr ? &max_of_pairs<S, Offset, false> : &max_of_pairs<S, Offset, true>;
-      return run(input, output, offsets, forward);
+    const bool with_offsets = offsets != nullptr;
+    if (takes_side_by_side<2>(forward)) {
+      return max_side_by_side_for<S, Offset, 2>(with_offsets)(input, output, offsets, forward);
+    }
+    if (takes_side_by_side<4>(forward)) {
+      return max_side_by_side_for<S, Offset, 4>(with_offsets)(input, output, offsets, forward);
     }
   }
   if (forward.channels_last && offsets == nullptr) {

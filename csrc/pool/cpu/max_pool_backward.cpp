@@ -67,7 +67,7 @@ template <class T, int kTerms>
 void sum_terms(const Term<T>* terms, int64_t term_count, int64_t count, T* to) {
   Term<T> fixed[kTerms > 0 ? kTerms : 1];  // a copy: the compiler must take it that the stores may change the original
   std::copy_n(terms, kTerms, fixed);
-  for (int64_t m = 0; m < count; m += kLanes<T>) {
+  for_each_whole_vector<T>(count, [&](int64_t m) {
     Vec<T> sum = {};
     const auto add = [&](const Term<T>& term) {
       sum += load(term.chosen + m) == term.wanted ? load(term.grad + m) : Vec<T>{};
@@ -79,7 +79,7 @@ void sum_terms(const Term<T>* terms, int64_t term_count, int64_t count, T* to) {
       for (int64_t i = 0; i < term_count; ++i) add(terms[i]);
     }
     store(to + m, sum);
-  }
+  });
 }
 
 template <class T>
@@ -130,11 +130,16 @@ void gather_rows(const S* grad, const uint8_t* offsets, S* grad_input, const Rel
         const int64_t from = (piece.plane * out[0] * out[1] + row.row) * out[2];
         const int64_t to = row.slot * layout.size - first_window;
         copy_numbers(grad + from + begin, end - begin, dy + to + begin);
-        int64_t x = begin;
-        for (; x + n <= end; x += n) store(chosen + to + x, load_offsets<T>(offsets + from + x));
-        for (; x < end; ++x) chosen[to + x] = offsets[from + x];
+        for_each_vector<T>(end - begin, [&](int64_t x, int64_t lanes) {
+          if (lanes == n) {
+            store(chosen + to + begin + x, load_offsets<T>(offsets + from + begin + x));
+          } else {
+            std::copy_n(offsets + from + begin, lanes, chosen + to + begin);
+          }
+        });
       };
       const auto finish = [&](int64_t row, const KeptRow* windows, int64_t count) {
+        S* to = grad_input + (piece.plane * in_rows + row) * in[2] + x_begin;
         for (int64_t part = 0; part < stride; ++part) {
           int64_t term_count = 0;
           for (int64_t r = 0; r < count; ++r) {
@@ -145,10 +150,14 @@ void gather_rows(const S* grad, const uint8_t* offsets, S* grad_input, const Rel
               terms[term_count++] = {dy + place, chosen + place, static_cast<Int>(windows[r].tap + k)};
             }
           }
-          sum_terms_for<T>(term_count)(terms, term_count, m_count, parts + part * layout.part_size);
+          if constexpr (std::is_same_v<S, T>) {
+            if (stride == 1 && x_count >= n) {  // the part is the row
+              return sum_terms_for<T>(term_count)(terms, term_count, x_count, outbox.row(to, x_count));
+            }
+          }
+          sum_terms_for<T>(term_count)(terms, term_count, round_up(m_count, n), parts + part * layout.part_size);
         }
-        join_row(parts, layout.part_size, x_count,
-                 outbox.row(grad_input + (piece.plane * in_rows + row) * in[2] + x_begin, x_count));
+        join_row(parts, layout.part_size, x_count, outbox.row(to, x_count));
       };
       for_each_row_of(piece, backward, pieces, rows, counts, held, keep, finish);
     }

@@ -357,6 +357,15 @@ SCRATCHNN_INLINE void for_each_vector(int64_t width, const Body& body) {
   }
 }
 
+// The same for rows of at least a vector: body(first).
+template <class T, class Body>
+SCRATCHNN_INLINE void for_each_whole_vector(int64_t width, const Body& body) {
+  for (int64_t x = 0; x < width; x += kLanes<T>) {
+    x = std::min<int64_t>(x, width - kLanes<T>);
+    body(x);
+  }
+}
+
 // Where rows of a result are written: straight to their place, or, of a result too large to be found in the cache
 // again, through a buffer that is copied past the cache.
 template <class S>
