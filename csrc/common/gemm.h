@@ -166,7 +166,8 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
       const int64_t length = segments->length - skip < run ? segments->length - skip : run;
       int64_t i = 0;
 #pragma GCC unroll 1
-      for (; i + 2 * step <= length; i += 2 * step, b += 2 * step * kTileColumns<T>) {  // four at a time spill registers
+      for (; i + 2 * step <= length;
+           i += 2 * step, b += 2 * step * kTileColumns<T>) {  // four at a time spill registers
         multiply_step<rows, E, T>(sums, row, i, b);
         multiply_step<rows, E, T>(sums, row, i + step, b + step * kTileColumns<T>);
       }
@@ -214,6 +215,25 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
     return;
   }
 }
+
+// The numbers of a tile's `rows` for one p, where they lie side by side: a vector at a time where `whole` says that as
+// many may be read and written, and that what follows `to` is written later.
+template <int rows, class S, class E>
+SCRATCHNN_INLINE void copy_rows(const S* from, bool whole, E* to) {
+  if constexpr (std::is_same_v<E, Wide<S>>) {
+    if (whole) {
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; r += kLanes<E>) store(to + r, read(from + r));
+      return;
+    }
+    for (int r = 0; r < rows; ++r) to[r] = read_one(from + r);
+  } else {
+    for (int r = 0; r < rows; ++r) to[r] = from[r];
+  }
+}
+// How many numbers it may read and write then.
+template <class T>
+constexpr int64_t kCopiedRows = (kTileRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //

@@ -15,7 +15,8 @@ inline namespace CPU_CAPABILITY {
 namespace {
 
 constexpr int64_t kChunks = 16;             // of the batch, at most
-constexpr int64_t kTasks = 16;              // chunks x blocks of output channels, about
+constexpr int64_t kChunkPixels = 1536;      // a chunk is worth its sums from here on
+constexpr int64_t kTasksPerThread = 4;      // chunks x blocks of output channels, about
 constexpr int64_t kSumsBytes = 64ll << 20;  // for the sums of all chunks together, at most
 
 // Output channels [first, first + count) of one group.
@@ -61,9 +62,11 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   // Chunks of bands times blocks of output channels: the tasks.
   const int64_t sums_size = g.out_channels * width;
   const int64_t affordable = kSumsBytes / std::max<int64_t>(1, sums_size * static_cast<int64_t>(sizeof(T)));
-  const int64_t chunks = std::clamp<int64_t>(std::min(affordable, bands.total()), 1, kChunks);
+  const int64_t worth = g.batch * volume(g.output) / kChunkPixels;
+  const int64_t chunks = std::clamp<int64_t>(std::min({affordable, worth, bands.total()}), 1, kChunks);
+  const int64_t tasks = kTasksPerThread * thread_count();
   const int64_t block_rows =
-      std::max<int64_t>(kTileRows, (g.out_channels * chunks + kTasks - 1) / kTasks);  // about kTasks in all
+      std::max<int64_t>(kTileRows, (g.out_channels * chunks + tasks - 1) / tasks);  // about so many tasks in all
   const int64_t blocks_per_group = std::max<int64_t>(1, out_channels / block_rows);
   const int64_t groups_per_task = std::clamp<int64_t>(block_rows / out_channels, 1, g.groups);
   const int64_t group_tasks = (g.groups + groups_per_task - 1) / groups_per_task;
@@ -77,7 +80,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   const int64_t patches_size = writes_patches ? round_up(bands.most_pixels() * patch + columns, 16) : 0;
 
   parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
-    const int64_t grad_size = pixels * out_channels;
+    const int64_t grad_size = pixels * out_channels + kCopiedRows<T>;
     E* band_memory = scratch<E>(band_size + 2 * grad_size + patches_size +
                                 pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
     E* packed_grad = band_memory + round_up(band_size, 4);
@@ -132,8 +135,13 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             with_rows(rows, [&](auto count) {
               for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
                 const E* from = dy.data + n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2];
-                E* step = to + p / together * together * count + p % together;
-                for (int r = 0; r < count; ++r) step[r * together] = from[first + r];
+                if constexpr (together == 1) {
+                  const bool whole = p + 1 < band.pixels() && dy.stride[2] >= kCopiedRows<T>;
+                  copy_rows<count>(from + first, whole, to + p * count);
+                } else {
+                  E* step = to + p / together * together * count + p % together;
+                  for (int r = 0; r < count; ++r) step[r * together] = from[first + r];
+                }
               });
             });
           });
@@ -166,15 +174,24 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   // Add up the chunks, in order, into the weight's own layout.
   parallel_for(0, g.out_channels, 1 + 16384 / std::max<int64_t>(1, width * chunks), [&](int64_t first, int64_t last) {
     for (int64_t k = first; k < last; ++k) {
-      const T* row = sums + k * width;
+      T* row = sums + k * width;
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+        const T* other = row + chunk * sums_size;
+        for (int64_t i = 0; i < width; i += kLanes<T>) store(row + i, load(row + i) + load(other + i));
+      }
       S* out = grad_weight.data + k * grad_weight.out_stride;
       int64_t tap = 0, channel = 0;
       for (const Segment& segment : layout) {
-        for (int64_t i = 0; i < segment.length; ++i) {
-          T sum = row[i];
-          for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += row[chunk * sums_size + i];
-          write_one(out + channel * grad_weight.in_stride + tap * grad_weight.tap_stride, sum);
-          if (++channel == sum_channels) {
+        for (int64_t i = 0, count; i < segment.length; i += count) {
+          count = std::min(segment.length - i, sum_channels - channel);
+          S* to = out + channel * grad_weight.in_stride + tap * grad_weight.tap_stride;
+          if (grad_weight.in_stride == 1) {
+            copy_numbers(row + i, count, to);
+          } else {
+            for (int64_t c = 0; c < count; ++c) write_one(to + c * grad_weight.in_stride, row[i + c]);
+          }
+          channel += count;
+          if (channel == sum_channels) {
             channel = 0;
             ++tap;
           }

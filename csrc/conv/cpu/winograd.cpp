@@ -213,8 +213,8 @@ void correlate_in_blocks(const Work<S>& w) {
         for (int64_t p = 0; p < kPoints; ++p) {
           for (int64_t c = 0; c < count; c += columns) {
             const T* panel = filters + (channel + c) / columns * panel_size;
-            const T* next = (c + columns < count ? panel + panel_size : filters + channel / columns * panel_size + step) +
-                            p * step;
+            const T* next =
+                (c + columns < count ? panel + panel_size : filters + channel / columns * panel_size + step) + p * step;
             multiply_points(points, in_plane, in_offsets, in_channels, panel, next, products + c, out_plane,
                             out_offsets, last - first, p);
           }

@@ -9,9 +9,10 @@
 // the whole reduction: a row of dx does not depend on the others, and nothing depends on the number of threads.
 #include <algorithm>
 
-#include "common/gemm.h"
 #include "common/half.h"
 #include "common/runtime.h"
+#include "common/stream.h"
+#include "linear/cpu/panels.h"
 #include "linear/kernels.h"
 
 namespace scratchnn {
@@ -22,6 +23,8 @@ constexpr int64_t kReduction = 256;          // rows of the right matrix packed 
 constexpr int64_t kPackedNumbers = 4 << 20;  // of the left matrix, at a time
 constexpr int64_t kMostRows = 16384;         // of the left matrix, at a time
 constexpr int64_t kTasks = 16;               // about, where there are as many tiles
+constexpr int64_t kFewRows = 2;              // of the batch, for which tiles would be all but empty
+constexpr int64_t kManyRows = 512;           // from which on a small weight is packed
 constexpr int64_t kLongBatch = 2048;         // rows from which on the weight gradient is summed in chunks of the batch
 constexpr int64_t kBatchRows = 256;          // of the batch read at a time then
 constexpr int64_t kSumsBytes = 64ll << 20;   // for the sums of all chunks together, at most
@@ -129,8 +132,7 @@ void weight_grad_in_chunks(const LinearShape& s, const S* grad, const S* input, 
           with_rows(rows, [&](auto n) {
             T* to = packed_grad + first * count;
             for (int64_t p = 0; p < count; ++p, to += n) {
-              const S* from = grad + (row + p) * out + first_out + first;
-              for (int r = 0; r < n; ++r) to[r] = read_one(from + r);
+              copy_rows<n>(grad + (row + p) * out + first_out + first, p + 1 < count && out >= kCopiedRows<T>, to);
             }
           });
         });
@@ -168,13 +170,103 @@ void weight_grad_in_chunks(const LinearShape& s, const S* grad, const S* input, 
   });
 }
 
+// A few rows of the batch: memory is read and written in its order, in which there is little else to do.
+//
+// dx, some columns of all rows at a time: the sums stay in the cache while the weight streams by.
+template <class S>
+void input_grad_of_few(const LinearShape& s, const S* grad, const S* weight, S* grad_input) {
+  using T = Wide<S>;
+  constexpr int64_t n = kLanes<T>, columns = 1024;
+  const int64_t in = s.in_features, out = s.out_features, blocks = (in + columns - 1) / columns;
+  parallel_for(0, blocks, 1 + kGrain / (columns * out), [&](int64_t begin, int64_t end) {
+    T* run_sums = scratch<T>(2 * kFewRows * (columns + n));
+    T* sums = run_sums + kFewRows * (columns + n);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t column = block * columns, width = std::min(columns, in - column);
+      std::fill_n(sums, s.rows * (columns + n), T(0));
+      for (int64_t first = 0; first < out; first += kOuterProducts) {  // sums of sums are more exact
+        std::fill_n(run_sums, s.rows * (columns + n), T(0));
+        for (int64_t k = first; k < std::min(out, first + kOuterProducts); ++k) {
+          const S* w = weight + k * in + column;
+          for (int64_t row = 0; row < s.rows; ++row) {
+            const Vec<T> dy = broadcast(read_one(grad + row * out + k));
+            T* to = run_sums + row * (columns + n);
+            int64_t c = 0;
+            for (; c + n <= width; c += n) store(to + c, fma(dy, read(w + c), load(to + c)));
+            if (c < width) store(to + c, fma(dy, read_partial(w + c, width - c), load(to + c)));
+          }
+        }
+        for (int64_t i = 0; i < s.rows * (columns + n); i += n) store(sums + i, load(sums + i) + load(run_sums + i));
+      }
+      for (int64_t row = 0; row < s.rows; ++row) {
+        copy_numbers(sums + row * (columns + n), width, grad_input + row * in + column);
+      }
+    }
+  });
+}
+
+// dw, row by row.
+template <class S>
+void weight_grad_of_few(const LinearShape& s, const S* grad, const S* input, S* grad_weight) {
+  using T = Wide<S>;
+  constexpr int64_t n = kLanes<T>;
+  const int64_t in = s.in_features, out = s.out_features;
+  const bool streamed = is_worth_streaming(grad_weight, out * in, in);
+  parallel_for(0, out, 1 + kGrain / std::max<int64_t>(1, in * s.rows), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      S* to = grad_weight + k * in;
+      for (int64_t c = 0; c < in; c += n) {
+        const int64_t lanes = std::min(n, in - c);
+        Vec<T> sum = {};
+        for (int64_t row = 0; row < s.rows; ++row) {
+          const S* x = input + row * in + c;
+          sum = fma(broadcast(read_one(grad + row * out + k)), lanes == n ? read(x) : read_partial(x, lanes), sum);
+        }
+        if (streamed) {
+          stream(to + c, sum);
+        } else if (lanes == n) {
+          write(to + c, sum);
+        } else {
+          write_partial(to + c, sum, lanes);
+        }
+      }
+    }
+    if (streamed) finish_streaming();
+  });
+}
+
+// dx of many rows by a small weight, which is packed once.
+template <class T>
+void input_grad_in_panels(const LinearShape& s, const T* grad, const T* weight, T* grad_input) {
+  constexpr int64_t columns = kTileColumns<T>;
+  const int64_t in = s.in_features, out = s.out_features, panels = (in + columns - 1) / columns;
+  T* packed = scratch<T>(panels * out * columns, Scratch::kCall);
+  if (in % columns > 0) std::fill_n(packed + (panels - 1) * out * columns, out * columns, T(0));
+  for (int64_t k = 0; k < out; ++k) {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      std::copy_n(weight + k * in + panel * columns, std::min(columns, in - panel * columns),
+                  packed + (panel * out + k) * columns);
+    }
+  }
+  multiply_by_panels<kOuterProducts, T>(s.rows, out, in, grad, packed, nullptr, grad_input);
+}
+
+// All ways add up the same numbers in the same order: a row of dx does not depend on the others.
 template <class S>
 void input_grad(const LinearShape& s, const S* grad, const S* weight, S* grad_input) {
+  if (s.rows <= kFewRows && s.out_features > 0) return input_grad_of_few(s, grad, weight, grad_input);
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    const bool fits = s.out_features * s.in_features * static_cast<int64_t>(sizeof(S)) <= kPackedBytes;
+    if (fits && s.rows >= kManyRows && s.out_features > 0 && s.in_features > 0) {
+      return input_grad_in_panels(s, grad, weight, grad_input);
+    }
+  }
   product(s.rows, s.out_features, s.in_features, grad, s.out_features, 1, weight, grad_input);
 }
 
 template <class S>
 void weight_grad(const LinearShape& s, const S* grad, const S* input, S* grad_weight) {
+  if (s.rows <= kFewRows) return weight_grad_of_few(s, grad, input, grad_weight);
   if (s.rows >= kLongBatch && s.in_features > 0 && s.out_features > 0) {
     return weight_grad_in_chunks(s, grad, input, grad_weight);
   }

@@ -6,12 +6,12 @@
 // read: the weight in registers, the input once for a block of rows.
 //
 // Where features are few, adding up those vectors would take long. There the weight is small as well: it is packed into
-// panels of outputs, and register tiles (gemm.h) keep a sum in each lane, while the input streams by.
+// panels of outputs (panels.h), and register tiles keep a sum in each lane.
 #include <algorithm>
 
-#include "common/gemm.h"
 #include "common/half.h"
 #include "common/runtime.h"
+#include "linear/cpu/panels.h"
 #include "linear/kernels.h"
 
 namespace scratchnn {
@@ -30,8 +30,6 @@ constexpr int64_t kBlockBytes = 128 << 10;  // of input rows, kept in the second
 constexpr int64_t kBlockOutputs = 64;       // outputs of one task
 
 constexpr int64_t kFewFeatures = 192;
-constexpr int64_t kPackedBytes = 768 << 10;  // of a weight that is packed, at most: it stays in the second-level cache
-constexpr int64_t kTaskTiles = 8;            // tiles of rows of one task
 
 template <int rows, int outputs, class T, class S>
 void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
@@ -91,31 +89,7 @@ void linear_in_panels(const LinearShape& s, const T* input, const T* weight, con
     transpose_block(weight + first * in, in, packed + panel * in * columns, columns, count, in);
     if (bias != nullptr) std::copy_n(bias + first, count, biases + first);
   }
-  const Segment whole{0, in};
-  const int64_t tiles = (s.rows + kTileRows - 1) / kTileRows;
-  int64_t in_offsets[kTileRows], out_offsets[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) {
-    in_offsets[r] = r * in;
-    out_offsets[r] = r * out;
-  }
-  parallel_for(0, tiles, kTaskTiles, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t row = s.rows * tile / tiles, rows = s.rows * (tile + 1) / tiles - row;
-      const int64_t ahead = std::min<int64_t>(kTileRows, s.rows - row - rows);
-      Upcoming next_input(input + (row + rows) * in, ahead * in, panels);
-      Upcoming next_output(output + (row + rows) * out, ahead * out, panels);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        next_input.step();
-        next_output.step();
-        with_rows(rows, [&](auto n) {
-          multiply_tile<n, kProductsInTile, T, T>(input + row * in, in_offsets, &whole, 1,
-                                                  packed + panel * in * columns, output + row * out + panel * columns,
-                                                  out_offsets, std::min(columns, out - panel * columns), false,
-                                                  bias != nullptr ? biases + panel * columns : nullptr);
-        });
-      }
-    }
-  });
+  multiply_by_panels<kProductsInTile>(s.rows, in, out, input, packed, bias != nullptr ? biases : nullptr, output);
 }
 
 template <class S>

@@ -11,7 +11,8 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-// Forward: whether every output column x is computed from the kWide source columns from kWide * x on, all of them alike.
+// Forward: whether every output column x is computed from the kWide source columns from kWide * x on, all of them
+// alike.
 template <int kWide>
 SCRATCHNN_INLINE bool takes_side_by_side(const Relation& forward) {
   const Links& along = forward.along[2];
