@@ -13,7 +13,7 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kRun = 64;     // pixels (channels last) or vectors (contiguous) summed in the tensor's type
+constexpr int64_t kRun = 16;     // pixels (channels last) or vectors (contiguous) summed in the tensor's type
 constexpr int64_t kChunks = 16;  // of the pixels, at most
 
 // Channels last: rows of C numbers. Each chunk of rows has sums of its own.
