@@ -165,9 +165,9 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
       for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
       const int64_t length = segments->length - skip < run ? segments->length - skip : run;
       int64_t i = 0;
+      // Two at a time: four spill registers.
 #pragma GCC unroll 1
-      for (; i + 2 * step <= length;
-           i += 2 * step, b += 2 * step * kTileColumns<T>) {  // four at a time spill registers
+      for (; i + 2 * step <= length; i += 2 * step, b += 2 * step * kTileColumns<T>) {
         multiply_step<rows, E, T>(sums, row, i, b);
         multiply_step<rows, E, T>(sums, row, i + step, b + step * kTileColumns<T>);
       }
@@ -218,17 +218,13 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
 
 // The numbers of a tile's `rows` for one p, where they lie side by side: a vector at a time where `whole` says that as
 // many may be read and written, and that what follows `to` is written later.
-template <int rows, class S, class E>
-SCRATCHNN_INLINE void copy_rows(const S* from, bool whole, E* to) {
-  if constexpr (std::is_same_v<E, Wide<S>>) {
-    if (whole) {
+template <int rows, class S>
+SCRATCHNN_INLINE void copy_rows(const S* from, bool whole, Wide<S>* to) {
+  if (whole) {
 #pragma GCC unroll 4
-      for (int r = 0; r < rows; r += kLanes<E>) store(to + r, read(from + r));
-      return;
-    }
-    for (int r = 0; r < rows; ++r) to[r] = read_one(from + r);
+    for (int r = 0; r < rows; r += kLanes<Wide<S>>) store(to + r, read(from + r));
   } else {
-    for (int r = 0; r < rows; ++r) to[r] = from[r];
+    for (int r = 0; r < rows; ++r) to[r] = read_one(from + r);
   }
 }
 // How many numbers it may read and write then.
