@@ -42,58 +42,66 @@ SCRATCHNN_INLINE int64_t out_pixel(const Correlation& c, const Extent& size, int
   return (d * c.out_step[0] * size[1] + h * c.out_step[1]) * size[2] + w * c.out_step[2];
 }
 
-// A band's results to the output: `channels` numbers of each position, `stride` apart at `from`, to those at `to`.
+// A band's results to the output: `channels` numbers of each position, `stride` apart at `from`, to those at `to`. Each
+// position is one of every `step` columns, or as many columns as there are phases, side by side.
 template <class T, class S>
-void write_band(const Correlation& c, const Band& band, const T* from, int64_t stride, int64_t channels,
+void write_band(const Correlation& c, const Band& band, int64_t phases, const T* from, int64_t stride, int64_t channels,
                 const Images<S>& out, S* to) {
-  const int64_t step = c.out_step[2];
+  const int64_t step = phases > 1 ? 1 : c.out_step[2];
+  const int64_t first = c.out_base[2] + band.first[2] * c.out_step[2];
+  const int64_t width = phases > 1 ? std::min(band.size[2] * phases, out.size[2] - first) : band.size[2];
   for_each_row(band, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
-    const T* row = from + p * stride;
+    const T* row = from + p * phases * stride;
     S* out_row = to + n * out.image_stride() + out_pixel(c, out.size, d, h, 0) * out.pixel_stride();
     if (out.channels_last) {
-      for (int64_t w = 0; w < band.size[2]; ++w) {
-        copy_numbers(row + w * stride, channels, out_row + w * step * out.channels);
-      }
+      for (int64_t w = 0; w < width; ++w) copy_numbers(row + w * stride, channels, out_row + w * step * out.channels);
     } else if (step == 1) {
-      transpose_block(row, stride, out_row, out.pixels(), band.size[2], channels);
+      transpose_block(row, stride, out_row, out.pixels(), width, channels);
     } else {
       for (int64_t k = 0; k < channels; ++k) {
-        for (int64_t w = 0; w < band.size[2]; ++w) {
-          write_one(out_row + k * out.pixels() + w * step, row[w * stride + k]);
-        }
+        for (int64_t w = 0; w < width; ++w) write_one(out_row + k * out.pixels() + w * step, row[w * stride + k]);
       }
     }
   });
 }
 
-// out = in (*) w: runs one correlation over all bands of all images and groups. E is the type of the numbers that are
-// multiplied: Wide<S>, or S itself.
+// out = in (*) w: runs a correlation over all bands of all images and groups; or several phases of a stride along the
+// rows together, the first of which has the most positions: their outputs interleave, and rows of contiguous images are
+// written as a whole. E is the type of the numbers that are multiplied: Wide<S>, or S itself.
 template <class E, class S>
-void correlate_in(const Correlation& correlation, const Operand<S>& operand, int64_t batch, int64_t groups,
+void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& operand, int64_t batch, int64_t groups,
                   const Images<const S>& in, const S* bias, const Images<S>& out) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>, together = kTogether<E, T>;
+  const Correlation& correlation = phases[0];
+  const auto phase_count = static_cast<int64_t>(phases.size());
   const Bands bands(batch, correlation.count, kBandPixels, batch);
   if (bands.total() == 0) return;
-  const auto taps = static_cast<int64_t>(correlation.taps.size());
-  T* weight_memory = scratch<T>(packed_size(operand, groups, taps), Scratch::kCall);
-  const PackedWeight<E> weight = pack<E>(operand, groups, correlation.taps, bias, weight_memory);
-  const Extent low = correlation.first_offset(), high = correlation.last_offset();
+  const auto taps_of = [](const Correlation& phase) { return static_cast<int64_t>(phase.taps.size()); };
+  int64_t weight_size = 0;
+  for (const Correlation& phase : phases) weight_size += packed_size(operand, groups, taps_of(phase));
+  T* weight_memory = scratch<T>(weight_size, Scratch::kCall);
+  std::vector<PackedWeight<E>> weights;
+  Extent low = correlation.first_offset(), high = correlation.last_offset();
+  for (const Correlation& phase : phases) {
+    weights.push_back(pack<E>(operand, groups, phase.taps, bias, weight_memory));
+    weight_memory += packed_size(operand, groups, taps_of(phase));
+    const Extent first = phase.first_offset(), last = phase.last_offset();
+    for (int d = 0; d < kSpatialRank; ++d) {
+      low[d] = std::min(low[d], first[d]);
+      high[d] = std::max(high[d], last[d]);
+    }
+  }
 
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
   const int64_t band_size = round_up(bands.most_images() * volume(largest.size) * operand.sum, 16);
-  const int64_t pixels = bands.most_pixels();
-  const int64_t padded_out = weight.panels * columns;
+  const int64_t pixels = bands.most_pixels(), panels = weights[0].panels, padded_out = panels * columns;
   // Contiguous outputs are computed channels last, then transposed; half precision is rounded when sums are complete.
   const bool stage = !out.channels_last || !std::is_same_v<S, T>;
-  const int64_t stage_size = stage ? round_up(pixels * padded_out, 16) : 0;
-  const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
-  // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache, and
-  // memory is asked for the next tile while this one is computed.
-  const bool streams = taps == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes;
+  const int64_t stage_size = stage ? round_up(pixels * phase_count * padded_out, 16) : 0;
   const int64_t blocks = bands.total() * groups;
-  const int64_t shares = std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1,
-                                             std::max<int64_t>(1, weight.panels));
+  const int64_t shares =
+      std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, std::max<int64_t>(1, panels));
 
   parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(band_size + stage_size + 2 * pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
@@ -106,11 +114,10 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
       const int64_t block = task / shares, share = task % shares;
       const Band band = bands[block / groups];
       const int64_t group = block % groups;
-      const int64_t first_panel = weight.panels * share / shares, last_panel = weight.panels * (share + 1) / shares;
+      const int64_t first_panel = panels * share / shares, last_panel = panels * (share + 1) / shares;
       const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
       const PixelView<E> view =
           view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
-      segments_of(correlation, low, view, operand.sum, segments);
 
       int64_t first_pixel = 0;
       for (int d = 0; d < kSpatialRank; ++d) {
@@ -121,34 +128,42 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
       for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
         in_offsets[p] = n * view.image_stride + d * correlation.in_step[0] * view.stride[0] +
                         h * correlation.in_step[1] * view.stride[1] + w * correlation.in_step[2] * view.stride[2];
-        out_offsets[p] =
-            stage ? p * padded_out : n * out.image_stride() + out_pixel(correlation, out.size, d, h, w) * out.channels;
+        out_offsets[p] = stage ? p * phase_count * padded_out
+                               : n * out.image_stride() + out_pixel(correlation, out.size, d, h, w) * out.channels;
       });
 
-      T* result = stage_memory;
-      if constexpr (std::is_same_v<S, T>) result = stage ? stage_memory : out_image;
-      const auto multiply = [&](const std::vector<Segment>& part, int64_t first, bool last, int64_t panel, int64_t p,
-                                int64_t rows) __attribute__((always_inline)) {
-        with_rows(rows, [&](auto count) {
-          multiply_tile<count, together * kProductsInTile, E, T>(
-              view.data, in_offsets + p, part.data(), static_cast<int64_t>(part.size()),
-              weight.panel(group, panel) + first * columns, result + panel * columns, out_offsets + p,
-              stage ? columns : std::min(columns, operand.out - panel * columns), first > 0,
-              last ? weight.bias_of(group, panel) : nullptr);
-        });
-      };
-      if (streams) {
-        for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
-          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-            const int64_t asked = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * asked;
-            for (int64_t q = p + rows; q < std::min(p + 2 * rows, band.pixels()); ++q) {
-              prefetch_far(view.data + in_offsets[q] + from, asked + 1);
-              prefetch_far(result + out_offsets[q] + panel * columns, columns);
+      for (int64_t phase = 0; phase < phase_count; ++phase) {
+        const PackedWeight<E>& weight = weights[static_cast<size_t>(phase)];
+        segments_of(phases[static_cast<size_t>(phase)], low, view, operand.sum, segments);
+        T* result = stage_memory + phase * padded_out;
+        if constexpr (std::is_same_v<S, T>) result = stage ? result : out_image;
+        const auto multiply = [&](const std::vector<Segment>& part, int64_t first, bool last, int64_t panel, int64_t p,
+                                  int64_t rows) __attribute__((always_inline)) {
+          with_rows(rows, [&](auto count) {
+            multiply_tile<count, together * kProductsInTile, E, T>(
+                view.data, in_offsets + p, part.data(), static_cast<int64_t>(part.size()),
+                weight.panel(group, panel) + first * columns, result + panel * columns, out_offsets + p,
+                stage ? columns : std::min(columns, operand.out - panel * columns), first > 0,
+                last ? weight.bias_of(group, panel) : nullptr);
+          });
+        };
+        // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache,
+        // and memory is asked for the next tile while this one is computed.
+        if (taps_of(phases[static_cast<size_t>(phase)]) == 1 &&
+            weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
+          for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
+            for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+              const int64_t asked = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * asked;
+              for (int64_t q = p + rows; q < std::min(p + 2 * rows, band.pixels()); ++q) {
+                prefetch_far(view.data + in_offsets[q] + from, asked + 1);
+                prefetch_far(result + out_offsets[q] + panel * columns, columns);
+              }
+              multiply(segments, 0, true, panel, p, rows);
             }
-            multiply(segments, 0, true, panel, p, rows);
-          }
-        });
-      } else {
+          });
+          continue;
+        }
+        const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
         for (int64_t s = 0; s < slices; ++s) {
           const int64_t first = s * kReduction<E, T>, last = std::min(weight.reduction, first + kReduction<E, T>);
           slice_segments(segments, first, last, slice);
@@ -161,7 +176,7 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
 
       if (stage) {
         const int64_t first_out = first_panel * columns, last_out = std::min(operand.out, last_panel * columns);
-        write_band(correlation, band, stage_memory + first_out, padded_out, last_out - first_out, out,
+        write_band(correlation, band, phase_count, stage_memory + first_out, padded_out, last_out - first_out, out,
                    out_image + first_out * out.channel_stride());
       }
     }
@@ -169,29 +184,31 @@ void correlate_in(const Correlation& correlation, const Operand<S>& operand, int
 }
 
 template <class S>
-void correlate(const Correlation& correlation, const Operand<S>& operand, int64_t batch, int64_t groups,
+void correlate(const std::vector<Correlation>& phases, const Operand<S>& operand, int64_t batch, int64_t groups,
                const Images<const S>& in, const S* bias, const Images<S>& out) {
   if constexpr (kMultipliesPairs<S>) {
     if (operand.sum % 2 == 0 && multiplies_pairs()) {
-      return correlate_in<S>(correlation, operand, batch, groups, in, bias, out);
+      return correlate_in<S>(phases, operand, batch, groups, in, bias, out);
     }
   }
-  correlate_in<Wide<S>>(correlation, operand, batch, groups, in, bias, out);
+  correlate_in<Wide<S>>(phases, operand, batch, groups, in, bias, out);
 }
 
 template <class S>
 void forward(const ConvGeometry& geometry, Images<const S> input, Filters<const S> weight, const S* bias,
              Images<S> output) {
   const ConvGeometry g = flatten_pointwise(geometry, input, output);
-  correlate(forward_correlation(g), forward_operand(g, weight), g.batch, g.groups, input, bias, output);
+  correlate({forward_correlation(g)}, forward_operand(g, weight), g.batch, g.groups, input, bias, output);
 }
 
 template <class S>
 void input_grad(const ConvGeometry& geometry, Images<const S> grad, Filters<const S> weight, const S* bias,
                 Images<S> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
-  for (const Correlation& correlation : input_grad_correlations(g)) {
-    correlate(correlation, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
+  const std::vector<Correlation> phases = input_grad_correlations(g);
+  const int64_t together = grad_input.channels_last ? 1 : std::min(g.stride[2], g.input[2]);  // one row's
+  for (auto phase = phases.begin(); phase != phases.end(); phase += together) {
+    correlate({phase, phase + together}, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
   }
 }
 
