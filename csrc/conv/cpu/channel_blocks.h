@@ -52,8 +52,8 @@ class BlockBands {
 };
 
 // Some pixels of an image, one block of channels of each: pixel (d, h, w) is at
-// data + (d - first[0]) * stride[0] + ..., where first <= (d, h, w) < first + size. All others are zeros, and are not
-// there to be read.
+// data + (d - first[0]) * stride[0] + ..., where first <= (d, h, w) < first + size. Pixels outside are zeros, and are
+// not there to be read.
 template <class T>
 struct BlockView {
   const T* data;
@@ -224,26 +224,17 @@ BlockView<Wide<S>> view_block(const Images<const S>& images, int64_t image, int6
       return view;
     }
   }
-  // Zeros left and right of rows that are copied pixel by pixel cost little, and no tile needs to be clipped then.
-  if (images.channels_last && border == Border::kZeros) {
-    view.first[2] = r.first[2];
-    view.size[2] = r.size[2];
-  }
   view.stride = {view.size[1] * view.size[2] * kBlock<T>, view.size[2] * kBlock<T>, kBlock<T>};
   const Extent &from = view.first, &count = view.size;
-  const int64_t left = std::clamp<int64_t>(-from[2], 0, count[2]);
-  const int64_t right = std::clamp<int64_t>(size[2] - from[2], left, count[2]);
   for (int64_t d = from[0]; d < from[0] + count[0]; ++d) {
-    if (inside && from[2] == 0 && count[2] == size[2]) {  // whole rows follow each other in memory
+    if (inside && count[2] == size[2]) {  // whole rows follow each other in memory
       copy_pixels(images, at(d, from[1], 0), channels, count[1] * count[2], memory);
       memory += view.stride[0];
       continue;
     }
     for (int64_t h = from[1]; h < from[1] + count[1]; ++h, memory += view.stride[1]) {
       if (inside) {
-        std::fill_n(memory, left * kBlock<T>, T(0));
-        copy_pixels(images, at(d, h, from[2] + left), channels, right - left, memory + left * kBlock<T>);
-        std::fill_n(memory + right * kBlock<T>, (count[2] - right) * kBlock<T>, T(0));
+        copy_pixels(images, at(d, h, from[2]), channels, count[2], memory);
         continue;
       }
       const int64_t plane = border_pixel(d, size[0], border), line = border_pixel(h, size[1], border);

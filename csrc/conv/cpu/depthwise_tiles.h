@@ -94,8 +94,8 @@ void tile(const OutputRow<T>& row, int64_t first) {
   const Ending<T> ending = row.ending;
   const int64_t channel = row.channel, lanes = row.lanes, y_step = row.y_step;
   T* y = row.y + first * y_step;
-  if (row.vector == 0 &&
-      y_step > kBlock<T>) {  // where the next block's outputs will go: lines too far apart to be foreseen
+  // Where the next block's outputs will go: lines too far apart to be foreseen.
+  if (row.vector == 0 && y_step > kBlock<T>) {
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) __builtin_prefetch(y + i * y_step + kBlock<T>, 1);
   }
