@@ -32,9 +32,11 @@ constexpr const char* kOperators[] = {
     "linear_weight_grad(Tensor grad, Tensor input) -> Tensor",
     "bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias) -> Tensor",
     "bilinear_weight_grad(Tensor grad, Tensor input1, Tensor input2) -> Tensor",
-    // norm: train gives the output and the batch's mean and (biased) variance, in float32 at the least. backward in
-    // training measures the mean again where it is not in double, and does without it
-    "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
+    // norm: train gives the output and the batch's mean and (biased) variance, in float32 at the least, in double where
+    // the output will be computed from them again. backward in training measures the mean again where it is not in
+    // double, and does without it
+    "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, float eps, bool in_double=False) -> (Tensor, Tensor, "
+    "Tensor)",
     "batch_norm_statistics(Tensor input) -> (Tensor, Tensor)",
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, float momentum, "
     "SymInt count) -> ()",
@@ -53,6 +55,10 @@ constexpr const char* kOperators[] = {
     "batch_norm_add_clamp_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, "
     "Tensor? residual, Tensor? output, float eps, float low, float high, bool training) -> (Tensor grad_input, "
     "Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    // that, with grad and residual overwritten by the gradients of input and residual
+    "batch_norm_add_clamp_backward_(Tensor(a!) grad, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, "
+    "Tensor var, Tensor(b!)? residual, float eps, float low, float high, bool training) -> (Tensor grad_weight, "
+    "Tensor grad_bias)",
     // normalize: by statistics of a sample alone; shape is samples, groups, channels of a group, pixels, and sharing
     // "row", "group" or "pixel". Output, mean and (biased) variance; backward does without the mean, which is measured.
     "normalize(Tensor input, Tensor? weight, Tensor? bias, SymInt[] shape, str sharing, bool centred, float eps) -> "

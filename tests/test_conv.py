@@ -38,15 +38,14 @@ _ops = torch.ops.scratchnn
 
 # Error allowed, as a multiple of torch's own. Sums in another order are as good as torch's, up to chance.
 DIRECT = 2.0
-# Winograd's transforms (float32, 3x3, stride 1) trade a little accuracy for fewer multiplications: up to two and a half
+# Winograd's transforms (3x3, stride 1) trade a little accuracy for fewer multiplications: up to two and a half
 # times the error of a direct sum, somewhat more without fused multiply-add.
 WINOGRAD = 4.0
 
 
 def allowed(kernel_size: Any, options: dict[str, Any], dtype: torch.dtype) -> float:
-    winograd = (
-        tuple(kernel_size) == (3, 3) and options.get("stride", 1) == 1 and dtype in (torch.float32, torch.complex64)
-    )
+    half = dtype in (torch.bfloat16, torch.float16)  # rounded once at the end, which is more
+    winograd = tuple(kernel_size) == (3, 3) and options.get("stride", 1) == 1 and not half
     return WINOGRAD if winograd else DIRECT
 
 
@@ -1040,7 +1039,7 @@ def test_meta_device_refuses_what_the_processor_refuses() -> None:
         F.conv2d(X.to("meta"), torch.zeros(6, 4, 9, 9, device="meta"))
 
 
-# Winograd: 3x3, stride 1, float32.
+# Winograd: 3x3, stride 1.
 
 
 @pytest.fixture
@@ -1069,6 +1068,32 @@ def test_winograd_is_nearly_as_accurate_as_the_direct_sum(
             results[allow] = gradients(convolve, operands, grad)
         assert not torch.equal(results[True][0], results[False][0])
         assert_as_accurate(results[True], results[False], truth, WINOGRAD)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(2, 16, 9, 7), (1, 64, 4, 33), (3, 96, 14, 14), (1, 512, 8, 8)])
+def test_winograd_in_double_precision(
+    shape: tuple, padding: int, layout: torch.memory_format, winograd_setting: None
+) -> None:
+    """Numbers of few digits, whose products and sums are exact summed directly: what is left is Winograd's error."""
+
+    def short(*size: int) -> Tensor:
+        return torch.randint(-(1 << 12), 1 << 12, size).double().to(memory_format=layout)
+
+    def convolve(x: Tensor, w: Tensor) -> Tensor:
+        return F.conv2d(x, w, padding=padding)
+
+    for filters in (16, 48, 512):
+        operands = [short(*shape), short(filters, shape[1], 3, 3)]
+        grad = short(*torch.conv2d(*operands, padding=padding).shape)
+        found = gradients(convolve, operands, grad)
+        scratchnn.backends.conv.allow_winograd = False
+        exact = gradients(convolve, operands, grad)
+        scratchnn.backends.conv.allow_winograd = True
+        for name, mine, truth in zip(("y", "dx", "dw"), found, exact, strict=True):
+            assert torch.equal(truth, truth.round())
+            assert 0 < relative_error(mine, truth) < 16 * 2**-53, name
 
 
 def test_winograd_can_be_switched_off(winograd_setting: None) -> None:

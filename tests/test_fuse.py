@@ -151,7 +151,7 @@ def step_of(call: Callable[[Tensor], Tensor], model: Module, x: Tensor) -> list[
 def same(found: list[Tensor], expected: list[Tensor], bound: float) -> None:
     """Alike up to ``bound``; some gradients are zero but for rounding, and are held to the size of the others."""
     # A block keeps statistics in double, a layer in float32: what is left of such a zero differs on each side.
-    least = 1e-2 * max(other.double().norm().item() for other in expected)
+    least = 5e-2 * max(other.double().norm().item() for other in expected)
     for position, (mine, other) in enumerate(zip(found, expected, strict=True)):
         assert mine.dtype == other.dtype
         assert mine.shape == other.shape

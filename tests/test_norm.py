@@ -136,6 +136,12 @@ OPERATOR_SAMPLES = {
         for x, r, affine, statistics, limits in add_clamp_samples()
         for y, training in ((None, True), (torch.randn_like(x), False))
     ],
+    "batch_norm_add_clamp_backward_": lambda: [
+        (torch.randn_like(x), x, *affine, *statistics, None if r is None else r.clone(), 1e-5, *limits, training)
+        for x, r, affine, statistics, limits in add_clamp_samples()
+        for training in (True, False)
+        if r is None or r.stride() == x.stride()
+    ],
 }
 
 
@@ -772,6 +778,15 @@ def test_add_and_clamp(shape: tuple[int, ...], added: bool, limits: tuple[float,
                         assert torch.equal(passed, g)
                     else:
                         assert passed.numel() == 0
+                    if output is not None:
+                        continue
+                    written, through = torch.empty_like(x).copy_(grad), torch.empty_like(x).copy_(r)
+                    parameters = ops.batch_norm_add_clamp_backward_(
+                        written, x, weight, bias, mean, var, through if added else None, 1e-5, *limits, training
+                    )
+                    for mine, other in zip((written, *parameters), found, strict=True):
+                        assert torch.equal(mine, other)
+                    assert torch.equal(through, g if passed.numel() > 0 else r)
 
 
 def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
@@ -787,3 +802,6 @@ def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
         ops.batch_norm_add_clamp(x, None, None, mean, var, x.double(), 0.0, 0.0, 6.0)
     with pytest.raises(ValueError, match="is above the upper one"):
         ops.batch_norm_add_clamp(x, None, None, mean, var, x, 0.0, 6.0, 0.0)
+    with pytest.raises(RuntimeError, match="in the input's order of memory"):
+        last = x.to(memory_format=torch.channels_last)
+        ops.batch_norm_add_clamp_backward_(last, x, None, None, mean, var, None, 0.0, 0.0, 6.0, True)

@@ -9,14 +9,15 @@ namespace {
 std::atomic<bool> winograd_allowed = true;
 
 // The Winograd kernels work on whole register tiles of channels: 32, 64 and 128 bytes, twice a vector.
-int64_t winograd_channels(InstructionSet set) {
+int64_t winograd_channels(InstructionSet set, bool in_float32) {
+  const int64_t numbers = in_float32 ? 1 : 2;  // of float32 that take the place of one
   switch (set) {
     case InstructionSet::AVX512:
-      return 32;
+      return 32 / numbers;
     case InstructionSet::AVX2:
-      return 16;
+      return 16 / numbers;
     default:
-      return 8;
+      return 8 / numbers;
   }
 }
 
@@ -42,15 +43,15 @@ bool tiles_pay(const ConvGeometry& g) {
 // Why Winograd's kernels cannot, or should not, compute this; null where they do.
 const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
   const Extent ones{1, 1, 1};
-  const int64_t unit = winograd_channels(choose_instruction_set(g, true));
+  const int64_t unit = winograd_channels(choose_instruction_set(g, in_float32), in_float32);
   if (g.kernel != Extent{1, 3, 3} || g.input[0] != 1) return "it serves every kernel; Winograd's serves 3x3";
   if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
   if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
-  if (!in_float32) return "Winograd's kernels sum in float32";
   if (g.in_channels < 16 || g.out_channels < 16 || g.in_channels % unit != 0 || g.out_channels % unit != 0) {
     return unit == 32   ? "Winograd's takes multiples of 32 channels on this processor"
            : unit == 16 ? "Winograd's takes multiples of 16 channels on this processor"
-                        : "Winograd's takes multiples of 8 channels on this processor, from 16 on";
+           : unit == 8  ? "Winograd's takes multiples of 8 channels on this processor, from 16 on"
+                        : "Winograd's takes multiples of 4 channels on this processor, from 16 on";
   }
   if (!tiles_pay(g)) return "the map is too small for Winograd's tiles of 4x4";
   return winograd_allowed ? nullptr : "scratchnn.backends.conv.allow_winograd is off";

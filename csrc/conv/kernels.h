@@ -50,7 +50,7 @@ template <class S>
 inline ConvWeightGrad<S> grouped_weight_grad;
 
 // 3x3 of stride 1, by Winograd's F(4x4, 3x3) (winograd.cpp, winograd_weight_grad.cpp), where choice.cpp says
-// it serves; not for double.
+// it serves.
 template <class S>
 inline ConvForward<S> winograd_forward;
 template <class S>

@@ -135,10 +135,11 @@ Outputs batch_norm_add_clamp_train(const at::Tensor& input, const OptionalTensor
   return train(input, weight, bias, residual, eps, low, high, at::kDouble);
 }
 
-Outputs batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                         double eps) {
+Outputs batch_norm_train(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+                         bool in_double) {
   const Tail none;
-  return train(input, weight, bias, std::nullopt, eps, none.low, none.high, statistics_type(input));
+  const at::ScalarType type = in_double ? at::kDouble : statistics_type(input);
+  return train(input, weight, bias, std::nullopt, eps, none.low, none.high, type);
 }
 
 Statistics batch_norm_statistics(const at::Tensor& input) {
@@ -223,12 +224,14 @@ std::vector<double> first_numbers(const at::Tensor& x) {
 // the input, float32 beside a narrower one. That of the residual is grad within the limits; it is written where there
 // is a residual or an output, whichever the limits are seen by, and is else empty. In training, statistics in double
 // are taken as exact, and others measure the mean again; it need not be given then.
+//
+// `in_place`: grad becomes that of the input, and a residual its own.
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Gradients backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
                    const OptionalTensor& bias, const OptionalTensor& mean, const at::Tensor& variance,
                    const OptionalTensor& residual, const OptionalTensor& output, double eps, double low, double high,
-                   bool training) {
+                   bool training, bool in_place = false) {
   check_input(input);
   TORCH_CHECK(grad.sizes() == input.sizes(), "batch_norm_backward: expected grad of shape ", input.sizes(),
               ", but got ", grad.sizes());
@@ -250,8 +253,14 @@ Gradients backward(const at::Tensor& grad, const at::Tensor& input, const Option
   }
   const Tail none;
   const bool limited = low > none.low || high < none.high;
-  const at::Tensor dx = at::empty_like(x);
-  const at::Tensor passed = limited && (residual || output) ? at::empty_like(x) : dx;
+  if (in_place) {
+    TORCH_CHECK(!y, "batch_norm_backward: an output is not overwritten");
+    TORCH_CHECK(grad.strides() == x.strides() && (!residual || residual->strides() == x.strides()),
+                "batch_norm_backward: expected grad and residual in the input's order of memory, to overwrite them");
+  }
+  const at::Tensor dx = in_place ? grad : at::empty_like(x);
+  const bool apart = limited && (residual || output);
+  const at::Tensor passed = !apart ? dx : in_place ? *residual : at::empty_like(x);
   const at::Tensor none_written = at::empty({0}, input.options());
   const IndexSets sets = channel_sets(x, format);
   const int64_t channels = sets.groups;
@@ -296,6 +305,15 @@ Gradients batch_norm_add_clamp_backward(const at::Tensor& grad, const at::Tensor
   return backward(grad, input, weight, bias, mean, variance, residual, output, eps, low, high, training);
 }
 
+Statistics batch_norm_add_clamp_backward_(at::Tensor grad, const at::Tensor& input, const OptionalTensor& weight,
+                                          const OptionalTensor& bias, const at::Tensor& mean,
+                                          const at::Tensor& variance, OptionalTensor residual, double eps, double low,
+                                          double high, bool training) {
+  const auto [dx, dw, db, g] =
+      backward(grad, input, weight, bias, mean, variance, residual, std::nullopt, eps, low, high, training, true);
+  return {dw, db};
+}
+
 Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, const OptionalTensor& weight,
                             const OptionalTensor& mean, const at::Tensor& variance, double eps, bool training) {
   const Tail none;
@@ -315,6 +333,7 @@ TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
   library.impl("batch_norm_add_clamp_train", batch_norm_add_clamp_train);
   library.impl("batch_norm_add_clamp", batch_norm_add_clamp);
   library.impl("batch_norm_add_clamp_backward", batch_norm_add_clamp_backward);
+  library.impl("batch_norm_add_clamp_backward_", batch_norm_add_clamp_backward_);
 }
 
 }  // namespace scratchnn

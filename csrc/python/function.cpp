@@ -12,6 +12,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/object_ptr.h>
 #include <torch/version.h>
@@ -103,7 +104,8 @@ struct FunctionObject {
   PyObject* setup_context;
   PyObject* backward;
   PyObject* otherwise;
-  Operator* op;  // null where forward is to be called
+  Operator* op;     // null where forward is to be called
+  bool hands_over;  // backward is given its gradients to keep or to drop
   vectorcallfunc vectorcall;
 };
 
@@ -147,15 +149,35 @@ NodePtr pointer_to(FunctionNode* node) {
   return NodePtr::reclaim_copy(node);
 }
 
+// Whether nobody but the caller has this tensor, or memory of it.
+bool is_sole_owner(PyObject* object) {
+  if (Py_REFCNT(object) != 1 || !THPVariable_Check(object)) return false;
+  const at::Tensor& tensor = THPVariable_Unpack(object);
+  return tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1;
+}
+
 variable_list FunctionNode::apply(variable_list&& gradients) {
   pybind11::gil_scoped_acquire gil;
-  THPObjectPtr args = owned(PyTuple_New(static_cast<Py_ssize_t>(gradients.size()) + 1));
+  const auto gradient_count = static_cast<Py_ssize_t>(gradients.size());
+  const bool hands_over = function->hands_over;
+  THPObjectPtr args = owned(PyTuple_New(hands_over ? 3 : gradient_count + 1));
   PyTuple_SET_ITEM(args.get(), 0, share(reinterpret_cast<PyObject*>(context)));
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    const bool fill = context->materialize_grads && is_differentiable[i] && !gradients[i].defined();
-    PyObject* gradient = THPVariable_Wrap(fill ? input_metadata(i).zeros_like() : gradients[i]);
+  PyObject *list = nullptr, *sole = nullptr;  // in args
+  if (hands_over) {
+    PyTuple_SET_ITEM(args.get(), 1, list = owned(PyList_New(gradient_count)).release());
+    PyTuple_SET_ITEM(args.get(), 2, sole = owned(PyTuple_New(gradient_count)).release());
+  }
+  for (Py_ssize_t i = 0; i < gradient_count; ++i) {
+    at::Tensor given = std::move(gradients[i]);
+    const bool fill = context->materialize_grads && is_differentiable[i] && !given.defined();
+    PyObject* gradient = THPVariable_Wrap(fill ? input_metadata(i).zeros_like() : std::move(given));
     if (gradient == nullptr) throw_python_error();
-    PyTuple_SET_ITEM(args.get(), static_cast<Py_ssize_t>(i) + 1, gradient);
+    if (hands_over) {
+      PyTuple_SET_ITEM(sole, i, share(is_sole_owner(gradient) ? Py_True : Py_False));
+      PyList_SET_ITEM(list, i, gradient);
+    } else {
+      PyTuple_SET_ITEM(args.get(), i + 1, gradient);
+    }
   }
   running = true;
   THPObjectPtr result(PyObject_CallObject(function->backward, args.get()));
@@ -251,6 +273,16 @@ PyObject* context_saved_tensors(PyObject* self, void* /*closure*/) {
   END_HANDLE_TH_ERRORS
 }
 
+// The same, which are dropped by the node where nobody will run this backward pass again.
+PyObject* context_take_saved_tensors(PyObject* self, PyObject* /*none*/) {
+  HANDLE_TH_ERRORS
+  THPObjectPtr tensors = owned(context_saved_tensors(self, nullptr));
+  FunctionNode* node = as_context(self)->node;
+  if (node->running && !torch::autograd::get_current_graph_task_keep_graph()) node->release_variables();
+  return tensors.release();
+  END_HANDLE_TH_ERRORS
+}
+
 int context_clear(PyObject* self) {
   Context* context = as_context(self);
   Py_CLEAR(context->attributes);
@@ -283,6 +315,7 @@ void context_dealloc(PyObject* self) {
 PyMethodDef context_methods[] = {
     {"save_for_backward", context_save_for_backward, METH_VARARGS, nullptr},
     {"save_for_forward", context_save_for_forward, METH_VARARGS, nullptr},
+    {"take_saved_tensors", context_take_saved_tensors, METH_NOARGS, nullptr},
     {"mark_non_differentiable", context_mark_non_differentiable, METH_VARARGS, nullptr},
     {"mark_dirty", context_mark_dirty, METH_VARARGS, nullptr},
     {"set_materialize_grads", context_set_materialize_grads, METH_O, nullptr},
@@ -471,16 +504,19 @@ FunctionObject* as_function(PyObject* self) {
 
 PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   HANDLE_TH_ERRORS
-  static const char* const names[] = {"name", "forward", "setup_context", "backward", "otherwise", "operator", nullptr};
+  static const char* const names[] = {"name",      "forward",  "setup_context", "backward",
+                                      "otherwise", "operator", "hands_over",    nullptr};
   PyObject *name, *forward, *setup_context, *backward, *otherwise;
   const char* op = nullptr;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UOOOO|z", const_cast<char**>(names), &name, &forward, &setup_context,
-                                   &backward, &otherwise, &op)) {
+  int hands_over = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UOOOO|zp", const_cast<char**>(names), &name, &forward, &setup_context,
+                                   &backward, &otherwise, &op, &hands_over)) {
     return nullptr;
   }
   THPObjectPtr self = owned(type->tp_alloc(type, 0));
   FunctionObject* function = as_function(self.get());
   function->vectorcall = function_call;
+  function->hands_over = hands_over != 0;
   function->name = share(name);
   function->forward = share(forward);
   function->setup_context = share(setup_context);
@@ -530,10 +566,11 @@ PyMemberDef function_members[] = {
 };
 
 constexpr const char* kFunctionDoc =
-    "Function(name, forward, setup_context, backward, otherwise, operator=None)\n\n"
+    "Function(name, forward, setup_context, backward, otherwise, operator=None, hands_over=False)\n\n"
     "A call of it records the operation in torch's graph. forward is run by the operator of that name, if given, on "
     "the same arguments. Calls that are not ordinary go to otherwise, and those to be recorded where setup_context is "
-    "None.";
+    "None. Where hands_over, it is backward(ctx, gradients, sole): a list that it may empty, so that nobody holds what "
+    "it no longer needs, and for each whether nobody else has it, so that it may be overwritten.";
 
 PyType_Slot function_slots[] = {
     {Py_tp_doc, const_cast<char*>(kFunctionDoc)},
@@ -560,6 +597,7 @@ bool add_function_type(PyObject* module) {
   if (PyModule_AddObjectRef(module, "Node", reinterpret_cast<PyObject*>(&node_type)) < 0) return false;
   context_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&context_spec));
   if (context_type == nullptr) return false;
+  if (PyModule_AddObjectRef(module, "Context", reinterpret_cast<PyObject*>(context_type)) < 0) return false;
   PyObject* function_type = PyType_FromSpec(&function_spec);
   return function_type != nullptr && PyModule_AddObject(module, "Function", function_type) == 0;
 }

@@ -5,8 +5,9 @@
 as they exist anyway; the layer's input and its output are counted apart, as others may hold them as well.
 
 *Peak of a step* is the most that is allocated at any moment of forward, loss, backward and update, above what lived
-before it (the parameters, the optimizer's state, the batch). torch's allocator reports every allocation to the
-profiler, so it is exact, and the same from run to run. The kernels' scratch of each thread, which ours and torch's
+before it (the parameters, the optimizer's state, the batch). *Activations* are the same without what outlives the step,
+the parameters' gradients: all that a larger batch takes more of. torch's allocator reports every allocation to the
+profiler, so both are exact, and the same from run to run. The kernels' scratch of each thread, which ours and torch's
 libraries take from the system themselves, is not seen there; the growth of the process's resident memory, measured
 beside it, has whatever they take anew. Scratch that is kept from step to step is in neither.
 """
@@ -24,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from scratchnn.bench.cases import Case
 from scratchnn.bench.measure import Side, build_sides, compiled_side
 
 __all__ = [
+    "Change",
     "Kept",
     "KeptResult",
     "Peak",
@@ -98,10 +100,12 @@ class Peak:
 
     Attributes:
         allocated: by torch's allocator.
+        activations: of that, without what was allocated and stayed; its peak may be at another moment.
         resident: by the process; None where the system does not tell (it is Linux that does).
     """
 
     allocated: int
+    activations: int
     resident: int | None
 
 
@@ -132,8 +136,13 @@ class PeakResult:
 
     @property
     def ratio(self) -> float:
-        """Ours over torch's in the better format: below 1 is a win."""
+        """Ours over torch's in the better format, of all that is allocated: below 1 is a win."""
         return self.ours.allocated / self.torch[self.torch_format].allocated
+
+    @property
+    def activations_ratio(self) -> float:
+        """The same of activations."""
+        return self.ours.activations / min(peak.activations for peak in self.torch.values())
 
 
 def kept_for_backward(run: Callable[[], Tensor], inputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> Kept:
@@ -218,13 +227,36 @@ def peak_of(run: Callable[[], object], prepare: Callable[[], object] = lambda: N
         prepare: is called before each time.
     """
     prepare()
-    allocated = max(itertools.accumulate(allocations(run), initial=0))
+    changes = allocations(run)
+    lasting = _lasting(changes)
+    allocated = max(itertools.accumulate((change.bytes for change in changes), initial=0))
+    temporary = (0 if i in lasting else change.bytes for i, change in enumerate(changes))
+    activations = max(itertools.accumulate(temporary, initial=0))
     prepare()
-    return Peak(allocated, _peak_resident(run))
+    return Peak(allocated, activations, _peak_resident(run))
 
 
-def allocations(run: Callable[[], object]) -> list[int]:
-    """What torch's allocator gave out (above 0) and took back (below) while ``run`` ran, in order, in bytes."""
+class Change(NamedTuple):
+    """What torch's allocator gave out (above 0) or took back (below), in bytes, and where."""
+
+    bytes: int
+    address: int
+
+
+def _lasting(changes: list[Change]) -> set[int]:
+    """Which of the changes gave out what was not taken back, or took back what was there before."""
+    open_at: dict[int, int] = {}
+    lasting = set()
+    for i, change in enumerate(changes):
+        if change.bytes >= 0:
+            open_at[change.address] = i
+        elif open_at.pop(change.address, None) is None:
+            lasting.add(i)
+    return lasting | set(open_at.values())
+
+
+def allocations(run: Callable[[], object]) -> list[Change]:
+    """What torch's allocator gave out and took back while ``run`` ran, in order."""
     # Without a GPU the profiler would tell of it on each use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -233,7 +265,8 @@ def allocations(run: Callable[[], object]) -> list[int]:
         profiler.export_chrome_trace(file.name)
         events = json.loads(Path(file.name).read_text())["traceEvents"]
     changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
-    return [change["args"]["Bytes"] for change in sorted(changes, key=lambda event: event["ts"])]
+    changes.sort(key=lambda event: event["ts"])
+    return [Change(change["args"]["Bytes"], change["args"]["Addr"]) for change in changes]
 
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -14,7 +14,7 @@ from scratchnn.bench.targets import Standing
 
 __all__ = ["MemoryReport"]
 
-SCHEMA = 1
+SCHEMA = 2
 PEAK_GOALS = {LAYERS: 0.8, FUSED: 0.6}
 PEAK_NET = "CIFAR ResNet-18"
 
@@ -25,7 +25,13 @@ EXPLANATION = (
 )
 PEAK_EXPLANATION = (
     "peak of a training step: the most that torch's allocator gave out at once, above what lived before the step; "
-    "(resident): by how much the process grew. ratio = ours / torch's, in torch's better memory format."
+    "activations: the same without what outlives it, the parameters' gradients; (resident): by how much the process "
+    "grew. ratio = ours / torch's, in torch's better memory format."
+)
+
+_PEAK_COLUMNS = (
+    *("model", "scratchnn", "(resident)", "torch.nn", "(resident)", "ratio"),
+    *("activations", "torch.nn", "ratio", "compiled"),
 )
 
 
@@ -66,8 +72,9 @@ class MemoryReport:
         ]
         for side, goal in PEAK_GOALS.items():
             found = [result for result in self.peaks if (result.net, result.side) == (PEAK_NET, side)]
-            name = f"{PEAK_NET}, peak of a training step" + ("" if side == LAYERS else f", {side}")
-            standings.append(Standing(name, goal, found[0].ratio if found else None, len(found), at_most=True))
+            name = f"{PEAK_NET}, peak activation memory of a training step" + ("" if side == LAYERS else f", {side}")
+            ratio = found[0].activations_ratio if found else None
+            standings.append(Standing(name, goal, ratio, len(found), at_most=True))
         return standings
 
     def markdown(self) -> str:
@@ -84,8 +91,8 @@ class MemoryReport:
                 "",
                 PEAK_EXPLANATION,
                 "",
-                "| model | scratchnn | (resident) | torch.nn | (resident) | ratio | torch.compile |",
-                "|---|---:|---:|---:|---:|---:|---:|",
+                f"| {' | '.join(_PEAK_COLUMNS)} |",
+                "|---|" + "---:|" * (len(_PEAK_COLUMNS) - 1),
                 *(f"| {' | '.join(_peak_cells(result))} |" for result in self.peaks),
             ]
         if self.kept:
@@ -119,13 +126,13 @@ def peak_rows(results: Sequence[PeakResult], width: int) -> Iterator[str]:
     for result in results:
         name, *cells = _peak_cells(result)
         remark = f"torch in {result.torch_format}"
-        yield f"  {name:<{width}}" + "".join(f"{cell:>12}" for cell in cells) + f"  {remark}"
+        yield f"  {name:<{width}}" + "".join(f"{cell:>13}" for cell in cells) + f"  {remark}"
 
 
 def peak_header(width: int) -> str:
     """The heading of :func:`peak_rows`, in megabytes."""
-    names = ("scratchnn", "(resident)", "torch.nn", "(resident)", "ratio", "compiled")
-    return f"  {'model, MB at the peak':<{width}}" + "".join(f"{name:>12}" for name in names)
+    _, *names = _PEAK_COLUMNS
+    return f"  {'model, MB at the peak':<{width}}" + "".join(f"{name:>13}" for name in names)
 
 
 def _kept_cells(result: KeptResult) -> list[str]:
@@ -142,10 +149,17 @@ def _excess(result: KeptResult) -> str:
 
 
 def _peak_cells(result: PeakResult) -> list[str]:
-    theirs = result.torch[result.torch_format]
-    sizes = [result.ours.allocated, result.ours.resident, theirs.allocated, theirs.resident]
+    ours, theirs = result.ours, result.torch[result.torch_format]
+    activations = min(peak.activations for peak in result.torch.values())
     compiled = None if result.compiled is None else result.compiled.allocated
-    return [name_of(result.case, result.side), *map(_megabytes, sizes), f"{result.ratio:.2f}x", _megabytes(compiled)]
+    return [
+        name_of(result.case, result.side),
+        *map(_megabytes, (ours.allocated, ours.resident, theirs.allocated, theirs.resident)),
+        f"{result.ratio:.2f}x",
+        *map(_megabytes, (ours.activations, activations)),
+        f"{result.activations_ratio:.2f}x",
+        _megabytes(compiled),
+    ]
 
 
 def _megabytes(size: int | None) -> str:

@@ -87,13 +87,14 @@ def batch_norm_statistics(input: Tensor) -> tuple[Tensor, Tensor]:
 
 @decomposes("batch_norm_train")
 def batch_norm_train(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, in_double: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if in_double else _dtype(input)
     if input.numel() == 0:
-        return _finish(input.clone(), input), *(s.to(_dtype(input)) for s in batch_norm_statistics(input))
+        return _finish(input.clone(), input), *(s.to(dtype) for s in batch_norm_statistics(input))
     x, w, b = (_to(_dtype(input), tensor) for tensor in (input, weight, bias))
     y, mean, r = _aten._native_batch_norm_legit.no_stats(x, w, b, True, 0.0, eps)
-    return _finish(y, input), mean, (r.double() ** -2 - eps).clamp(min=0).to(x.dtype)
+    return _finish(y, input), mean.to(dtype), (r.double() ** -2 - eps).clamp(min=0).to(dtype)
 
 
 @decomposes("batch_norm_eval")
@@ -144,8 +145,8 @@ def batch_norm_add_clamp_train(
     low: float,
     high: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, var = batch_norm_train(_wide(input), *(_to(_dtype(input), p) for p in (weight, bias)), eps)
-    return _finish(_ended(y, residual, low, high), input), mean.double(), var.double()
+    y, *statistics = batch_norm_train(_wide(input), *(_to(_dtype(input), p) for p in (weight, bias)), eps, True)
+    return _finish(_ended(y, residual, low, high), input), *statistics
 
 
 @decomposes("batch_norm_add_clamp")
@@ -191,6 +192,24 @@ def batch_norm_add_clamp_backward(
     gradients = batch_norm_backward(g, input, weight, mean, var, eps, training)
     stored = limited and not (residual is None and output is None)
     return *gradients, _finish(g, input) if stored else input.new_empty(0)
+
+
+@decomposes("batch_norm_add_clamp_backward_")
+def batch_norm_add_clamp_backward_in_place(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    *rest: float,
+) -> tuple[Tensor, Tensor]:
+    dx, dw, db, g = batch_norm_add_clamp_backward(grad, input, weight, bias, mean, var, residual, None, *rest)
+    grad.copy_(dx)
+    if residual is not None and g.numel() > 0:
+        residual.copy_(g)
+    return dw, db
 
 
 # By statistics of a sample alone: of N x G x K x P, these dimensions share a mean and a variance.

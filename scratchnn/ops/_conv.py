@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from scratchnn.ops._common import Function, bilinear_tangent, output_size, suggest_memory_format, unfold
+from scratchnn.ops._recompute import is_recorded, way_to
 from scratchnn.ops._sum import ChannelSum, expand_channels
 
 __all__ = ["Conv", "ConvTranspose", "ConvWeightGrad", "Window"]
@@ -240,7 +241,10 @@ class Conv(Function, operator="conv"):
         input, weight, _, ctx.window = inputs
         # x is needed for dw alone, w for dx alone.
         needs_input, needs_weight, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.way, saved = None, (input if needs_weight else None,)
+        if needs_weight and is_recorded(ctx, input):
+            ctx.way, saved = way_to(input, output.numel() * weight[0].numel() / input.numel())
+        ctx.save_for_backward(weight if needs_input else None, *saved)
         ctx.save_for_forward(input, weight)
         ctx.input_size = input.shape[2:]
         ctx.kernel_size = weight.shape[2:]
@@ -249,11 +253,12 @@ class Conv(Function, operator="conv"):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, w = ctx.saved_tensors
+        w, *saved = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
         dx = ConvTranspose.call(dy, _conj(w), None, ctx.input_size, ctx.window) if needs_input else None
         dw = None
         if needs_weight:
+            x = saved[0] if ctx.way is None else ctx.way.input(saved, needs_input)
             dw = ConvWeightGrad.call(dy, _conj(x), ctx.kernel_size, ctx.window, ctx.channels_last)
         db = ChannelSum.call(dy) if needs_bias else None
         return dx, dw, db, None

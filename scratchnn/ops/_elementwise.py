@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from scratchnn.ops._common import Function
+from scratchnn.ops._recompute import cut_off, is_recorded
 
 _ops = torch.ops.scratchnn
 
@@ -42,6 +43,11 @@ class Row(NamedTuple):
     saves_output: bool = False
     in_place: str | None = None
     from_output: Callable[..., bool] = lambda *parameters: True
+
+    @property
+    def cuts_off(self) -> bool:
+        """Whether it is the identity between limits, and constant outside: see :attr:`Activation.limits`."""
+        return self.name in ("relu", "hardtanh")
 
 
 def _elu(x: Tensor, alpha: float, scale: float = 1.0, width: float = 1.0) -> Tensor:
@@ -130,6 +136,28 @@ OUTPUT_ROWS = [
 ]
 
 
+class Activation(NamedTuple):
+    """A row of :data:`ROWS` and its parameters."""
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return FUNCTIONS[self.name].call(input, *self.parameters)
+
+    def overwrite(self, input: Tensor) -> Tensor:
+        """The same, in the memory of the input where there is such an operation."""
+        function = FUNCTIONS_IN_PLACE.get(self.name)
+        return self(input) if function is None else function.call(input, *self.parameters)
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Those between which it is the identity, and constant outside, if it is of this kind."""
+        if self.name == "relu":
+            return 0.0, math.inf
+        return self.parameters if self.name == "hardtanh" else None
+
+
 def _mapped_first(info: Any, in_dims: tuple, *tensors: Tensor) -> list[Tensor]:
     return [
         tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -213,11 +241,28 @@ def _forward_derivative(gradient: str, u: Tensor, saved: Tensor, parameters: Seq
     return GRADIENTS[gradient].call(u.conj(), saved, *parameters).conj()
 
 
+def _save_source(ctx: Any, name: str, input: Tensor, output: Tensor) -> bool:
+    """Have the backward pass compute the output again, or find it computed, if it is known how."""
+    source = cut_off(input, output, Activation(name, tuple(ctx.parameters)))
+    if source is None:
+        return False
+    ctx.source = source.without_tensors()
+    ctx.save_for_backward(*source.saved())
+    return True
+
+
+def _output_of(ctx: Any) -> Tensor:
+    """The output of which the source was saved. It has no history, and none is needed: the slope is constant."""
+    output = ctx.source.restored(*ctx.saved_tensors).value()
+    ctx.source.memo.value = None  # this is the last that asks for it
+    return output
+
+
 def _function(row: Row) -> type[Function]:
     """The Function of a row: ``y = f(x)`` in new memory."""
     operator = getattr(_ops, row.name).default
     name, gradient = row.name, row.name + "_backward"
-    saves_output = row.saves_output
+    saves_output, cuts_off = row.saves_output, row.cuts_off
 
     def forward(input: Tensor, *parameters: float) -> Tensor:
         return operator(input, *parameters)
@@ -225,11 +270,14 @@ def _function(row: Row) -> type[Function]:
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, *ctx.parameters = inputs
         saved = output if saves_output else input
+        ctx.source = None
+        if cuts_off and is_recorded(ctx, output) and _save_source(ctx, name, input, output):
+            return
         ctx.save_for_backward(saved)
         ctx.save_for_forward(saved)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
+        saved = _output_of(ctx) if ctx.source is not None else ctx.saved_tensors[0]
         return GRADIENTS[gradient].call(grad, saved, *ctx.parameters), *(None for _ in ctx.parameters)
 
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
@@ -247,6 +295,7 @@ def _function_in_place(row: Row) -> type[Function]:
     """The Function of a row: ``x = f(x)``, with the derivative from the output, where that gives one."""
     operator = getattr(_ops, row.name + "_").default
     name, gradient = row.name, row.name + ("_output_backward" if row.in_place == "inverse" else "_backward")
+    cuts_off = row.cuts_off
 
     def forward(input: Tensor, *parameters: float) -> Tensor:
         operator(input, *parameters)
@@ -255,6 +304,9 @@ def _function_in_place(row: Row) -> type[Function]:
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         input, *ctx.parameters = inputs
         ctx.mark_dirty(input)
+        ctx.source = None
+        if cuts_off and is_recorded(ctx, output) and _save_source(ctx, name, input, output):
+            return
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
 
@@ -266,7 +318,7 @@ def _function_in_place(row: Row) -> type[Function]:
             )
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (output,) = ctx.saved_tensors
+        output = _output_of(ctx) if ctx.source is not None else ctx.saved_tensors[0]
         check(ctx.parameters)
         return GRADIENTS[gradient].call(grad, output, *ctx.parameters), *(None for _ in ctx.parameters)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scratchnn.ops._common import Function, suggest_memory_format
 from scratchnn.ops._norm_terms import Fold, Terms, kept, like, parameter_dtype
+from scratchnn.ops._recompute import is_computed_again, is_recorded, normalized
 
 __all__ = ["batch_norm"]
 
@@ -21,8 +22,10 @@ _ops = torch.ops.scratchnn
 
 
 @torch.library.register_fake("scratchnn::batch_norm_train")
-def _(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean = input.new_empty(input.shape[1], dtype=parameter_dtype(input))
+def _(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, in_double: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean = input.new_empty(input.shape[1], dtype=torch.float64 if in_double else parameter_dtype(input))
     return like(input), mean, torch.empty_like(mean)
 
 
@@ -136,6 +139,25 @@ def _(
     return like(input), grad_weight, torch.empty_like(grad_weight), like(input) if stored else input.new_empty(0)
 
 
+@torch.library.register_fake("scratchnn::batch_norm_add_clamp_backward_")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    low: float,
+    high: float,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = parameter_dtype(input) if weight is None else weight.dtype
+    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
+    return grad_weight, torch.empty_like(grad_weight)
+
+
 def count_of(input: Tensor) -> int:
     """How many numbers each channel has."""
     return input.numel() // max(input.shape[1], 1)
@@ -170,7 +192,7 @@ class BatchNormTrain(Function):
         running_var: Tensor | None,
         momentum: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output, mean, var = _ops.batch_norm_train(input, weight, bias, eps)
+        output, mean, var = _ops.batch_norm_train(input, weight, bias, eps, is_computed_again(input))
         if running_mean is not None:
             batch = (mean, var)
             if torch.compiler.is_exporting():  # there the operators are called bare, and this one refuses gradients
@@ -186,6 +208,10 @@ class BatchNormTrain(Function):
         ctx.bias = bias is not None
         ctx.mark_non_differentiable(mean, var)
         ctx.set_materialize_grads(False)
+        if is_recorded(ctx, input):
+            normalized(output[0], input, mean, var, weight, bias, ctx.eps)
+        if mean.dtype != parameter_dtype(input):
+            mean, var = (numbers.to(parameter_dtype(input)) for numbers in (mean, var))
         mean = kept(input, mean)
         ctx.save_for_backward(input, weight, mean, var)
         ctx.save_for_forward(input, weight, mean, var)

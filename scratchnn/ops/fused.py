@@ -30,14 +30,14 @@ from torch.compiler import is_dynamo_compiling
 from scratchnn import _C
 from scratchnn.ops._common import autocast, operation, output_size
 from scratchnn.ops._conv import Conv, ConvTranspose, ConvWeightGrad, Window, _is_channels_last
-from scratchnn.ops._elementwise import GRADIENTS, ROWS
+from scratchnn.ops._elementwise import GRADIENTS, ROWS, Activation
 from scratchnn.ops._recompute import (
     MOST_STEPS,
     NO_LIMITS,
-    Activation,
     Source,
     Step,
     batch_norm_add_clamp,
+    history,
     kept,
     recall,
     remember,
@@ -58,6 +58,7 @@ __all__ = ["Activation", "conv_batch_norm"]
 
 _add_clamp_train = operation("batch_norm_add_clamp_train")
 _add_clamp_backward = operation("batch_norm_add_clamp_backward")
+_add_clamp_overwrite = torch.ops.scratchnn.batch_norm_add_clamp_backward_.default
 _ROWS = {row.name: row for row in ROWS}
 
 
@@ -69,22 +70,9 @@ class _Call(NamedTuple):
     momentum: float
     input: Source
     residual: Source | None
-    histories: tuple[Tensor | None, Tensor | None]  # of input and residual: see _history
+    histories: tuple[Tensor | None, Tensor | None]  # of input and residual
     recompute: bool
     training: bool
-
-
-def _history_of(x: Tensor) -> Tensor:
-    return x.new_zeros(()).expand(x.shape)
-
-
-def _pass_on(ctx: Any, grad: Tensor) -> Tensor:
-    return grad
-
-
-# A zero of x's shape, in no memory, with x's history: added to what x is computed to be again, it makes that
-# differentiable by all that x came from.
-_history = _C.Function("History", _history_of, lambda ctx, inputs, output: None, _pass_on, _history_of, None)
 
 
 def _from_output(activation: Activation) -> bool:
@@ -167,15 +155,20 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     )
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradients: list[Tensor | None], sole: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    grad, overwritable = gradients[0], sole[0]
+    gradients.clear()
     if grad is None:
         return (None,) * 9
-    weight, bias, z, mean, var, norm_weight, norm_bias, output, *sources = ctx.saved_tensors
+    weight, bias, z, mean, var, norm_weight, norm_bias, output, *sources = ctx.take_saved_tensors()
     count = ctx.input.count
     input = ctx.input.restored(*sources[:count])
     residual = None if ctx.residual is None else ctx.residual.restored(*sources[count:])
+    del sources
     needs = ctx.needs_input_grad
     twice = torch.is_grad_enabled()
+    if ctx.memo is not None and not twice:
+        ctx.memo.value = None  # all that ask for it have been served
     x = None
     if twice:  # all that follows is to be differentiated by x and by the weights, on which z depends
         x = _connected(input, ctx.histories[0])
@@ -184,10 +177,20 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     limits, rest = split(activation)
     within_kernel = activation is not None and rest is None
     if within_kernel and not twice and not torch._C._are_functorch_transforms_active():
-        added = None if residual is None else residual.value()
-        dz, d_norm_weight, d_norm_bias, g = _add_clamp_backward(
-            grad, z, norm_weight, norm_bias, mean, var, added, output, eps, *limits, ctx.training
-        )
+        norm = (norm_weight, norm_bias, mean, var)
+        overwritable = overwritable and output is None and grad.stride() == z.stride()
+        added = None
+        if residual is not None:
+            overwritable = overwritable and len(residual.steps) > 0
+            added = residual.fresh() if overwritable else residual.value()
+            overwritable = overwritable and added.stride() == z.stride()
+        if overwritable:
+            dz, g = grad, added
+            d_norm_weight, d_norm_bias = _add_clamp_overwrite(dz, z, *norm, g, eps, *limits, ctx.training)
+        else:
+            dz, d_norm_weight, d_norm_bias, g = _add_clamp_backward(
+                grad, z, *norm, added, output, eps, *limits, ctx.training
+            )
         del added
     elif activation is None:
         g = grad
@@ -204,17 +207,15 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         g = GRADIENTS[f"{activation.name}_backward"].call(grad, saved, *activation.parameters)
         del saved
         dz, d_norm_weight, d_norm_bias = BatchNormBackward.call(g, z, norm_weight, mean, var, eps, ctx.training)
-    if ctx.memo is not None and not twice:
-        ctx.memo.value = None  # this is the last that asks for it
     d_residual = g if needs[5] else None
-    del z, output, g, grad
-    dx = ConvTranspose.call(dz, weight, None, ctx.input_size, ctx.window) if needs[0] else None
+    del z, output, g, grad, residual
     dw = None
-    if needs[1]:
+    if needs[1]:  # before dx, which takes the memory of x
         x = input.value() if x is None else x
         dw = ConvWeightGrad.call(dz, x, ctx.kernel_size, ctx.window, ctx.channels_last)
+    del x, input
     return (
-        dx,
+        ConvTranspose.call(dz, weight, None, ctx.input_size, ctx.window) if needs[0] else None,
         dw,
         ChannelSum.call(dz) if needs[2] else None,
         d_norm_weight if needs[3] else None,
@@ -226,10 +227,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     )
 
 
-def _connected(source: Source, history: Tensor | None) -> Tensor:
+def _connected(source: Source, past: Tensor | None) -> Tensor:
     """The value of a source, differentiable by what it came from."""
     value = source.value()
-    return value if history is None or not source.steps else value + history
+    return value if past is None or not source.steps else value + past
 
 
 def _before_activation(
@@ -276,7 +277,7 @@ def _added_and_activated(y: Tensor, residual: Tensor | None, activation: Activat
     return y if activation is None else activation(y)
 
 
-_conv_batch_norm = _C.Function("ConvBatchNorm", _forward, _setup_context, _backward, _separately, None)
+_conv_batch_norm = _C.Function("ConvBatchNorm", _forward, _setup_context, _backward, _separately, None, hands_over=True)
 
 
 def conv_batch_norm(
@@ -335,8 +336,8 @@ def _linked(call: _Call, input: Tensor, residual: Tensor | None) -> _Call:
         return call
     source, added = recall(input), None if residual is None else recall(residual)
     histories = (
-        None if source is None or not source.steps or not input.requires_grad else _history(input),
-        None if added is None or not added.steps or not residual.requires_grad else _history(residual),
+        None if source is None or not source.steps or not input.requires_grad else history(input),
+        None if added is None or not added.steps or not residual.requires_grad else history(residual),
     )
     return call._replace(input=source or call.input, residual=added, histories=histories)
 

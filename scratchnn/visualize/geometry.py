@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn.modules import conv, pooling
 
-from scratchnn import functional
+from scratchnn import backends, functional
 from scratchnn.ops._common import output_size
 from scratchnn.visualize._figure import DARK, GREY, ORANGE, SERIES, UNSIGNED, bare, describe, grid, new_figure
 from scratchnn.visualize.layers import named_layers
@@ -171,13 +171,14 @@ def influence(model: torch.nn.Module, inputs: Tensor, names: Iterable[str] | Non
     for name, module in modules.items():
         module.register_forward_hook(keep(name))
     x = inputs.detach().double().requires_grad_()
-    twin(x)
     generator = torch.Generator().manual_seed(0)
     fields = {}
-    for name, centre in outputs.items():
-        mix = torch.randn(centre.shape, generator=generator, dtype=torch.float64).to(centre.device)
-        (gradient,) = torch.autograd.grad((mix * centre).sum(), x, retain_graph=True)
-        fields[name] = gradient.abs().mean(dim=(0, 1)).cpu()
+    with backends.conv.flags(allow_winograd=False):  # whose zeros are not exact
+        twin(x)
+        for name, centre in outputs.items():
+            mix = torch.randn(centre.shape, generator=generator, dtype=torch.float64).to(centre.device)
+            (gradient,) = torch.autograd.grad((mix * centre).sum(), x, retain_graph=True)
+            fields[name] = gradient.abs().mean(dim=(0, 1)).cpu()
     return fields
 
 

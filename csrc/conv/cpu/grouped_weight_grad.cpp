@@ -17,7 +17,8 @@ constexpr int64_t kChunks = 8;             // of the bands, at most
 constexpr int64_t kBlockBytes = 12 << 10;  // of a band, one block's input
 constexpr int64_t kBandBytes = 192 << 10;  // of a band, input and gradient of all blocks of a task
 constexpr int64_t kTasksPerThread = 8;
-constexpr int kChannelsTogether = 4;  // of a group: with three taps twelve sums
+constexpr int kChannelsTogether = 4;    // of a group: with three taps twelve sums
+constexpr int64_t kProductsInSum = 64;  // sums of sums are more exact than one long sum
 
 // Taps whose sums are in registers together. `in_row`: what lies under one tap of a position lies under the tap before
 // of the next one.
@@ -102,6 +103,15 @@ __attribute__((noinline)) void add_band(const BlockRows<T>& rows, const int64_t*
   Vec<T> sums[channels][taps];
 #pragma GCC unroll 16
   for (int i = 0; i < channels * taps; ++i) sums[i / taps][i % taps] = Vec<T>{};
+  const auto deliver = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int i = 0; i < channels * taps; ++i) {
+      T* sum = memory + i * kLanes<T>;
+      store(sum, load(sum) + sums[i / taps][i % taps]);
+      sums[i / taps][i % taps] = Vec<T>{};
+    }
+  };
+  int64_t products = 0;
   const int64_t x_step = rows.x_stride[2], dy_step = rows.dy_stride[2], length = rows.band.size[2];
   for_each_row(rows.band, [&](int64_t, int64_t n, int64_t d, int64_t h) __attribute__((always_inline)) {
     const T* row = rows.x + n * rows.x_image_stride + d * rows.x_stride[0] + h * rows.x_stride[1] + channel;
@@ -115,17 +125,23 @@ __attribute__((noinline)) void add_band(const BlockRows<T>& rows, const int64_t*
       for (int r = 0; r < taps; ++r) x[r] += count * x_step;
       dy += count * dy_step;
     };
-    int64_t w = 0;
 #pragma GCC unroll 1
-    for (; w + kPositions <= length; w += kPositions) step(std::integral_constant<int, kPositions>());
+    for (int64_t left = length; left > 0;) {
+      const int64_t run = std::min(left, kProductsInSum - products);
+      int64_t w = 0;
 #pragma GCC unroll 1
-    for (; w < length; ++w) step(std::integral_constant<int, 1>());
+      for (; w + kPositions <= run; w += kPositions) step(std::integral_constant<int, kPositions>());
+#pragma GCC unroll 1
+      for (; w < run; ++w) step(std::integral_constant<int, 1>());
+      left -= run;
+      products += run;
+      if (products == kProductsInSum) {
+        deliver();
+        products = 0;
+      }
+    }
   });
-#pragma GCC unroll 16
-  for (int i = 0; i < channels * taps; ++i) {
-    T* sum = memory + i * kLanes<T>;
-    store(sum, load(sum) + sums[i / taps][i % taps]);
-  }
+  deliver();
 }
 
 // The same for all channels of the group: sums[channel][tap][lane].

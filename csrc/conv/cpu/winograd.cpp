@@ -22,8 +22,9 @@ constexpr int64_t kSlice = 256;       // input channels of which a panel's filte
 
 // Tiles of a block: the points of its inputs fill about half of the second-level cache, but enough tiles to use each
 // loaded filter often.
+template <class T>
 int64_t block_tiles(int64_t channels) {
-  return channels <= 16 ? 96 : 48;
+  return (channels <= 16 ? 96 : 48) * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
 }
 
 // The filters of one panel and input channel to points: taps and points lie `plane` apart.
@@ -182,7 +183,7 @@ void correlate_in_blocks(const Work<S>& w) {
   });
 
   // As many blocks for each thread: which tiles share a block never changes a result.
-  int64_t blocks = (tiles.total() + block_tiles(in_channels) - 1) / block_tiles(in_channels);
+  int64_t blocks = (tiles.total() + block_tiles<T>(in_channels) - 1) / block_tiles<T>(in_channels);
   if (blocks > 1) blocks = std::min(tiles.total(), round_up(blocks, thread_count()));
   const int64_t most = (tiles.total() + blocks - 1) / blocks;
   const int64_t width = std::min(out_channels, kOutChannels);  // of a chunk of output channels
@@ -306,6 +307,7 @@ void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> we
   SCRATCHNN_REGISTER_KERNEL(winograd_forward<S>, &forward<S>); \
   SCRATCHNN_REGISTER_KERNEL(winograd_input_grad<S>, &input_grad<S>);
 SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
 SCRATCHNN_REGISTER(BFloat16)
 SCRATCHNN_REGISTER(Half)
 #undef SCRATCHNN_REGISTER

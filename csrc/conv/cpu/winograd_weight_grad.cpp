@@ -219,6 +219,7 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
 }  // namespace
 
 SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<float>, &weight_grad<float>);
+SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<double>, &weight_grad<double>);
 SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<BFloat16>, &weight_grad<BFloat16>);
 SCRATCHNN_REGISTER_KERNEL(winograd_weight_grad<Half>, &weight_grad<Half>);
 
