@@ -21,7 +21,8 @@ class Conv:
         It takes a quarter of the multiplications (Lavin & Gray 2015). Its relative
         error is about 3 times torch's, whatever the number of channels, and up to 4 times on images as small as 4x4.
         An infinity or NaN in the input spoils all outputs of the 4x4 tiles that read it, and very large inputs
-        overflow earlier, and a gradient that is zero may come out as a rounding error. Switched off, such convolutions are summed directly. The setting holds for the whole process.
+        overflow earlier, and a gradient that is zero may come out as a rounding error. Switched off, such convolutions
+        are summed directly. The setting holds for the whole process.
         """
         return torch.ops.scratchnn.allow_winograd()
 

@@ -802,6 +802,6 @@ def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
         ops.batch_norm_add_clamp(x, None, None, mean, var, x.double(), 0.0, 0.0, 6.0)
     with pytest.raises(ValueError, match="is above the upper one"):
         ops.batch_norm_add_clamp(x, None, None, mean, var, x, 0.0, 6.0, 0.0)
+    last = x.to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="in the input's order of memory"):
-        last = x.to(memory_format=torch.channels_last)
         ops.batch_norm_add_clamp_backward_(last, x, None, None, mean, var, None, 0.0, 0.0, 6.0, True)

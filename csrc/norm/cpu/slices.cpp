@@ -23,6 +23,7 @@ constexpr int64_t kMostChunks = 16;      // chunks of a set
 constexpr int64_t kGrain = 32768;        // numbers a thread must have to be worth waking
 constexpr int64_t kSetsWorthFusing = 8;  // with fewer sets than this, threads share a set
 constexpr int64_t kLongRun = 1024;       // numbers
+constexpr int64_t kSetBytes = 160 << 10;  // of sets that stay in the second-level cache while the next one comes
 
 // The numbers of a set: `outer` runs of length `inner`, cut into chunks of whole runs.
 struct Runs {
@@ -37,6 +38,10 @@ struct Runs {
   // From a number to what memory is asked for meanwhile: its like in the next run, where runs are too short for the
   // processor to see what comes.
   int64_t ahead() const { return geometry.inner <= kLongRun ? geometry.sets * geometry.inner : 0; }
+
+  // From a number to its like in the next set, asked of memory while a set that is in the cache is gone through for the
+  // second time: memory would have nothing to do but to take what is written. `bytes`: that a set has of each number.
+  int64_t next(int64_t bytes) const { return geometry.count() * bytes <= kSetBytes ? geometry.inner : 0; }
 
   int64_t start(int64_t outer, int64_t set) const { return (outer * geometry.sets + set) * geometry.inner; }
 
@@ -174,11 +179,12 @@ Moments chunk_moments(const Runs& runs, const S* input, int64_t set, int64_t chu
 
 template <class S, class Full, class Finish>
 SCRATCHNN_INLINE void apply_forward(const ForwardLine<Wide<S>>& line, const S* x, S* y, int64_t start, int64_t length,
-                                    int64_t ahead, Full full, const Finish& finish) {
+                                    int64_t ahead, int64_t next, Full full, const Finish& finish) {
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
   for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
-    __builtin_prefetch(y + start + i + ahead, 1);
+    if constexpr (!std::is_same_v<Full, Streamed>) __builtin_prefetch(y + start + i + ahead, 1);
+    __builtin_prefetch(x + start + i + next, 0, 2);
     const Vec<T> n = fma(part.read(x + start + i) - centre, scale, offset);
     part.write(y + start + i, finish(part, n, start + i));
   });
@@ -210,7 +216,7 @@ void norm_train(const Interleaved& geometry, const S* input, S* output, const do
         with_finish(ending, [&](const auto& finish) {
           with_vectors(streamed, [&](auto full) {
             runs.for_each(set, chunk, [&](int64_t start) {
-              apply_forward(line, input, output, start, geometry.inner, runs.ahead(), full, finish);
+              apply_forward(line, input, output, start, geometry.inner, runs.ahead(), runs.next(sizeof(S)), full, finish);
             });
           });
         });
@@ -231,7 +237,7 @@ void norm_eval(const Interleaved& geometry, const S* input, S* output, const dou
     with_finish(ending, [&](const auto& finish) {
       with_vectors(streamed, [&](auto full) {
         for (int64_t i = first; i < last; ++i) {
-          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, 0, full, finish);
+          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, 0, 0, full, finish);
         }
       });
     });
@@ -272,12 +278,14 @@ GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_
 
 template <class S, class Full>
 SCRATCHNN_INLINE void apply_backward(const BackwardLine<Wide<S>>& line, const S* g, const S* x, S* dx, int64_t start,
-                                     int64_t length, int64_t ahead, Full full) {
+                                     int64_t length, int64_t ahead, int64_t next, Full full) {
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
   for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
-    __builtin_prefetch(dx + start + i + ahead, 1);
+    if constexpr (!std::is_same_v<Full, Streamed>) __builtin_prefetch(dx + start + i + ahead, 1);
+    __builtin_prefetch(x + start + i + next, 0, 2);
+    __builtin_prefetch(g + start + i + next, 0, 2);
     const Vec<T> by_input = fma(part.read(x + start + i) - centre, input_scale, offset);
     part.write(dx + start + i, fma(part.read(g + start + i), grad_scale, by_input));
   });
@@ -323,7 +331,7 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
                                    share * grad_weight[set]);
         with_vectors(streamed, [&](auto full) {
           runs.for_each(set, chunk, [&](int64_t i) {
-            apply_backward(line, passed, input, grad_input, i, geometry.inner, runs.ahead(), full);
+            apply_backward(line, passed, input, grad_input, i, geometry.inner, runs.ahead(), runs.next(2 * sizeof(S)), full);
           });
         });
       });
