@@ -17,12 +17,12 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlockVectors = 64;    // whose numbers are summed in their own precision: four times 16 additions
-constexpr int64_t kChunk = 8192;         // numbers in a chunk, at the least
-constexpr int64_t kMostChunks = 16;      // chunks of a set
-constexpr int64_t kGrain = 32768;        // numbers a thread must have to be worth waking
-constexpr int64_t kSetsWorthFusing = 8;  // with fewer sets than this, threads share a set
-constexpr int64_t kLongRun = 1024;       // numbers
+constexpr int64_t kBlockVectors = 64;     // whose numbers are summed in their own precision: four times 16 additions
+constexpr int64_t kChunk = 8192;          // numbers in a chunk, at the least
+constexpr int64_t kMostChunks = 16;       // chunks of a set
+constexpr int64_t kGrain = 32768;         // numbers a thread must have to be worth waking
+constexpr int64_t kSetsWorthFusing = 8;   // with fewer sets than this, threads share a set
+constexpr int64_t kLongRun = 1024;        // numbers
 constexpr int64_t kSetBytes = 160 << 10;  // of sets that stay in the second-level cache while the next one comes
 
 // The numbers of a set: `outer` runs of length `inner`, cut into chunks of whole runs.
@@ -216,7 +216,8 @@ void norm_train(const Interleaved& geometry, const S* input, S* output, const do
         with_finish(ending, [&](const auto& finish) {
           with_vectors(streamed, [&](auto full) {
             runs.for_each(set, chunk, [&](int64_t start) {
-              apply_forward(line, input, output, start, geometry.inner, runs.ahead(), runs.next(sizeof(S)), full, finish);
+              apply_forward(line, input, output, start, geometry.inner, runs.ahead(), runs.next(sizeof(S)), full,
+                            finish);
             });
           });
         });
@@ -237,7 +238,8 @@ void norm_eval(const Interleaved& geometry, const S* input, S* output, const dou
     with_finish(ending, [&](const auto& finish) {
       with_vectors(streamed, [&](auto full) {
         for (int64_t i = first; i < last; ++i) {
-          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, 0, 0, full, finish);
+          apply_forward(lines[i % geometry.sets], input, output, i * geometry.inner, geometry.inner, 0, 0, full,
+                        finish);
         }
       });
     });
@@ -331,7 +333,8 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
                                    share * grad_weight[set]);
         with_vectors(streamed, [&](auto full) {
           runs.for_each(set, chunk, [&](int64_t i) {
-            apply_backward(line, passed, input, grad_input, i, geometry.inner, runs.ahead(), runs.next(2 * sizeof(S)), full);
+            apply_backward(line, passed, input, grad_input, i, geometry.inner, runs.ahead(), runs.next(2 * sizeof(S)),
+                           full);
           });
         });
       });
