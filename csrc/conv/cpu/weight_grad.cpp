@@ -3,7 +3,8 @@
 // The sum runs over all pixels of the batch, so it is cut into chunks, a fixed number whatever the number of
 // threads, each with sums of its own that are added up in order at the end: the result is the same for any number
 // of threads. Within a band, the rows of a tile are output channels (of dy, packed) and its columns lie along
-// the input's channels, side by side in memory.
+// the input's channels, side by side in memory. Where there are too few of those, as in a network's first layer, it is
+// the other way round: rows are the patch's numbers, and columns lie along dy's channels, where they are.
 #include <algorithm>
 
 #include "common/gemm.h"
@@ -202,11 +203,118 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   });
 }
 
+// sums[r][j] += sum over p of x[x_offsets[p] + r] dy[dy_offsets[p] + j] for kTileColumns j.
+template <int rows, class T>
+__attribute__((noinline)) void accumulate_in_place(const T* x, const int64_t* x_offsets, const T* dy,
+                                                   const int64_t* dy_offsets, int64_t count, T* sums, int64_t stride) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t p = 0; p < count;) {
+    const int64_t last = std::min(p + kOuterProducts, count);
+    Vec<T> own[rows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) own[r][0] = own[r][1] = Vec<T>{};
+#pragma GCC unroll 2
+    for (; p < last; ++p) {
+      const T* numbers = x + x_offsets[p];
+      Vec<T> b0 = load(dy + dy_offsets[p]), b1 = load(dy + dy_offsets[p] + lanes);
+      SCRATCHNN_KEEP_IN_REGISTER(b0);
+      SCRATCHNN_KEEP_IN_REGISTER(b1);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        multiply_add<T, T>(numbers + r, b0, own[r][0]);
+        multiply_add<T, T>(numbers + r, b1, own[r][1]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      store(sums + r * stride, load(sums + r * stride) + own[r][0]);
+      store(sums + r * stride + lanes, load(sums + r * stride + lanes) + own[r][1]);
+    }
+  }
+}
+
+// For few input channels and one group: neither patches nor dy are written out.
+template <class S>
+void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Images<const S> input,
+                                 Filters<S> grad_weight) {
+  using T = Wide<S>;
+  constexpr int64_t columns = kTileColumns<T>;
+  const Correlation correlation = forward_correlation(g);
+  const Extent low = correlation.first_offset(), high = correlation.last_offset();
+  const Bands bands(g.batch, g.output, kBandPixels, g.batch);
+  const int64_t patch = g.taps() * g.in_channels, width = round_up(g.out_channels, columns);
+  const int64_t worth = g.batch * volume(g.output) / kChunkPixels;
+  const int64_t chunks = std::clamp<int64_t>(std::min(worth, bands.total()), 1, kChunks);
+  T* sums = scratch<T>(chunks * patch * width, Scratch::kCall);  // sums[chunk][number of the patch][k]
+  const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
+  const int64_t x_size = round_up(bands.most_images() * volume(largest.size) * g.in_channels, 16);
+  const int64_t dy_size = round_up(bands.most_pixels() * g.out_channels + columns, 16);  // columns may read past the end
+  const bool in_place = g.out_channels % columns == 0;
+
+  parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    T* x_memory = scratch<T>(x_size + dy_size + 2 * bands.most_pixels() * static_cast<int64_t>(sizeof(int64_t) / 4));
+    T* dy_memory = x_memory + x_size;
+    int64_t* x_offsets = reinterpret_cast<int64_t*>(dy_memory + dy_size);
+    int64_t* dy_offsets = x_offsets + bands.most_pixels();
+    std::vector<Segment> segments;
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      T* own = sums + chunk * patch * width;
+      std::fill_n(own, patch * width, T(0));
+      for (int64_t index = bands.total() * chunk / chunks; index < bands.total() * (chunk + 1) / chunks; ++index) {
+        const Band band = bands[index];
+        const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
+        const PixelView<T> x =
+            view_rectangle(input, band, 0, g.in_channels, rectangle, g.border, /*may_read_in_place=*/false, x_memory);
+        const PixelView<T> dy = view_rectangle(grad, band, 0, g.out_channels, Rectangle{band.first, band.size},
+                                               Border::kZeros, in_place, dy_memory);
+        segments_of(correlation, low, x, g.in_channels, segments);
+        for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
+          x_offsets[p] = n * x.image_stride + d * g.stride[0] * x.stride[0] + h * g.stride[1] * x.stride[1] +
+                         w * g.stride[2] * x.stride[2];
+          dy_offsets[p] = n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2];
+        });
+        for (int64_t k = 0; k < g.out_channels; k += columns) {
+          T* to = own + k;
+          for (const Segment& segment : segments) {
+            for_each_tile(segment.length, [&](int64_t first, int64_t rows) {
+              with_rows(rows, [&](auto count) {
+                accumulate_in_place<count>(x.data + segment.offset + first, x_offsets, dy.data + k, dy_offsets,
+                                           band.pixels(), to + first * width, width);
+              });
+            });
+            to += segment.length * width;
+          }
+        }
+      }
+    }
+  });
+
+  // Add up the chunks, in order, into the weight's own layout.
+  parallel_for(0, patch, 1 + 16384 / (width * chunks), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      T* row = sums + r * width;
+      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
+        const T* other = row + chunk * patch * width;
+        for (int64_t k = 0; k < width; k += kLanes<T>) store(row + k, load(row + k) + load(other + k));
+      }
+      S* to = grad_weight.data + r % g.in_channels * grad_weight.in_stride + r / g.in_channels * grad_weight.tap_stride;
+      for (int64_t k = 0; k < g.out_channels; ++k) write_one(to + k * grad_weight.out_stride, row[k]);
+    }
+  });
+}
+
+// Whether an input's channels side by side are too few for a tile's columns, and the output's are not.
+template <class T>
+bool has_few_channels(const ConvGeometry& g) {
+  return g.groups == 1 && 3 * g.in_channels <= kTileColumns<T> && 2 * g.out_channels >= kTileColumns<T>;
+}
+
 template <class S>
 void weight_grad(const ConvGeometry& geometry, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   if constexpr (kMultipliesPairs<S>) {
     if (multiplies_pairs()) return weight_grad_in<S>(geometry, grad, input, grad_weight);
   }
+  if (has_few_channels<Wide<S>>(geometry)) return weight_grad_of_few_channels(geometry, grad, input, grad_weight);
   weight_grad_in<Wide<S>>(geometry, grad, input, grad_weight);
 }
 
