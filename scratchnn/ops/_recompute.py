@@ -8,8 +8,8 @@ residual r is such a y in its turn, or one that is kept. A :class:`Source` lists
 Fused blocks (:mod:`scratchnn.ops.fused`) keep sources wherever they can. Layers one by one do so where it costs next
 to nothing: batch norm tells where its output comes from (:func:`normalized`), an activation that only cuts numbers off
 hands that on and keeps nothing itself (:func:`cut_off`), and a convolution keeps the source in place of its input if
-its own backward pass takes far longer than computing the input again (:class:`Kept`). The activation comes after the
-convolution in the backward pass, and finds there what the convolution had.
+its own backward pass takes far longer than computing the input again (:func:`way_to`). The activation comes after the
+convolution in the backward pass, and finds in the memo what the convolution had.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ MOST_STEPS = 3
 _LEAST_BYTES, _LEAST_PRODUCTS = 1 << 20, 256
 
 _layers_recompute = True
-
 
 NO_LIMITS = -math.inf, math.inf
 
