@@ -229,6 +229,15 @@ def _vmap(
     return unfold(output, 1, size), 1
 
 
+def _operands(ctx: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The x and w of a convolution, as far as they are needed; x may have to be computed again."""
+    w, *saved = ctx.saved_tensors
+    needs_input, needs_weight, *_ = ctx.needs_input_grad
+    if not needs_weight or ctx.way is None:
+        return saved[0], w
+    return ctx.way.input(saved, needs_input), w
+
+
 class Conv(Function, operator="conv"):
     """``y = conv(x, w) + b``."""
 
@@ -253,12 +262,11 @@ class Conv(Function, operator="conv"):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        w, *saved = ctx.saved_tensors
+        x, w = _operands(ctx)
         needs_input, needs_weight, needs_bias, _ = ctx.needs_input_grad
         dx = ConvTranspose.call(dy, _conj(w), None, ctx.input_size, ctx.window) if needs_input else None
         dw = None
         if needs_weight:
-            x = saved[0] if ctx.way is None else ctx.way.input(saved, needs_input)
             dw = ConvWeightGrad.call(dy, _conj(x), ctx.kernel_size, ctx.window, ctx.channels_last)
         db = ChannelSum.call(dy) if needs_bias else None
         return dx, dw, db, None

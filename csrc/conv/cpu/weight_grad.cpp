@@ -248,7 +248,8 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
   T* sums = scratch<T>(chunks * patch * width, Scratch::kCall);  // sums[chunk][number of the patch][k]
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
   const int64_t x_size = round_up(bands.most_images() * volume(largest.size) * g.in_channels, 16);
-  const int64_t dy_size = round_up(bands.most_pixels() * g.out_channels + columns, 16);  // columns may read past the end
+  const int64_t dy_size =
+      round_up(bands.most_pixels() * g.out_channels + columns, 16);  // columns may read past the end
   const bool in_place = g.out_channels % columns == 0;
 
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
