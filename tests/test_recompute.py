@@ -50,6 +50,16 @@ def gradients(model: Callable[[Tensor], Tensor], parameters: list[Tensor], x: Te
     return [*torch.autograd.grad(y.square().sum(), [x, *parameters], **options), y]
 
 
+def assert_the_same_bits(model: Module, x: Tensor) -> None:
+    """Whether inputs are kept or computed again."""
+    found = []
+    for again in (False, True):
+        scratchnn.backends.conv.recompute_input = again
+        found.append(gradients(model, list(model.parameters()), x))
+    for kept, computed in zip(*found, strict=True):
+        assert torch.equal(kept, computed)
+
+
 def kept_bytes(model: Module, x: Tensor) -> int:
     """What is allocated and stays while the output does."""
     outputs: list[Tensor] = []
@@ -72,12 +82,7 @@ ACTIVATIONS: dict[str, Callable[[], Module]] = {
 def test_the_same_bits(activation: str, memory_format: str, dtype: torch.dtype) -> None:
     model = stack(ACTIVATIONS[activation]).to(dtype)
     x = torch.randn(8, 16, 64, 64).to(dtype, memory_format=FORMATS[memory_format]).requires_grad_()
-    found = []
-    for again in (False, True):
-        scratchnn.backends.conv.recompute_input = again
-        found.append(gradients(model, list(model.parameters()), x))
-    for kept, computed in zip(*found, strict=True):
-        assert torch.equal(kept, computed)
+    assert_the_same_bits(model, x)
 
 
 @pytest.mark.parametrize("activation", ["ReLU", "ReLU in place", "none"])
@@ -140,13 +145,7 @@ def test_an_activation_of_several_uses() -> None:
             return self.first(y) + self.second(y) + self.first(n) + y.repeat(1, 2, 1, 1) * n.repeat(1, 2, 1, 1)
 
     torch.manual_seed(0)
-    model, x = Fork(), torch.randn(IMAGES, requires_grad=True)
-    found = []
-    for again in (False, True):
-        scratchnn.backends.conv.recompute_input = again
-        found.append(gradients(model, list(model.parameters()), x))
-    for kept, computed in zip(*found, strict=True):
-        assert torch.equal(kept, computed)
+    assert_the_same_bits(Fork(), torch.randn(IMAGES, requires_grad=True))
 
 
 def test_what_is_changed_in_between() -> None:
@@ -311,6 +310,11 @@ def test_gradients_that_others_hold_are_not_overwritten() -> None:
 
     assert_near(with_hooks(fused), with_hooks(plain))
     assert torch.equal(with_hooks(fused)[0], 2 * given)
+
+    # One that is asked for on the way, of a block's output.
+    y = fused(x)
+    asked, *_ = torch.autograd.grad(2 * y, [y, x, *fused.parameters()], given)
+    assert torch.equal(asked, 2 * given)
 
     # A gradient that goes two ways.
     def shared(model: Module) -> list[Tensor]:

@@ -253,7 +253,8 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
   const bool in_place = g.out_channels % columns == 0;
 
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    T* x_memory = scratch<T>(x_size + dy_size + 2 * bands.most_pixels() * static_cast<int64_t>(sizeof(int64_t) / 4));
+    T* x_memory =
+        scratch<T>(x_size + dy_size + 2 * bands.most_pixels() * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
     T* dy_memory = x_memory + x_size;
     int64_t* x_offsets = reinterpret_cast<int64_t*>(dy_memory + dy_size);
     int64_t* dy_offsets = x_offsets + bands.most_pixels();
