@@ -26,10 +26,12 @@ constexpr int kTileRows = 6;  // of 16
 template <class T>
 constexpr int kTileColumns = 2 * kLanes<T>;
 
-// `length` consecutive numbers of the reduction, `offset` elements from a row's start.
+// `length` consecutive numbers of the reduction, `offset` elements from a row's start. They are multiplied by as many rows
+// of the right matrix, from `first` on.
 struct Segment {
   int64_t offset;
   int64_t length;
+  int64_t first = 0;
 };
 
 // Some processors multiply bfloat16 numbers themselves, two products in a step (AVX512-BF16): matrices are not widened
@@ -122,7 +124,7 @@ SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[2], T* c, int64_t column
 // c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j], added up in runs of `longest_run` products
 //
 //   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other
-//   b     packed: kTileColumns numbers for each q; where a step takes two, the two of each column side by side
+//   b     packed: rows of kTileColumns numbers; where a step takes two, the two of each column side by side
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
@@ -163,16 +165,17 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
       const E* row[rows];
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
+      const E* right = b + (segments->first + skip) * kTileColumns<T>;
       const int64_t length = segments->length - skip < run ? segments->length - skip : run;
       int64_t i = 0;
       // Two at a time: four spill registers.
 #pragma GCC unroll 1
-      for (; i + 2 * step <= length; i += 2 * step, b += 2 * step * kTileColumns<T>) {
-        multiply_step<rows, E, T>(sums, row, i, b);
-        multiply_step<rows, E, T>(sums, row, i + step, b + step * kTileColumns<T>);
+      for (; i + 2 * step <= length; i += 2 * step, right += 2 * step * kTileColumns<T>) {
+        multiply_step<rows, E, T>(sums, row, i, right);
+        multiply_step<rows, E, T>(sums, row, i + step, right + step * kTileColumns<T>);
       }
 #pragma GCC unroll 1
-      for (; i < length; i += step, b += step * kTileColumns<T>) multiply_step<rows, E, T>(sums, row, i, b);
+      for (; i < length; i += step, right += step * kTileColumns<T>) multiply_step<rows, E, T>(sums, row, i, right);
       run -= length;
       skip += length;
       if (skip == segments->length) {
@@ -231,43 +234,56 @@ SCRATCHNN_INLINE void copy_rows(const S* from, bool whole, Wide<S>* to) {
 template <class T>
 constexpr int64_t kCopiedRows = (kTileRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 
+// Positions [first, last) of a list.
+struct Range {
+  int64_t first, last;
+};
+
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //
 //   a  `rows` numbers for each p, a_stride apart; where a step takes two p, the two of each row side by side, a zero
 //      after the last of an odd number
 //   b  row p starts at b + b_offsets[p]; kTileColumns numbers are read
+//   p  runs through the ranges, one after the other; where a step takes two, there is one range, from 0 on
 //   c  rows c_stride apart
 template <int rows, class E, class T>
 __attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_stride, const E* b,
-                                                         const int64_t* b_offsets, int64_t count, T* c,
-                                                         int64_t c_stride) {
+                                                         const int64_t* b_offsets, const Range* ranges,
+                                                         int64_t range_count, T* c, int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
   [[maybe_unused]] static constexpr E kZeros[kTileColumns<T>] = {};
-  for (int64_t p = 0; p < count;) {
-    const int64_t last = p + step * kOuterProducts < count ? p + step * kOuterProducts : count;
+  const Range* const end = ranges + range_count;
+  int64_t p = range_count > 0 ? ranges->first : 0;
+  while (ranges < end) {
     Vec<T> sums[rows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
+    for (int64_t left = step * kOuterProducts; left > 0 && ranges < end;) {
+      const int64_t last = p + left < ranges->last ? p + left : ranges->last;
+      left -= last - p;
+      const E* column = a + p * a_stride;
 #pragma GCC unroll 2
-    for (; p < last; p += step, a += step * a_stride) {
-      const E* row = b + b_offsets[p];
-      Vec<T> b0, b1;
-      if constexpr (step == 1) {
-        b0 = load(row);
-        b1 = load(row + lanes);
-      } else {
-        const E* next = p + 1 < count ? b + b_offsets[p + 1] : kZeros;
-        b0 = load_pairs<E, T>(row, next);
-        b1 = load_pairs<E, T>(row + lanes, next + lanes);
-      }
-      SCRATCHNN_KEEP_IN_REGISTER(b0);
-      SCRATCHNN_KEEP_IN_REGISTER(b1);
+      for (; p < last; p += step, column += step * a_stride) {
+        const E* row = b + b_offsets[p];
+        Vec<T> b0, b1;
+        if constexpr (step == 1) {
+          b0 = load(row);
+          b1 = load(row + lanes);
+        } else {
+          const E* next = p + 1 < ranges->last ? b + b_offsets[p + 1] : kZeros;
+          b0 = load_pairs<E, T>(row, next);
+          b1 = load_pairs<E, T>(row + lanes, next + lanes);
+        }
+        SCRATCHNN_KEEP_IN_REGISTER(b0);
+        SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        multiply_add<E, T>(a + step * r, b0, sums[r][0]);
-        multiply_add<E, T>(a + step * r, b1, sums[r][1]);
+        for (int r = 0; r < rows; ++r) {
+          multiply_add<E, T>(column + step * r, b0, sums[r][0]);
+          multiply_add<E, T>(column + step * r, b1, sums[r][1]);
+        }
       }
+      if (p >= ranges->last && ++ranges < end) p = ranges->first;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
@@ -275,6 +291,14 @@ __attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_s
       store(c + r * c_stride + lanes, load(c + r * c_stride + lanes) + sums[r][1]);
     }
   }
+}
+
+// The same for all p < count.
+template <int rows, class E, class T>
+SCRATCHNN_INLINE void accumulate_outer_products(const E* a, int64_t a_stride, const E* b, const int64_t* b_offsets,
+                                                int64_t count, T* c, int64_t c_stride) {
+  const Range all{0, count};
+  accumulate_outer_products<rows, E, T>(a, a_stride, b, b_offsets, &all, 1, c, c_stride);
 }
 
 // Memory that will be read soon, asked for bit by bit while tiles are computed: the processor itself looks ahead by
@@ -311,10 +335,10 @@ SCRATCHNN_INLINE void with_rows(int64_t rows, const Body& body) {
   body(std::integral_constant<int, most>());
 }
 
-// Splits `count` rows into the fewest tiles, as even as can be: body(first, rows), rows <= kTileRows.
+// Splits `count` rows into the fewest tiles, as even as can be: body(first, rows), rows <= most.
 template <class Body>
-SCRATCHNN_INLINE void for_each_tile(int64_t count, const Body& body) {
-  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+SCRATCHNN_INLINE void for_each_tile(int64_t count, const Body& body, int64_t most = kTileRows) {
+  const int64_t tiles = (count + most - 1) / most;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t first = count * tile / tiles;
     body(first, count * (tile + 1) / tiles - first);

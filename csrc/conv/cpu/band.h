@@ -156,6 +156,44 @@ class Bands {
   int64_t per_image_, runs_, images_, total_;
 };
 
+// Whether a tap at `offset` reads the image, and not its border, for the positions of a box: for all of them, or for
+// none.
+inline bool reads_image(const Correlation& c, const Extent& size, const Band& box, const Extent& offset) {
+  for (int d = 0; d < kSpatialRank; ++d) {
+    const int64_t at = box.first[d] * c.in_step[d] + offset[d];
+    if (at < 0 || at >= size[d]) return false;
+  }
+  return true;
+}
+
+// A band as boxes of positions whose taps read the image alike: a band in the middle of it is one box, and one at its
+// edge has the edge's positions in boxes of their own.
+inline void cut_at_border(const Correlation& c, const Extent& size, const Band& band, std::vector<Band>& boxes) {
+  boxes.assign(1, band);
+  for (int d = 0; d < kSpatialRank; ++d) {
+    const auto alike = [&](int64_t a, int64_t b) {
+      for (const Tap& tap : c.taps) {
+        const int64_t at_a = a * c.in_step[d] + tap.offset[d], at_b = b * c.in_step[d] + tap.offset[d];
+        if ((at_a >= 0 && at_a < size[d]) != (at_b >= 0 && at_b < size[d])) return false;
+      }
+      return true;
+    };
+    const size_t whole = boxes.size();
+    const int64_t end = band.first[d] + band.size[d];
+    for (int64_t from = band.first[d], to; from < end; from = to) {
+      for (to = from + 1; to < end && alike(from, to); ++to) {
+      }
+      for (size_t i = 0; i < whole; ++i) {
+        Band box = boxes[i];
+        box.first[d] = from;
+        box.size[d] = to - from;
+        boxes.push_back(box);
+      }
+    }
+    boxes.erase(boxes.begin(), boxes.begin() + static_cast<std::ptrdiff_t>(whole));
+  }
+}
+
 // Pixels in channels-last order: pixel (d, h, w) of a band's image n starts at
 // data + n * image_stride + d * stride[0] + h * stride[1] + w * stride[2].
 template <class T>
@@ -279,14 +317,19 @@ Upcoming upcoming_rows(const Images<const S>& images, const Band& band, const Re
 }
 
 // The reduction as segments of a view: taps side by side in a row are one segment where their pixels lie side by
-// side in memory.
-template <class T>
+// side in memory. Only the taps that `takes` are in it.
+template <class T, class Takes>
 void segments_of(const Correlation& c, const Extent& low, const PixelView<T>& view, int64_t channels,
-                 std::vector<Segment>& segments) {
+                 std::vector<Segment>& segments, const Takes& takes) {
   segments.clear();
+  bool follows = false;  // on the tap before
   for (size_t t = 0; t < c.taps.size(); ++t) {
     const Extent& at = c.taps[t].offset;
-    if (t > 0 && view.stride[2] == channels) {
+    if (!takes(at)) {
+      follows = false;
+      continue;
+    }
+    if (follows && view.stride[2] == channels) {
       const Extent& before = c.taps[t - 1].offset;
       if (at == Extent{before[0], before[1], before[2] + 1}) {
         segments.back().length += channels;
@@ -295,8 +338,14 @@ void segments_of(const Correlation& c, const Extent& low, const PixelView<T>& vi
     }
     segments.push_back(
         {(at[0] - low[0]) * view.stride[0] + (at[1] - low[1]) * view.stride[1] + (at[2] - low[2]) * view.stride[2],
-         channels});
+         channels, static_cast<int64_t>(t) * channels});
+    follows = true;
   }
+}
+template <class T>
+void segments_of(const Correlation& c, const Extent& low, const PixelView<T>& view, int64_t channels,
+                 std::vector<Segment>& segments) {
+  segments_of(c, low, view, channels, segments, [](const Extent&) { return true; });
 }
 
 // Where the taps of a correlation read in a view, relative to an output's first input pixel.

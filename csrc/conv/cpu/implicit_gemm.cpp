@@ -3,7 +3,7 @@
 // Row p of the left matrix is the patch of input that output pixel p sees, but the patch is never written out
 // (that would be im2col): its rows are runs of the band itself, addressed by segments. The right matrix is the
 // weight, packed once per call into panels of kTileColumns output channels. Serves every geometry; reads inputs
-// once per kReduction-long slice of the reduction and panel, from cache.
+// once per kReduction-long slice of the reduction and panel, from cache. Zeros of the border are not multiplied.
 #include <algorithm>
 
 #include "common/gemm.h"
@@ -15,10 +15,12 @@ namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-// Slices of the reduction are this long, so that a panel's slice stays in the first-level cache, in 16 of its
-// kilobytes: a whole number of multiply_tile's runs.
+// Slices of the reduction are this long, so that a panel's slice stays in a near cache: in 16 kilobytes of the first
+// level; in 64 of the second with AVX-512, whose tiles take long enough over each row. A whole number of multiply_tile's
+// runs.
+constexpr int64_t kSliceBytes = kVectorBytes < 64 ? 16 << 10 : 64 << 10;
 template <class E, class T>
-constexpr int64_t kReduction = (16 << 10) / (2 * kVectorBytes) * kTogether<E, T>;
+constexpr int64_t kReduction = kSliceBytes / (2 * kVectorBytes) * kTogether<E, T>;
 
 // The largest weight that stays in the second-level cache while images stream by.
 constexpr int64_t kStreamBytes = 512 << 10;
@@ -26,16 +28,29 @@ constexpr int64_t kStreamBytes = 512 << 10;
 // Where there are fewer bands for each thread, the panels of output channels are shared out as well.
 constexpr int64_t kTasksPerThread = 16;
 
-// A slice [first, last) of the reduction: the segments it is made of.
-void slice_segments(const std::vector<Segment>& segments, int64_t first, int64_t last, std::vector<Segment>& slice) {
-  slice.clear();
-  int64_t position = 0;
-  for (const Segment& segment : segments) {
-    const int64_t from = std::max(first, position), to = std::min(last, position + segment.length);
-    if (from < to) slice.push_back({segment.offset + from - position, to - from});
-    position += segment.length;
+// Fewer channels are multiplied by the border's zeros as well: that takes less time than tiles that are not full.
+constexpr int64_t kFewChannels = 16;
+
+// Rows of the left matrix that lie a multiple of kPage bytes apart share the same few lines of the first-level cache:
+// of kTileRows, not all would stay.
+constexpr int64_t kPage = 4096;
+constexpr int64_t kRowsOfPages = std::min(kTileRows, 8);
+
+// Positions of a band that read the image with the same taps, and the reduction over those. `first` of them come before.
+struct Alike {
+  Band box;
+  int64_t first;
+  std::vector<Segment> segments, slice;
+
+  // The segments that [from, to) of the reduction is made of.
+  void slice_segments(int64_t from, int64_t to) {
+    slice.clear();
+    for (const Segment& segment : segments) {
+      const int64_t first = std::max(from, segment.first), last = std::min(to, segment.first + segment.length);
+      if (first < last) slice.push_back({segment.offset + first - segment.first, last - first, first});
+    }
   }
-}
+};
 
 // Where position (d, h, w) of a band lies in an image of the output, in pixels from the band's first.
 SCRATCHNN_INLINE int64_t out_pixel(const Correlation& c, const Extent& size, int64_t d, int64_t h, int64_t w) {
@@ -102,6 +117,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
       std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, std::max<int64_t>(1, panels));
+  const bool cuts = correlation.border == Border::kZeros && operand.sum >= kFewChannels;
 
   parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(band_size + stage_size + 2 * pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
@@ -109,7 +125,8 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
     T* stage_memory = memory + band_size;
     int64_t* in_offsets = reinterpret_cast<int64_t*>(stage_memory + stage_size);
     int64_t* out_offsets = in_offsets + pixels;
-    std::vector<Segment> segments, slice;
+    std::vector<Band> boxes;
+    std::vector<Alike> parts;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / shares, share = task % shares;
       const Band band = bands[block / groups];
@@ -125,51 +142,83 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       }
       S* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
                      first_pixel * out.pixel_stride();
-      for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
-        in_offsets[p] = n * view.image_stride + d * correlation.in_step[0] * view.stride[0] +
-                        h * correlation.in_step[1] * view.stride[1] + w * correlation.in_step[2] * view.stride[2];
-        out_offsets[p] = stage ? p * phase_count * padded_out
-                               : n * out.image_stride() + out_pixel(correlation, out.size, d, h, w) * out.channels;
-      });
-
+      const int64_t in_pixel = correlation.in_step[2] * view.stride[2];
+      const int64_t tile_rows = in_pixel * static_cast<int64_t>(sizeof(E)) % kPage == 0 ? kRowsOfPages : kTileRows;
       for (int64_t phase = 0; phase < phase_count; ++phase) {
+        const Correlation& taps = phases[static_cast<size_t>(phase)];
         const PackedWeight<E>& weight = weights[static_cast<size_t>(phase)];
-        segments_of(phases[static_cast<size_t>(phase)], low, view, operand.sum, segments);
+        boxes.assign(1, band);
+        if (cuts) cut_at_border(taps, in.size, band, boxes);
+        parts.resize(boxes.size());
+        int64_t positions = 0;
+        for (size_t i = 0; i < boxes.size(); ++i) {
+          const Band& box = parts[i].box = boxes[i];
+          parts[i].first = positions;
+          segments_of(taps, low, view, operand.sum, parts[i].segments,
+                      [&](const Extent& offset) { return !cuts || reads_image(taps, in.size, box, offset); });
+          for_each_row(box, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
+            const int64_t i = box.first[0] - band.first[0] + d, j = box.first[1] - band.first[1] + h;
+            const int64_t k = box.first[2] - band.first[2];
+            const int64_t from = n * view.image_stride + i * correlation.in_step[0] * view.stride[0] +
+                                 j * correlation.in_step[1] * view.stride[1] + k * in_pixel;
+            const int64_t position = ((n * band.size[0] + i) * band.size[1] + j) * band.size[2] + k;
+            const int64_t to = stage ? position * phase_count * padded_out
+                                     : n * out.image_stride() + out_pixel(correlation, out.size, i, j, k) * out.channels;
+            const int64_t step = stage ? phase_count * padded_out : correlation.out_step[2] * out.channels;
+            for (int64_t w = 0; w < box.size[2]; ++w) {
+              in_offsets[positions + p + w] = from + w * in_pixel;
+              out_offsets[positions + p + w] = to + w * step;
+            }
+          });
+          positions += box.pixels();
+        }
+
         T* result = stage_memory + phase * padded_out;
         if constexpr (std::is_same_v<S, T>) result = stage ? result : out_image;
-        const auto multiply = [&](const std::vector<Segment>& part, int64_t first, bool last, int64_t panel, int64_t p,
-                                  int64_t rows) __attribute__((always_inline)) {
+        const auto multiply = [&](const std::vector<Segment>& segments, bool accumulate, bool last, int64_t panel,
+                                  int64_t p, int64_t rows) __attribute__((always_inline)) {
           with_rows(rows, [&](auto count) {
             multiply_tile<count, together * kProductsInTile, E, T>(
-                view.data, in_offsets + p, part.data(), static_cast<int64_t>(part.size()),
-                weight.panel(group, panel) + first * columns, result + panel * columns, out_offsets + p,
-                stage ? columns : std::min(columns, operand.out - panel * columns), first > 0,
+                view.data, in_offsets + p, segments.data(), static_cast<int64_t>(segments.size()),
+                weight.panel(group, panel), result + panel * columns, out_offsets + p,
+                stage ? columns : std::min(columns, operand.out - panel * columns), accumulate,
                 last ? weight.bias_of(group, panel) : nullptr);
           });
         };
         // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache,
         // and memory is asked for the next tile while this one is computed.
-        if (taps_of(phases[static_cast<size_t>(phase)]) == 1 &&
-            weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
-          for_each_tile(band.pixels(), [&](int64_t p, int64_t rows) {
-            for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-              const int64_t asked = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * asked;
-              for (int64_t q = p + rows; q < std::min(p + 2 * rows, band.pixels()); ++q) {
-                prefetch_far(view.data + in_offsets[q] + from, asked + 1);
-                prefetch_far(result + out_offsets[q] + panel * columns, columns);
-              }
-              multiply(segments, 0, true, panel, p, rows);
-            }
-          });
+        if (taps_of(taps) == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
+          for (const Alike& part : parts) {
+            const int64_t end = part.first + part.box.pixels();
+            for_each_tile(
+                part.box.pixels(),
+                [&](int64_t tile, int64_t rows) {
+                  const int64_t p = part.first + tile;
+                  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+                    const int64_t asked = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * asked;
+                    for (int64_t q = p + rows; q < std::min(p + 2 * rows, end); ++q) {
+                      prefetch_far(view.data + in_offsets[q] + from, asked + 1);
+                      prefetch_far(result + out_offsets[q] + panel * columns, columns);
+                    }
+                    multiply(part.segments, false, true, panel, p, rows);
+                  }
+                },
+                tile_rows);
+          }
           continue;
         }
         const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
         for (int64_t s = 0; s < slices; ++s) {
-          const int64_t first = s * kReduction<E, T>, last = std::min(weight.reduction, first + kReduction<E, T>);
-          slice_segments(segments, first, last, slice);
+          for (Alike& part : parts) part.slice_segments(s * kReduction<E, T>, (s + 1) * kReduction<E, T>);
           for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-            for_each_tile(band.pixels(),
-                          [&](int64_t p, int64_t rows) { multiply(slice, first, s + 1 == slices, panel, p, rows); });
+            for (const Alike& part : parts) {
+              for_each_tile(
+                  part.box.pixels(),
+                  [&](int64_t tile, int64_t rows) {
+                    multiply(part.slice, s > 0, s + 1 == slices, panel, part.first + tile, rows);
+                  },
+                  tile_rows);
+            }
           }
         }
       }

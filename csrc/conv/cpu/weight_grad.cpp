@@ -27,6 +27,38 @@ struct Rows {
   int64_t count;
 };
 
+// Calls body(p, count, n, d, h, w) for the rows of a band's boxes, box by box: `count` positions from p on, side by side
+// from (d, h, w) of the band on.
+template <class Body>
+SCRATCHNN_INLINE void for_each_row_of(const std::vector<Band>& boxes, const Band& band, const Body& body) {
+  int64_t before = 0;
+  for (const Band& box : boxes) {
+    for_each_row(box, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
+      body(before + p, box.size[2], n, d + box.first[0] - band.first[0], h + box.first[1] - band.first[1],
+           box.first[2] - band.first[2]);
+    });
+    before += box.pixels();
+  }
+}
+
+// Of a band's positions in that order, those that read the image with one of the taps [first, last].
+void readers_of(const std::vector<Band>& boxes, const Correlation& c, const Extent& size, int64_t first, int64_t last,
+                std::vector<Range>& ranges) {
+  ranges.clear();
+  int64_t position = 0;
+  for (const Band& box : boxes) {
+    const int64_t end = position + box.pixels();
+    const bool reads = std::any_of(c.taps.begin() + first, c.taps.begin() + last + 1,
+                                   [&](const Tap& tap) { return reads_image(c, size, box, tap.offset); });
+    if (reads && !ranges.empty() && ranges.back().last == position) {
+      ranges.back().last = end;
+    } else if (reads) {
+      ranges.push_back({position, end});
+    }
+    position = end;
+  }
+}
+
 // E is the type of the numbers that are multiplied: Wide<S>, or S itself.
 template <class E, class S>
 void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
@@ -59,6 +91,8 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   const bool writes_patches = !in_place && 5 * width_of() > 6 * round_up(patch, columns);
   if (writes_patches) layout = {{0, patch}};
   const int64_t width = width_of();
+  // Products with zeros of the border are left out, position by position.
+  const bool cuts = g.border == Border::kZeros && !writes_patches && together == 1;
 
   // Chunks of bands times blocks of output channels: the tasks.
   const int64_t sums_size = g.out_channels * width;
@@ -89,6 +123,8 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
     E* patches = copied_grad + round_up(grad_size, 4);
     int64_t* offsets = reinterpret_cast<int64_t*>(patches + patches_size);
     std::vector<Segment> segments;
+    std::vector<Band> boxes;
+    std::vector<Range> ranges;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = task / tasks_per_chunk;
       const int64_t group_task = task % tasks_per_chunk / blocks_per_group;
@@ -110,9 +146,13 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
           segments_of(correlation, low, view, sum_channels, segments);
           const PixelView<E> dy = view_rectangle(grad, band, group * out_channels + first_row, row_count,
                                                  Rectangle{band.first, band.size}, Border::kZeros, true, copied_grad);
-          for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
-            offsets[p] = n * view.image_stride + d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] +
-                         w * g.stride[2] * view.stride[2];
+          boxes.assign(1, band);
+          if (cuts) cut_at_border(correlation, input.size, band, boxes);
+          for_each_row_of(boxes, band, [&](int64_t p, int64_t count, int64_t n, int64_t d, int64_t h, int64_t w) {
+            const int64_t step = g.stride[2] * view.stride[2];
+            const int64_t first = n * view.image_stride + d * g.stride[0] * view.stride[0] +
+                                  h * g.stride[1] * view.stride[1] + w * step;
+            for (int64_t i = 0; i < count; ++i) offsets[p + i] = first + i * step;
           });
           const E* columns_data = view.data;
           if (writes_patches) {
@@ -134,14 +174,17 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             if (packed_pixels > band.pixels())
               std::fill_n(to + (packed_pixels - together) * rows, together * rows, E());
             with_rows(rows, [&](auto count) {
-              for_each_position(band, [&](int64_t p, int64_t n, int64_t d, int64_t h, int64_t w) {
-                const E* from = dy.data + n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2];
-                if constexpr (together == 1) {
-                  const bool whole = p + 1 < band.pixels() && dy.stride[2] >= kCopiedRows<T>;
-                  copy_rows<count>(from + first, whole, to + p * count);
-                } else {
-                  E* step = to + p / together * together * count + p % together;
-                  for (int r = 0; r < count; ++r) step[r * together] = from[first + r];
+              for_each_row_of(boxes, band, [&](int64_t p, int64_t positions, int64_t n, int64_t d, int64_t h, int64_t w) {
+                const E* from = dy.data + n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] +
+                                w * dy.stride[2] + first;
+                for (const int64_t end = p + positions; p < end; ++p, from += dy.stride[2]) {
+                  if constexpr (together == 1) {
+                    const bool whole = p + 1 < band.pixels() && dy.stride[2] >= kCopiedRows<T>;
+                    copy_rows<count>(from, whole, to + p * count);
+                  } else {
+                    E* step = to + p / together * together * count + p % together;
+                    for (int r = 0; r < count; ++r) step[r * together] = from[r];
+                  }
                 }
               });
             });
@@ -157,12 +200,19 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
           for (const Segment& segment : segments) {
             for (int64_t c = 0; c < segment.length; c += columns, column += columns) {
               const E* b = columns_data + segment.offset + c;
+              ranges.assign(1, {0, band.pixels()});
+              if (cuts) {
+                const int64_t last = std::min(c + columns, segment.length) - 1;
+                readers_of(boxes, correlation, input.size, (segment.first + c) / sum_channels,
+                           (segment.first + last) / sum_channels, ranges);
+              }
               for_each_tile(row_count, [&](int64_t first, int64_t rows) {
                 next_input.step();
                 next_grad.step();
                 with_rows(rows, [&](auto count) {
                   accumulate_outer_products<count, E, T>(packed_grad + first * packed_pixels, count, b, offsets,
-                                                         band.pixels(), column + first * width, width);
+                                                         ranges.data(), static_cast<int64_t>(ranges.size()),
+                                                         column + first * width, width);
                 });
               });
             }
