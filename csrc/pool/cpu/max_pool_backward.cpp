@@ -3,6 +3,7 @@
 #include "common/stream.h"
 #include "pool/cpu/planes.h"
 #include "pool/cpu/rows.h"
+#include "pool/cpu/side_by_side.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
@@ -165,8 +166,39 @@ void gather_rows(const S* grad, const uint8_t* offsets, S* grad_input, const Rel
   });
 }
 
+// Windows side by side in contiguous planes: each pixel of a row asks one window of each row of windows.
+template <int kWide, class T, class Offset>
+void gather_side_by_side(const T* grad, const Offset* offsets, T* grad_input, const Relation& backward) {
+  using Int = IntOf<T>;
+  const Link* columns = backward.along[2].links;  // of the first window's pixels; those of the others are alike
+  for_each_plane_row<T, kWide>(
+      backward, backward.source[2],
+      [&](int64_t plane, int64_t place, const SourceRow* rows, int64_t row_count, int64_t windows) {
+        const int64_t source = plane * volume(backward.source);
+        for_each_vector<T>(windows, [&](int64_t x, int64_t count) {
+          Vec<T> sums[kWide] = {};
+          for (int64_t r = 0; r < row_count; ++r) {
+            const int64_t window = source + rows[r].pixel + x;
+            const Vec<T> dy = load_some(grad + window, count);
+            const Vec<Int> chosen = count == kLanes<T>
+                                        ? load_offsets<T>(offsets + window)
+                                        : load_offset_vector<T>(offsets + window, 0, Block<1, true>{0, count});
+#pragma GCC unroll 4
+            for (int k = 0; k < kWide; ++k) {
+              sums[k] += chosen == static_cast<Int>(rows[r].tap + columns[k].tap) ? dy : Vec<T>{};
+            }
+          }
+          store_columns_of<T, kWide>(grad_input + place + kWide * x, sums, count);
+        });
+      });
+}
+
 template <class S, class Offset>
 void max_pool_backward(const S* grad, const Offset* offsets, S* grad_input, const Relation& backward) {
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    if (gives_side_by_side<2>(backward)) return gather_side_by_side<2>(grad, offsets, grad_input, backward);
+    if (gives_side_by_side<4>(backward)) return gather_side_by_side<4>(grad, offsets, grad_input, backward);
+  }
   if (backward.channels_last) return gather_channels_last(grad, offsets, grad_input, backward);
   if constexpr (std::is_same_v<Offset, uint8_t>) gather_rows(grad, offsets, grad_input, backward);
 }

@@ -60,19 +60,26 @@ SCRATCHNN_INLINE void load_columns_of(const T* p, int64_t count, Vec<T> (&column
   part<T, kWide>(v, columns);
 }
 
-// Each number kWide times, side by side.
-template <int kWide, class T>
-SCRATCHNN_INLINE void store_repeated(T* p, Vec<T> numbers, int64_t count) {
+// The reverse.
+template <class T, int kWide>
+SCRATCHNN_INLINE void store_columns_of(T* p, const Vec<T> (&columns)[kWide], int64_t count) {
   constexpr int64_t n = kLanes<T>;
-  Vec<T> columns[kWide], v[kWide];
-#pragma GCC unroll 4
-  for (int i = 0; i < kWide; ++i) columns[i] = numbers;
+  Vec<T> v[kWide];
   join<T, kWide>(columns, v);
 #pragma GCC unroll 4
   for (int i = 0; i < kWide; ++i) {
     const int64_t left = kWide * count - i * n;
     if (left > 0) store_some(p + i * n, v[i], std::min(n, left));
   }
+}
+
+// Each number kWide times, side by side.
+template <int kWide, class T>
+SCRATCHNN_INLINE void store_repeated(T* p, Vec<T> numbers, int64_t count) {
+  Vec<T> columns[kWide];
+#pragma GCC unroll 4
+  for (int i = 0; i < kWide; ++i) columns[i] = numbers;
+  store_columns_of<T, kWide>(p, columns, count);
 }
 
 // row(plane, first pixel, source rows, their count, windows) for every result row of every plane, each row of as many
