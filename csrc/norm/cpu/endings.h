@@ -194,14 +194,20 @@ struct Wait {
   template <class Part, class V>
   SCRATCHNN_MEMBER void operator()(Part, int64_t /*i*/, V /*g*/, V /*scale*/) const {}
 };
-template <class S>
+template <class S, bool streamed>
 struct Scale {
   S* grad_input;
   // Asks memory for what will be written to soon.
-  SCRATCHNN_MEMBER void prepare(int64_t i) const { __builtin_prefetch(grad_input + i, 1); }
+  SCRATCHNN_MEMBER void prepare(int64_t i) const {
+    if (!streamed) __builtin_prefetch(grad_input + i, 1);
+  }
   template <class Part, class V>
   SCRATCHNN_MEMBER void operator()(Part part, int64_t i, V g, V scale) const {
-    part.write(grad_input + i, g * scale);
+    if constexpr (streamed && std::is_same_v<Part, Whole>) {
+      stream(grad_input + i, g * scale);
+    } else {
+      part.write(grad_input + i, g * scale);
+    }
   }
 };
 
@@ -212,13 +218,15 @@ SCRATCHNN_INLINE bool is_measured(Origin origin, const Gate<S>& gate) {
 }
 
 // body(measured, gate, arrival): whether the mean is, what the ending does to a gradient, and what becomes of it then.
+// `streamed` says that dx is worth it.
 template <class S, class Body>
 SCRATCHNN_INLINE void with_first_pass(Origin origin, const Ending<S>& ending, const Gate<S>& gate, S* grad_input,
-                                      const Body& body) {
+                                      bool streamed, const Body& body) {
   if (is_measured(origin, gate)) return body(std::true_type(), Open(), Wait());
   with_gate(ending, gate, [&](const auto& open) {
     if (origin != Origin::kConstants) return body(std::false_type(), open, Wait());
-    body(std::false_type(), open, Scale<S>{grad_input});
+    if (!streamed) return body(std::false_type(), open, Scale<S, false>{grad_input});
+    body(std::false_type(), open, Scale<S, true>{grad_input});
   });
 }
 
