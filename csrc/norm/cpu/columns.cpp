@@ -397,7 +397,7 @@ void table_backward(const Interleaved& geometry, const S* grad, const S* input, 
     const auto chunks = own.template chunks<measured.value ? 3 : 2>();
     table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
       chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, chunks[chunk], open, arrived);
-      finish_streaming();
+      if (streamed) finish_streaming();
     });
     row_grad_sums(table, grad, input, centre, scale, shift, chunks, sums.data(), open, arrived);
   });

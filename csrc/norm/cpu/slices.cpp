@@ -309,10 +309,12 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
       [&](int64_t set, int64_t chunk) {
         const double bias = gate.bias == nullptr ? 0 : gate.bias[set];
         const ForwardLine<T> line(weight[set], bias, mean[set], variance[set], eps);
-        with_first_pass(origin, ending, gate, grad_input, false, [&](auto measured, const auto& open, const auto& arrived) {
-          sums[set * runs.chunks + chunk] =
-              chunk_grad_sums<measured.value>(runs, grad, input, set, chunk, line, open, arrived);
-        });
+        with_first_pass(origin, ending, gate, grad_input, streamed,
+                        [&](auto measured, const auto& open, const auto& arrived) {
+                          sums[set * runs.chunks + chunk] =
+                              chunk_grad_sums<measured.value>(runs, grad, input, set, chunk, line, open, arrived);
+                        });
+        if (streamed) finish_streaming();
       },
       [&](int64_t set) {
         GradSums all = {0, 0, 0};
