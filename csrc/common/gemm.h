@@ -88,15 +88,18 @@ SCRATCHNN_INLINE void multiply_add(const E* p, Vec<T> b, Vec<T>& sum) {
 #endif
 }
 
-template <int rows, class E, class T>
-SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const E* const (&a)[rows], int64_t i, const E* b) {
-  Vec<T> b0 = load_as<E, T>(b), b1 = load_as<E, T>(b + kTogether<E, T> * kLanes<T>);
-  SCRATCHNN_KEEP_IN_REGISTER(b0);
-  SCRATCHNN_KEEP_IN_REGISTER(b1);
+template <int rows, int vectors, class E, class T>
+SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][vectors], const E* const (&a)[rows], int64_t i, const E* b) {
+  Vec<T> column[vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) {
+    column[v] = load_as<E, T>(b + v * kTogether<E, T> * kLanes<T>);
+    SCRATCHNN_KEEP_IN_REGISTER(column[v]);
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
-    multiply_add<E, T>(a[r] + i, b0, sums[r][0]);
-    multiply_add<E, T>(a[r] + i, b1, sums[r][1]);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) multiply_add<E, T>(a[r] + i, column[v], sums[r][v]);
   }
 }
 
@@ -106,18 +109,18 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][2], const E* const (&a)
 constexpr int64_t kProductsInTile = 128, kPointsInTile = 32, kOuterProducts = 64;
 
 // A row of a tile, of which only the first `columns` are in memory.
-template <class T>
-SCRATCHNN_INLINE void load_columns(const T* c, int64_t columns, Vec<T> (&row)[2]) {
-  T all[kTileColumns<T>] = {};
+template <int vectors, class T>
+SCRATCHNN_INLINE void load_columns(const T* c, int64_t columns, Vec<T> (&row)[vectors]) {
+  T all[vectors * kLanes<T>] = {};
   for (int64_t j = 0; j < columns; ++j) all[j] = c[j];
-  row[0] = load(all);
-  row[1] = load(all + kLanes<T>);
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) row[v] = load(all + v * kLanes<T>);
 }
-template <class T>
-SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[2], T* c, int64_t columns) {
-  T all[kTileColumns<T>];
-  store(all, row[0]);
-  store(all + kLanes<T>, row[1]);
+template <int vectors, class T>
+SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[vectors], T* c, int64_t columns) {
+  T all[vectors * kLanes<T>];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) store(all + v * kLanes<T>, row[v]);
   for (int64_t j = 0; j < columns; ++j) c[j] = all[j];
 }
 
@@ -128,13 +131,13 @@ SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[2], T* c, int64_t column
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
-template <int rows, int64_t longest_run, class E, class T>
-__attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
-                                             int64_t segment_count, const E* b, T* c, const int64_t* c_offsets,
-                                             int64_t columns, bool accumulate, const T* bias) {
+template <int rows, int64_t longest_run, int vectors, class E, class T>
+__attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_offsets, const Segment* segments,
+                                                int64_t segment_count, const E* b, T* c, const int64_t* c_offsets,
+                                                int64_t columns, bool accumulate, const T* bias) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
-  const bool whole = columns == kTileColumns<T>;
+  const bool whole = columns == vectors * lanes;
   int64_t products = 0;
   for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
 
@@ -142,13 +145,13 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) __builtin_prefetch(c + c_offsets[r], 1);
 
-  Vec<T> before[rows][2];  // the sums of earlier runs
+  Vec<T> before[rows][vectors];  // the sums of earlier runs
   if (accumulate) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       if (whole) {
-        before[r][0] = load(c + c_offsets[r]);
-        before[r][1] = load(c + c_offsets[r] + lanes);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) before[r][v] = load(c + c_offsets[r] + v * lanes);
       } else {
         load_columns(c + c_offsets[r], columns, before[r]);
       }
@@ -156,9 +159,12 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
   }
   int64_t skip = 0;  // numbers of the segment that are done
   while (true) {
-    Vec<T> sums[rows][2];
+    Vec<T> sums[rows][vectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sums[r][v] = Vec<T>{};
+    }
     int64_t run = products < longest_run ? products : longest_run;
     products -= run;
     while (run > 0) {
@@ -171,11 +177,13 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
       // Two at a time: four spill registers.
 #pragma GCC unroll 1
       for (; i + 2 * step <= length; i += 2 * step, right += 2 * step * kTileColumns<T>) {
-        multiply_step<rows, E, T>(sums, row, i, right);
-        multiply_step<rows, E, T>(sums, row, i + step, right + step * kTileColumns<T>);
+        multiply_step<rows, vectors, E, T>(sums, row, i, right);
+        multiply_step<rows, vectors, E, T>(sums, row, i + step, right + step * kTileColumns<T>);
       }
 #pragma GCC unroll 1
-      for (; i < length; i += step, right += step * kTileColumns<T>) multiply_step<rows, E, T>(sums, row, i, right);
+      for (; i < length; i += step, right += step * kTileColumns<T>) {
+        multiply_step<rows, vectors, E, T>(sums, row, i, right);
+      }
       run -= length;
       skip += length;
       if (skip == segments->length) {
@@ -183,39 +191,47 @@ __attribute__((noinline)) void multiply_tile(const E* a, const int64_t* a_offset
         ++segments;
       }
     }
-    if (products == 0 && bias != nullptr) {
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        sums[r][0] += load(bias);
-        sums[r][1] += load(bias + lanes);
-      }
-    }
-    if (accumulate) {
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        sums[r][0] += before[r][0];
-        sums[r][1] += before[r][1];
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        if (products == 0 && bias != nullptr) sums[r][v] += load(bias + v * lanes);
+        if (accumulate) sums[r][v] += before[r][v];
       }
     }
     if (products > 0) {
       accumulate = true;
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        before[r][0] = sums[r][0];
-        before[r][1] = sums[r][1];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) before[r][v] = sums[r][v];
       }
       continue;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       if (whole) {
-        store(c + c_offsets[r], sums[r][0]);
-        store(c + c_offsets[r] + lanes, sums[r][1]);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) store(c + c_offsets[r] + v * lanes, sums[r][v]);
       } else {
         store_columns(sums[r], c + c_offsets[r], columns);
       }
     }
     return;
+  }
+}
+
+// The same: of few columns only the vector that holds them is multiplied.
+template <int rows, int64_t longest_run, class E, class T>
+SCRATCHNN_INLINE void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
+                                    int64_t segment_count, const E* b, T* c, const int64_t* c_offsets, int64_t columns,
+                                    bool accumulate, const T* bias) {
+  if (columns <= kLanes<T>) {
+    multiply_vectors<rows, longest_run, 1, E, T>(a, a_offsets, segments, segment_count, b, c, c_offsets, columns,
+                                                 accumulate, bias);
+  } else {
+    multiply_vectors<rows, longest_run, 2, E, T>(a, a_offsets, segments, segment_count, b, c, c_offsets, columns,
+                                                 accumulate, bias);
   }
 }
 

@@ -156,6 +156,15 @@ class Bands {
   int64_t per_image_, runs_, images_, total_;
 };
 
+// Whether any position reads what lies outside of an image of that size.
+inline bool meets_border(const Correlation& c, const Extent& size) {
+  const Extent low = c.first_offset(), high = c.last_offset();
+  for (int d = 0; d < kSpatialRank; ++d) {
+    if (low[d] < 0 || (c.count[d] - 1) * c.in_step[d] + high[d] >= size[d]) return true;
+  }
+  return false;
+}
+
 // Whether a tap at `offset` reads the image, and not its border, for the positions of a box: for all of them, or for
 // none.
 inline bool reads_image(const Correlation& c, const Extent& size, const Band& box, const Extent& offset) {

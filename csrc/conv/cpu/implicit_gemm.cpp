@@ -29,7 +29,7 @@ constexpr int64_t kStreamBytes = 512 << 10;
 constexpr int64_t kTasksPerThread = 16;
 
 // Fewer channels are multiplied by the border's zeros as well: that takes less time than tiles that are not full.
-constexpr int64_t kFewChannels = 16;
+constexpr int64_t kFewChannels = 32;
 
 // Rows of the left matrix that lie a multiple of kPage bytes apart share the same few lines of the first-level cache:
 // of kTileRows, not all would stay.
@@ -117,7 +117,8 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
       std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, std::max<int64_t>(1, panels));
-  const bool cuts = correlation.border == Border::kZeros && operand.sum >= kFewChannels;
+  const bool meets = std::any_of(phases.begin(), phases.end(), [&](auto& c) { return meets_border(c, in.size); });
+  const bool cuts = meets && correlation.border == Border::kZeros && operand.sum >= kFewChannels;
 
   parallel_for(0, blocks * shares, 1, [&](int64_t begin, int64_t end) {
     T* memory = scratch<T>(band_size + stage_size + 2 * pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(T)));
@@ -177,12 +178,12 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
         if constexpr (std::is_same_v<S, T>) result = stage ? result : out_image;
         const auto multiply = [&](const std::vector<Segment>& segments, bool accumulate, bool last, int64_t panel,
                                   int64_t p, int64_t rows) __attribute__((always_inline)) {
+          const int64_t used = std::min(columns, operand.out - panel * columns);
           with_rows(rows, [&](auto count) {
             multiply_tile<count, together * kProductsInTile, E, T>(
                 view.data, in_offsets + p, segments.data(), static_cast<int64_t>(segments.size()),
                 weight.panel(group, panel), result + panel * columns, out_offsets + p,
-                stage ? columns : std::min(columns, operand.out - panel * columns), accumulate,
-                last ? weight.bias_of(group, panel) : nullptr);
+                stage ? round_up(used, kLanes<T>) : used, accumulate, last ? weight.bias_of(group, panel) : nullptr);
           });
         };
         // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache,

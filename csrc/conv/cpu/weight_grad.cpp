@@ -92,7 +92,8 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   if (writes_patches) layout = {{0, patch}};
   const int64_t width = width_of();
   // Products with zeros of the border are left out, position by position.
-  const bool cuts = g.border == Border::kZeros && !writes_patches && together == 1;
+  const bool cuts =
+      meets_border(correlation, input.size) && g.border == Border::kZeros && !writes_patches && together == 1;
 
   // Chunks of bands times blocks of output channels: the tasks.
   const int64_t sums_size = g.out_channels * width;
