@@ -44,7 +44,7 @@ bool tiles_pay(const ConvGeometry& g) {
 const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
   const Extent ones{1, 1, 1};
   const int64_t unit = winograd_channels(choose_instruction_set(g, in_float32), in_float32);
-  if (g.kernel != Extent{1, 3, 3} || g.input[0] != 1) return "it serves every kernel; Winograd's serves 3x3";
+  if (g.kernel[1] != 3 || g.kernel[2] != 3) return "it serves every kernel; Winograd's serves 3x3";
   if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
   if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
   if (g.in_channels < 16 || g.out_channels < 16 || g.in_channels % unit != 0 || g.out_channels % unit != 0) {
