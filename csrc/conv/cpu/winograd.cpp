@@ -1,4 +1,4 @@
-// 3x3 convolutions of stride 1, in 3d of any depth, by Winograd's F(4x4, 3x3): the forward pass and the input gradient.
+// 3x3 convolutions of stride 1, in 3d of any depth, by Winograd's F(4x4, 3x3): forward pass and input gradient.
 //
 // A quarter of the multiplications of the direct sum (see winograd_transforms.h), at about three times its
 // rounding error. Block by block of tiles, small enough for the second-level cache: inputs to points, one matrix
@@ -21,13 +21,14 @@ constexpr int64_t kOutChannels = 64;  // output channels whose points are in the
 constexpr int64_t kSlice = 256;       // numbers of a sum for which a panel's filters stay in the first-level cache
 
 // Tiles of a block: the points of its inputs fill about half of the second-level cache, but enough tiles to use each
-// loaded filter often.
+// loaded filter often. Several depth taps use each loaded point several times.
 template <class T>
-int64_t block_tiles(int64_t channels) {
-  return (channels <= 16 ? 96 : 48) * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
+int64_t block_tiles(int64_t channels, int64_t depth_taps) {
+  const int64_t tiles = channels <= 16 ? 96 : depth_taps > 1 ? 64 : 48;
+  return tiles * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
 }
 
-// The filters of one panel, input channel and depth tap to points: taps lie `tap_plane` apart, points `plane`.
+// The filters of a panel, input channel and depth tap to points: taps lie `tap_plane` apart, points `plane`.
 template <class T>
 void transform_filters(const T* taps, int64_t tap_plane, T* points, int64_t plane) {
   for (int64_t k = 0; k < kTileColumns<T>; k += kLanes<T>) {
@@ -87,17 +88,17 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, 
 template <class T, class S>
 void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, int64_t plane, int64_t stride,
                    const T* bias, int64_t channel, int64_t channels, const Images<S>& out, int64_t slice, T* memory) {
-  const int64_t tiles_height = tiles.size[1], tiles_width = tiles.size[2];
+  const int64_t out_height = tiles.size[1], out_width = tiles.size[2];
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
     const T* from = m + position * stride;
-    const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, tiles_height - y);
+    const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, out_height - y);
     S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride() +
-               slice * tiles_height * tiles_width * out.pixel_stride();
+               slice * out_height * out_width * out.pixel_stride();
     if (out.channels_last) {
-      const int64_t row_stride = tiles_width * out.channels;
+      const int64_t row_stride = out_width * out.channels;
       for (int64_t t = 0; t < run.count; ++t, from += stride) {
-        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, tiles_width - x);
-        S* to = image + (y * tiles_width + x) * out.channels;
+        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, out_width - x);
+        S* to = image + (y * out_width + x) * out.channels;
         if (height == kOut && width == kOut) {
           outputs_of_tile<true>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
         } else {
@@ -111,9 +112,9 @@ void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, 
       outputs_of_tile<true>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels, kOut,
                             kOut);
     }
-    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, tiles_width - x);
+    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, out_width - x);
     for (int64_t i = 0; i < height; ++i) {
-      transpose_block(memory + i * row_stride, channels, image + (y + i) * tiles_width + x, out.pixels(), width,
+      transpose_block(memory + i * row_stride, channels, image + (y + i) * out_width + x, out.pixels(), width,
                       channels);
     }
   });
@@ -178,8 +179,8 @@ class Sums {
         const int64_t from = std::max(begin, start), end = std::min(begin + kSlice, start + taps.count() * channels);
         const bool is_first = begin <= start && start < begin + kSlice;
         if (from >= end && !is_first) continue;
-        Part part{(d - slices.first) * tiles, (next - d) * tiles, static_cast<int64_t>(segments.size()), 0, from,
-                  !is_first};
+        Part part{
+            (d - slices.first) * tiles, (next - d) * tiles, static_cast<int64_t>(segments.size()), 0, from, !is_first};
         for (int64_t q = from; q < end;) {
           const int64_t tap = q / channels, last = std::min(end, (tap + 1) * channels);
           segments.push_back({(tap - taps.first) * slice_size + q % channels, last - q});
@@ -198,8 +199,8 @@ class Sums {
 };
 
 // products[p] = points[p] filters[p] for the rows of a block and one panel of output channels: a product for each point
-// p. The filters' points lie one panel of `filter_plane` numbers after the other; `next` is the panel that is multiplied
-// after this one, and asked of memory meanwhile.
+// p. The filters' points lie one panel of `filter_plane` numbers after the other; `next` is the panel that is
+// multiplied after this one, and asked of memory meanwhile.
 template <class T>
 void multiply_points(const Sums& sums, const T* points, int64_t in_plane, const int64_t* in_offsets, const T* filters,
                      int64_t filter_plane, const T* next, T* products, int64_t out_plane, const int64_t* out_offsets,
@@ -211,11 +212,10 @@ void multiply_points(const Sums& sums, const T* points, int64_t in_plane, const 
       upcoming.step();
       const int64_t row = part.first_row + first;
       with_rows(rows, [&](auto n) {
-        multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + row,
-                                              sums.segments.data() + part.segment, part.segments,
-                                              filters + p * filter_plane + part.filter * columns,
-                                              products + p * out_plane, out_offsets + row, columns, part.accumulate,
-                                              nullptr);
+        multiply_tile<n, kPointsInTile, T, T>(
+            points + p * in_plane, in_offsets + row, sums.segments.data() + part.segment, part.segments,
+            filters + p * filter_plane + part.filter * columns, products + p * out_plane, out_offsets + row, columns,
+            part.accumulate, nullptr);
       });
     });
   }
@@ -229,7 +229,7 @@ void correlate_in_blocks(const Work<S>& w) {
   const Tiles& tiles = w.tiles;
   const int64_t in_channels = w.operand.sum, out_channels = w.operand.out, depth_taps = w.depth.taps;
   const int64_t filters_size = kPoints * depth_taps * in_channels * round_up(out_channels, columns);
-  const int64_t tap_size = in_channels * columns;  // of a panel
+  const int64_t tap_size = in_channels * columns;                           // of a panel
   const int64_t step = depth_taps * tap_size, panel_size = kPoints * step;  // of a panel's points, one and all
   T* filters = scratch<T>(filters_size + packed_size(w.operand, 1, depth_taps * kTaps * kTaps), Scratch::kCall);
   const PackedWeight<T> packed = pack<T>(w.operand, 1, w.taps, w.bias, filters + filters_size);
@@ -243,12 +243,12 @@ void correlate_in_blocks(const Work<S>& w) {
   });
 
   // As many blocks for each thread: which tiles share a block never changes a result.
-  const int64_t most_tiles = block_tiles<T>(in_channels), runs = depth_runs(tiles, depth_taps, most_tiles);
+  const int64_t most_tiles = block_tiles<T>(in_channels, depth_taps), runs = depth_runs(tiles, depth_taps, most_tiles);
   const int64_t most_slices = (tiles.size[0] + runs - 1) / runs;
   int64_t cuts = (tiles.total() * most_slices + most_tiles - 1) / most_tiles;  // of each run
   if (cuts * runs > 1) cuts = std::min(tiles.total(), (round_up(cuts * runs, thread_count()) + runs - 1) / runs);
   const int64_t blocks = cuts * runs;
-  const int64_t most = (tiles.total() + cuts - 1) / cuts;  // tiles of a slice
+  const int64_t most = (tiles.total() + cuts - 1) / cuts;                         // tiles of a slice
   const int64_t width = std::min(round_up(out_channels, columns), kOutChannels);  // of a chunk of output channels
   const int64_t chunks = (out_channels + width - 1) / width;
   // Fewer blocks than threads, as for a single small image: the chunks of output channels are tasks of their own.
@@ -310,8 +310,8 @@ void correlate_in_panels(const Work<S>& w) {
   const int64_t tile_bytes = kPoints * in_channels * static_cast<int64_t>(sizeof(T));
   const int64_t runs = depth_runs(tiles, depth_taps, std::max<int64_t>(1, kSharedBytes / tile_bytes));
   const int64_t most_slices = (tiles.size[0] + runs - 1) / runs, most_read = w.depth.most_read(most_slices);
-  const int64_t cuts = std::clamp<int64_t>(
-      (tiles.total() * most_read * tile_bytes + kSharedBytes - 1) / kSharedBytes, 1, tiles.total());  // of each run
+  const int64_t cuts =
+      std::clamp<int64_t>((tiles.total() * most_read * tile_bytes + kSharedBytes - 1) / kSharedBytes, 1, tiles.total());
   const int64_t most = (tiles.total() + cuts - 1) / cuts;  // tiles of a slice
   const int64_t in_plane = most_read * most * in_channels + kPlanePad;
   const int64_t most_rows = most_slices * most, out_plane = most_rows * columns + kPlanePad;
@@ -324,7 +324,7 @@ void correlate_in_panels(const Work<S>& w) {
   int64_t* out_offsets = in_offsets + most_rows;
   for (int64_t r = 0; r < most_rows; ++r) out_offsets[r] = r * columns;
   Sums sums;
-  for (int64_t round = 0; round < cuts * runs; ++round) {
+  for (int64_t round = 0; round < cuts * runs; ++round) {  // as many cuts in each run
     const int64_t cut = round % cuts, first = tiles.total() * cut / cuts, last = tiles.total() * (cut + 1) / cuts;
     const Range slices = depth_run(tiles, round / cuts, runs), read = w.depth.read_by(slices);
     const int64_t count = last - first;

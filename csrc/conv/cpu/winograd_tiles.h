@@ -1,10 +1,10 @@
 // The tiles of a Winograd convolution in memory: from images to points, and from points back to images.
 //
-// A block of tiles, taken in the order slice, image, row, column, is transformed together: plane p holds point p of every
-// tile and channel, so that the 36 products of the algorithm are 36 ordinary matrix products.
+// A block of tiles, taken in the order slice, image, row, column, is transformed together: plane p holds point p of
+// every tile and channel, so that the 36 products of the algorithm are 36 ordinary matrix products.
 //
-// Depth is summed over among the points: output slice d is the sum over depth taps j of input slice d + j's points times
-// the points of the filters' slice j. So an input slice is transformed once and used for all depth taps.
+// Depth is summed over among the points: output slice d is the sum over depth taps j of the points of input slice d + j
+// times those of the filters' slice j. So an input slice is transformed once and used for all depth taps.
 #pragma once
 
 #include <algorithm>
@@ -19,15 +19,15 @@ namespace winograd {
 // What all threads read again and again, points of filters or of tiles, is to stay in this part of a third-level cache.
 constexpr int64_t kSharedBytes = 16 << 20;
 
-constexpr int64_t kRunSlices = 8;  // output slices of a block, for each input slice that it shares with its neighbour
+constexpr int64_t kRunSlices = 4;  // output slices of a block, for each input slice that it shares with its neighbour
 
-// The 4x4 tiles that cover one slice of the outputs of a batch, slice after slice of depth.
+// The 4x4 tiles that cover the outputs of a batch: total() of them for each slice of depth.
 struct Tiles {
   int64_t batch;
   Extent size;  // of the outputs, in pixels
   int64_t rows() const { return (size[1] + kOut - 1) / kOut; }
   int64_t columns() const { return (size[2] + kOut - 1) / kOut; }
-  int64_t total() const { return batch * rows() * columns(); }  // of a slice
+  int64_t total() const { return batch * rows() * columns(); }
 };
 
 struct Range {
@@ -166,8 +166,8 @@ int64_t tile_memory(const Images<const S>& images, int64_t channels, int64_t mos
 // (r * kOut + top, c * kOut + left), of the image or its border; `channels` of them from `channel` on.
 template <int size, class S, class Transform>
 void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t slice,
-                     Border border, int64_t top, int64_t left, int64_t channel, int64_t channels, const Points<Wide<S>>& out,
-                     Wide<S>* memory, const Transform& transform) {
+                     Border border, int64_t top, int64_t left, int64_t channel, int64_t channels,
+                     const Points<Wide<S>>& out, Wide<S>* memory, const Transform& transform) {
   using T = Wide<S>;
   const bool zeros = border == Border::kZeros;
   if (images.channels_last && zeros) std::fill_n(memory, size * images.channels, T(0));
@@ -186,7 +186,8 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
       return;
     }
     const S* rows[size];
-    const S* image = images.data + run.image * images.image_stride() + slice * height * width * images.channels + channel;
+    const S* image =
+        images.data + run.image * images.image_stride() + slice * height * width * images.channels + channel;
     const bool rows_inside = y >= 0 && y + size <= height;
     for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
       const int64_t x = (run.column + t) * kOut + left;

@@ -4,8 +4,8 @@
 //   dw = G^T [ sum over tiles of (A dY A^T) . (B^T x B) ] G
 //
 // Tiles of input and of gradient go to points, each point's sum over tiles is a matrix product, and only the sums
-// come back. Each depth tap has sums of its own, over the pairs of slices that it connects. The tiles are cut into chunks, a fixed number whatever the number of threads, whose sums are added up
-// in order.
+// come back. Each depth tap has sums of its own, over the pairs of slices that it connects. The tiles are cut into
+// chunks, a fixed number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
 #include "conv/cpu/winograd_tiles.h"
@@ -17,7 +17,7 @@ namespace {
 
 using namespace winograd;
 
-constexpr int64_t kBlockTiles = 96;     // transformed at a time
+constexpr int64_t kBlockTiles = 96;     // transformed at a time, twice as many for several depth taps' sums
 constexpr int64_t kChunkTiles = 192;    // a chunk is worth its sums from here on
 constexpr int64_t kTasks = 16;          // chunks x blocks of output channels, at most
 constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
@@ -46,8 +46,8 @@ void grad_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t sli
                             __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
 }
 
-// From the sums of one depth tap, output channel and kLanes input channels, a function of the point, to the gradients of
-// its taps.
+// From the sums of one depth tap, output channel and kLanes input channels, a function of the point, to the gradients
+// of its taps.
 template <class S, class Sum>
 SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int64_t k, int64_t c, const Sum& sum) {
   using T = Wide<S>;
@@ -73,8 +73,8 @@ SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int
   }
 }
 
-// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and all of a panel of
-// input channels, kTileColumns each.
+// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and all of a panel
+// of input channels, kTileColumns each.
 template <class T>
 SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* in, const int64_t* offsets,
                                       int64_t count, T* sums, int64_t sums_stride) {
@@ -119,9 +119,10 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
   T* sums = scratch<T>(chunks * chunk_sums, Scratch::kCall);
 
   // A stack is one tile in each of a run's slices. Chunks are cut into steps of some stacks side by side.
-  const int64_t runs = depth_runs(tiles, depth.taps, kBlockTiles), stacks = tiles.total() * runs;
+  const int64_t block_tiles = depth.taps > 1 ? 2 * kBlockTiles : kBlockTiles;
+  const int64_t runs = depth_runs(tiles, depth.taps, block_tiles), stacks = tiles.total() * runs;
   const int64_t most_slices = (tiles.size[0] + runs - 1) / runs;
-  const int64_t steps = std::max<int64_t>(1, (stacks / chunks * most_slices + kBlockTiles - 1) / kBlockTiles);
+  const int64_t steps = std::max<int64_t>(1, (stacks / chunks * most_slices + block_tiles - 1) / block_tiles);
   const int64_t most = std::max<int64_t>(1, (stacks / chunks + 1 + steps - 1) / steps);
   const int64_t in_panel = depth.most_read(most_slices) * most * columns;  // kTileColumns channels of all tiles
   const int64_t grad_panel = most_slices * most * columns;
@@ -222,8 +223,7 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
   const int64_t grad_memory = round_up(tile_memory<kOut>(grad, g.out_channels, most), 16);
 
   const int64_t waiting = rounds > 1 ? pairs * panel_sums : 0;
-  T* in_points =
-      scratch<T>(kPoints * (in_plane + grad_plane) + waiting + 2 * most_slices * most + 16, Scratch::kCall);
+  T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + waiting + 2 * most_slices * most + 16, Scratch::kCall);
   T* grad_points = in_points + kPoints * in_plane;
   T* sums = grad_points + kPoints * grad_plane;
   int64_t* offsets = reinterpret_cast<int64_t*>(sums + waiting);
