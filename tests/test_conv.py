@@ -1132,6 +1132,8 @@ def test_winograd_of_volumes(shape: tuple, filters: int, depth: int, mode: str) 
         if padding[0] > most or shape[2] + 2 * padding[0] < depth:
             continue
         options = {"padding": padding, "padding_mode": mode}
+        # Where there is more padding than kernel, torch computes gradients by another algorithm, in shorter sums.
+        factor = WINOGRAD if padding[0] < depth else 1.5 * WINOGRAD
         layers = [n.Conv3d(shape[1], filters, (depth, 3, 3), **options) for n in (nn, torch.nn)]
         assert scratchnn.explain(layers[0], shape).algorithm == "Winograd F(4x4, 3x3)"
         ours, theirs = (
@@ -1147,7 +1149,7 @@ def test_winograd_of_volumes(shape: tuple, filters: int, depth: int, mode: str) 
             if dtype == torch.bfloat16:  # torch's own gradients are not always finite here
                 assert_rounded_once(ours, operands)
             else:
-                check_against_torch(ours, theirs, operands, WINOGRAD)
+                check_against_torch(ours, theirs, operands, factor)
 
 
 @pytest.mark.parametrize(("channels", "filters", "size"), [(272, 240, (3, 6, 5)), (1040, 112, (20, 9, 9))])
