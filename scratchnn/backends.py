@@ -16,10 +16,11 @@ class Conv:
 
     @property
     def allow_winograd(self) -> bool:
-        """Whether 3x3 convolutions of stride 1 may be computed by Winograd's F(4x4, 3x3); default on.
+        """Whether convolutions of stride 1 may be computed by Winograd's F(4x4, 3x3); default on.
 
-        It takes a quarter of the multiplications (Lavin & Gray 2015). Its relative
-        error is about 3 times torch's, whatever the number of channels, and up to 4 times on images as small as 4x4.
+        It serves those of 3x3 in height and width, in 2d and 3d, and takes a quarter of the multiplications (Lavin &
+        Gray 2015). Its relative error is about 3 times torch's, whatever the number of channels, and up to 4 times on
+        images as small as 4x4.
         An infinity or NaN in the input spoils all outputs of the 4x4 tiles that read it, and very large inputs
         overflow earlier, and a gradient that is zero may come out as a rounding error. Switched off, such convolutions
         are summed directly. The setting holds for the whole process.

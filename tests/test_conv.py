@@ -38,14 +38,14 @@ _ops = torch.ops.scratchnn
 
 # Error allowed, as a multiple of torch's own. Sums in another order are as good as torch's, up to chance.
 DIRECT = 2.0
-# Winograd's transforms (3x3, stride 1) trade a little accuracy for fewer multiplications: up to two and a half
-# times the error of a direct sum, somewhat more without fused multiply-add.
+# Winograd's transforms (3x3 in height and width, stride 1) trade a little accuracy for fewer multiplications: up to two
+# and a half times the error of a direct sum, somewhat more without fused multiply-add.
 WINOGRAD = 4.0
 
 
 def allowed(kernel_size: Any, options: dict[str, Any], dtype: torch.dtype) -> float:
     half = dtype in (torch.bfloat16, torch.float16)  # rounded once at the end, which is more
-    winograd = tuple(kernel_size) == (3, 3) and options.get("stride", 1) == 1 and not half
+    winograd = tuple(kernel_size)[-2:] == (3, 3) and options.get("stride", 1) == 1 and not half
     return WINOGRAD if winograd else DIRECT
 
 
@@ -1110,16 +1110,80 @@ def test_winograd_can_be_switched_off(winograd_setting: None) -> None:
     assert (~F.conv2d(x, w, padding=1)[0].isfinite()).any(0).sum() == 9
 
 
-def test_winograd_gives_the_same_bits_for_any_batch_and_threads() -> None:
-    x, w = torch.randn(7, 32, 11, 10), torch.randn(64, 32, 3, 3)
-    g = torch.randn(7, 64, 11, 10)
-    window = ([1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros")
+# Volumes: blocks that hold all of the depth and part of it, more depth taps than input slices, one slice, one tile; the
+# last panel of channels partly empty; more points of filters than stay in the cache.
+WINOGRAD_VOLUMES = [
+    # input, output channels, depth of the kernel
+    ((2, 64, 5, 9, 7), 64, 3),
+    ((2, 64, 1, 12, 12), 64, 3),
+    ((1, 32, 40, 6, 11), 32, 3),
+    ((2, 48, 7, 4, 4), 144, 3),
+    ((2, 96, 6, 5, 6), 48, 1),
+    ((1, 32, 20, 6, 9), 32, 2),
+    ((1, 64, 3, 13, 11), 32, 5),
+]
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("shape", "filters", "depth"), WINOGRAD_VOLUMES)
+def test_winograd_of_volumes(shape: tuple, filters: int, depth: int, mode: str) -> None:
+    for padding in {(depth // 2, 1, 1), (0, 1, 2), (depth, 2, 0), (depth + 2, 0, 1)}:
+        most = {"reflect": shape[2] - 1, "circular": shape[2]}.get(mode, padding[0])
+        if padding[0] > most or shape[2] + 2 * padding[0] < depth:
+            continue
+        options = {"padding": padding, "padding_mode": mode}
+        # Where there is more padding than kernel, torch computes gradients by another algorithm, in shorter sums.
+        factor = WINOGRAD if padding[0] < depth else 1.5 * WINOGRAD
+        layers = [n.Conv3d(shape[1], filters, (depth, 3, 3), **options) for n in (nn, torch.nn)]
+        assert scratchnn.explain(layers[0], shape).algorithm == "Winograd F(4x4, 3x3)"
+        ours, theirs = (
+            lambda x, w, b, layer=layer: functional_call(layer, {"weight": w, "bias": b}, (x,)).contiguous()
+            for layer in layers
+        )
+        for memory_format, dtype in itertools.product(formats(3), (*FAST_DTYPES, torch.bfloat16)):
+            if dtype != torch.float32 and mode != "zeros":
+                continue
+            x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format)
+            w = layers[1].weight.detach().to(dtype, memory_format=memory_format)
+            operands = [x, w, torch.randn(filters, dtype=dtype)]
+            if dtype == torch.bfloat16:  # torch's own gradients are not always finite here
+                assert_rounded_once(ours, operands)
+            else:
+                check_against_torch(ours, theirs, operands, factor)
+
+
+@pytest.mark.parametrize(("channels", "filters", "size"), [(272, 240, (3, 6, 5)), (1040, 112, (20, 9, 9))])
+def test_winograd_of_volumes_of_many_channels(channels: int, filters: int, size: tuple) -> None:
+    """The points of all filters would not stay in the cache; those of the tiles come in one round and in several."""
+    w, b = torch.randn(filters, channels, 3, 3, 3) / 50, torch.randn(filters)
+    for memory_format in formats(3):
+        x = torch.randn(1, channels, *size).to(memory_format=memory_format)
+        ours, theirs = (lambda *operands, f=f: f(*operands, padding=1).contiguous() for f in (F.conv3d, torch.conv3d))
+        check_against_torch(ours, theirs, [x, w, b], WINOGRAD)
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize(("channels", "filters"), [(48, 48), (48, 80), (144, 64), (304, 400)])
+def test_winograd_with_a_panel_of_channels_partly_empty(channels: int, filters: int, dtype: torch.dtype) -> None:
+    x, w = torch.randn(2, channels, 9, 10, dtype=dtype), torch.randn(filters, channels, 3, 3, dtype=dtype) / 20
+    assert scratchnn.explain(nn.Conv2d(channels, filters, 3, dtype=dtype), x.shape).algorithm == "Winograd F(4x4, 3x3)"
+    for memory_format in formats(2):
+        operands = [x.to(memory_format=memory_format), w.to(memory_format=memory_format)]
+        check_against_torch(F.conv2d, torch.conv2d, operands, WINOGRAD)
+
+
+@pytest.mark.parametrize("size", [(11, 10), (9, 11, 10), (40, 5, 6)])
+def test_winograd_gives_the_same_bits_for_any_batch_and_threads(size: tuple) -> None:
+    rank = len(size)
+    x, w = torch.randn(7, 32, *size), torch.randn(64, 32, *[3] * rank)
+    g = torch.randn(7, 64, *size)
+    window = ([1] * rank, [1] * 2 * rank, [1] * rank, 1, "zeros")
 
     def results(x: Tensor, g: Tensor) -> list[Tensor]:
         return [_ops.conv(x, w, None, *window), _ops.conv_transpose(g, w, None, x.shape[2:], *window)]
 
     def weight_grad() -> Tensor:
-        return _ops.conv_weight_grad(g, x, [3, 3], *window, False)
+        return _ops.conv_weight_grad(g, x, [3] * rank, *window, False)
 
     torch.set_num_threads(2)
     whole, filters = results(x, g), weight_grad()

@@ -99,7 +99,7 @@ def test_values_and_gradients(rank: int, dtype: torch.dtype) -> None:
         w = torch.randn(channels, out // options.get("groups", 1), *(kernel,) * rank, dtype=dtype)
         b = torch.randn(out, dtype=dtype)
         narrow = dtype in (torch.float32, torch.complex64)
-        winograd = narrow and rank == 2 and kernel == 3 and options == {"padding": 1}
+        winograd = narrow and rank > 1 and kernel == 3 and options == {"padding": 1}
         for memory_format in formats(rank) if which == "fast" else formats(rank)[-1:]:
             bias = [b] if options else []
             operands = [x.to(memory_format=memory_format), w.to(memory_format=memory_format), *bias]

@@ -49,8 +49,8 @@ inline ConvInputGrad<S> grouped_input_grad;
 template <class S>
 inline ConvWeightGrad<S> grouped_weight_grad;
 
-// 3x3 of stride 1, by Winograd's F(4x4, 3x3) (winograd.cpp, winograd_weight_grad.cpp), where choice.cpp says
-// it serves.
+// 3x3 in height and width, stride 1, by Winograd's F(4x4, 3x3) (winograd.cpp, winograd_weight_grad.cpp), where
+// choice.cpp says it serves.
 template <class S>
 inline ConvForward<S> winograd_forward;
 template <class S>

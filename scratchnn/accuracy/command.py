@@ -106,8 +106,8 @@ def markdown(results: list[Result]) -> str:
         f"Written by `scratchnn accuracy --out ACCURACY.md`: {heading[0]}.",
         "",
         heading[1] + " dx, dw and db are the gradients of the input, the weight and the bias, dx2 that of a second "
-        "input. An exclamation mark stands where our error is more than twice torch's, or in plain 3x3 "
-        "convolutions, which may use Winograd's algorithm, more than four times.",
+        "input. An exclamation mark stands where our error is more than twice torch's, or in plain "
+        "convolutions of 3x3 in height and width, which may use Winograd's algorithm, more than four times.",
         "",
         f"| layer | dtype | {' | '.join(columns)} |",
         f"|---|---|{'---|' * len(columns)}",

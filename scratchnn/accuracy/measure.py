@@ -74,9 +74,10 @@ def measure_all(layers: Sequence[Layer]) -> Iterator[Result]:
 
 
 def allowed_factor(layer: Layer) -> float:
-    """How many times torch's error ours may be: more in plain 3x3 convolutions, which may use Winograd's algorithm.
+    """How many times torch's error ours may be: more where Winograd's algorithm may be used.
 
-    Those of any type, since half precision and complex numbers are computed in float32.
+    Those are plain convolutions of 3x3 in height and width, of any type, since half precision and complex numbers are
+    computed in float32.
 
     Args:
         layer: the example.
@@ -87,8 +88,8 @@ def allowed_factor(layer: Layer) -> float:
     module = layer.theirs()
     may_use_winograd = (
         layer.family == "conv"
-        and module.kernel_size == (3, 3)
-        and (module.stride, module.dilation, module.groups) == ((1, 1), (1, 1), 1)
+        and module.kernel_size[-2:] == (3, 3)
+        and {*module.stride, *module.dilation, module.groups} == {1}
     )
     return WINOGRAD_FACTOR if may_use_winograd else FACTOR
 

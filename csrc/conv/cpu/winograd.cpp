@@ -1,9 +1,9 @@
-// 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3): the forward pass and the input gradient.
+// 3x3 convolutions of stride 1, in 3d of any depth, by Winograd's F(4x4, 3x3): forward pass and input gradient.
 //
 // A quarter of the multiplications of the direct sum (see winograd_transforms.h), at about three times its
 // rounding error. Block by block of tiles, small enough for the second-level cache: inputs to points, one matrix
 // product for each of the 36 points, points to outputs. The input gradient is the same computation with the filters
-// turned by 180 degrees and the roles of the channels exchanged.
+// turned round and the roles of the channels exchanged.
 #include <algorithm>
 
 #include "conv/cpu/packed_weight.h"
@@ -18,23 +18,24 @@ using namespace winograd;
 
 constexpr int64_t kPlanePad = 16;     // keeps the planes from falling on the same cache sets
 constexpr int64_t kOutChannels = 64;  // output channels whose points are in the cache at a time
-constexpr int64_t kSlice = 256;       // input channels of which a panel's filters stay in the first-level cache
+constexpr int64_t kSlice = 256;       // numbers of a sum for which a panel's filters stay in the first-level cache
 
 // Tiles of a block: the points of its inputs fill about half of the second-level cache, but enough tiles to use each
-// loaded filter often.
+// loaded filter often. Several depth taps use each loaded point several times.
 template <class T>
-int64_t block_tiles(int64_t channels) {
-  return (channels <= 16 ? 96 : 48) * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
+int64_t block_tiles(int64_t channels, int64_t depth_taps) {
+  const int64_t tiles = channels <= 16 ? 96 : depth_taps > 1 ? 64 : 48;
+  return tiles * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
 }
 
-// The filters of one panel and input channel to points: taps and points lie `plane` apart.
+// The filters of a panel, input channel and depth tap to points: taps lie `tap_plane` apart, points `plane`.
 template <class T>
-void transform_filters(const T* taps, int64_t plane, T* points) {
+void transform_filters(const T* taps, int64_t tap_plane, T* points, int64_t plane) {
   for (int64_t k = 0; k < kTileColumns<T>; k += kLanes<T>) {
     Vec<T> half[kTaps][kIn];
     for (int j = 0; j < kTaps; ++j) {
       Vec<T> column[kTaps];
-      for (int i = 0; i < kTaps; ++i) column[i] = load(taps + (i * kTaps + j) * plane + k);
+      for (int i = 0; i < kTaps; ++i) column[i] = load(taps + (i * kTaps + j) * tap_plane + k);
       filter_transform<T>(column, half[j]);
     }
     for (int i = 0; i < kIn; ++i) {
@@ -82,20 +83,22 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, 
   }
 }
 
-// Points of the tiles [first, last) to the output channels [channel, channel + channels). m is at point p of tile t
-// and channel c: m + p * plane + t * channels + c. Contiguous outputs go through `memory`, one row of tiles.
+// Points of the tiles [first, last) of one slice to the output channels [channel, channel + channels). m is at point p
+// of tile t and channel c: m + p * plane + t * stride + c. Contiguous outputs go through `memory`, one row of tiles.
 template <class T, class S>
-void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, int64_t plane, const T* bias,
-                   int64_t channel, int64_t channels, const Images<S>& out, T* memory) {
+void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, int64_t plane, int64_t stride,
+                   const T* bias, int64_t channel, int64_t channels, const Images<S>& out, int64_t slice, T* memory) {
+  const int64_t out_height = tiles.size[1], out_width = tiles.size[2];
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
-    const T* from = m + position * channels;
-    const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, tiles.height - y);
-    S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride();
+    const T* from = m + position * stride;
+    const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, out_height - y);
+    S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride() +
+               slice * out_height * out_width * out.pixel_stride();
     if (out.channels_last) {
-      const int64_t row_stride = tiles.width * out.channels;
-      for (int64_t t = 0; t < run.count; ++t, from += channels) {
-        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, tiles.width - x);
-        S* to = image + (y * tiles.width + x) * out.channels;
+      const int64_t row_stride = out_width * out.channels;
+      for (int64_t t = 0; t < run.count; ++t, from += stride) {
+        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, out_width - x);
+        S* to = image + (y * out_width + x) * out.channels;
         if (height == kOut && width == kOut) {
           outputs_of_tile<true>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
         } else {
@@ -105,60 +108,114 @@ void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, 
       return;
     }
     const int64_t row_stride = run.count * kOut * channels;
-    for (int64_t t = 0; t < run.count; ++t, from += channels) {
+    for (int64_t t = 0; t < run.count; ++t, from += stride) {
       outputs_of_tile<true>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels, kOut,
                             kOut);
     }
-    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, tiles.width - x);
+    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, out_width - x);
     for (int64_t i = 0; i < height; ++i) {
-      transpose_block(memory + i * row_stride, channels, image + (y + i) * tiles.width + x, out.pixels(), width,
+      transpose_block(memory + i * row_stride, channels, image + (y + i) * out_width + x, out.pixels(), width,
                       channels);
     }
   });
 }
 
-// out = in (*) w for 3x3 filters w; the first tap reads pixel (top, left) of `in`, or its border, for output pixel
-// (0, 0).
+// out = in (*) w for filters w of 3x3 in any depth; the first tap reads pixel (depth.first, top, left) of `in`, or its
+// border, for output pixel (0, 0, 0).
 template <class S>
 struct Work {
   Operand<S> operand;
   std::vector<Tap> taps;
+  Depth depth;
   int64_t top, left;
-  Border border;
   Images<const S> in;
   const S* bias;
   Images<S> out;
   Tiles tiles;
 };
 
-// The tiles [first, last) of the input to points, one channel beside the other.
+// The tiles [first, last) of an input slice to points, one channel beside the other.
 template <class S>
-void transform_inputs(const Work<S>& w, int64_t first, int64_t last, Wide<S>* points, int64_t plane, Wide<S>* memory) {
+void transform_inputs(const Work<S>& w, int64_t first, int64_t last, int64_t slice, Wide<S>* points, int64_t plane,
+                      Wide<S>* memory) {
   using T = Wide<S>;
   const int64_t channels = w.operand.sum;
-  transform_tiles<kIn>(w.tiles, first, last, w.in, w.border, w.top, w.left, 0, channels,
+  const int64_t shown = border_pixel(slice, w.depth.size, w.depth.border);
+  transform_tiles<kIn>(w.tiles, first, last, w.in, shown, w.depth.border, w.top, w.left, 0, channels,
                        Points<T>{points, plane, channels, channels, 0}, memory,
                        [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
 }
 
-// products[p][t] = points[p][t] filters[p] for the tiles t < count and one panel of output channels: a product for each
-// point p. The filters' points lie one panel of `channels` rows after the other; `next` is the panel that is multiplied
-// after this one, and asked of memory meanwhile.
+// The sums of a block's products, in parts so small that a panel's filters stay in the first-level cache: so many of
+// the numbers that are summed, for neighbouring slices of outputs that see the same depth taps.
+class Sums {
+ public:
+  struct Part {
+    int64_t first_row, rows;  // of the products
+    int64_t segment, segments;
+    int64_t filter;  // where the filters' numbers begin: those of a panel follow each other by depth tap and channel
+    bool accumulate;
+  };
+
+  // Rows are `tiles` for each of the output slices, in_offsets where each row's reading begins in the points of the
+  // input slices that read_by() tells.
+  void lay_out(const Depth& depth, const Range& slices, int64_t tiles, int64_t channels, int64_t* in_offsets) {
+    parts.clear();
+    segments.clear();
+    calls = 0;
+    const int64_t slice_size = tiles * channels, first_read = depth.read_by(slices).first;
+    for (int64_t d = slices.first, row = 0; d < slices.last; ++d) {
+      const int64_t first = (depth.first + d + depth.taps_of(d).first - first_read) * slice_size;
+      for (int64_t t = 0; t < tiles; ++t) in_offsets[row++] = first + t * channels;
+    }
+    for (int64_t begin = 0; begin < depth.taps * channels; begin += kSlice) {
+      for (int64_t d = slices.first, next; d < slices.last; d = next) {
+        const Range taps = depth.taps_of(d);
+        for (next = d + 1; next < slices.last; ++next) {
+          const Range others = depth.taps_of(next);
+          if (others.first != taps.first || others.last != taps.last) break;
+        }
+        const int64_t start = taps.count() > 0 ? taps.first * channels : 0;  // a sum of nothing is zero
+        const int64_t from = std::max(begin, start), end = std::min(begin + kSlice, start + taps.count() * channels);
+        const bool is_first = begin <= start && start < begin + kSlice;
+        if (from >= end && !is_first) continue;
+        Part part{
+            (d - slices.first) * tiles, (next - d) * tiles, static_cast<int64_t>(segments.size()), 0, from, !is_first};
+        for (int64_t q = from; q < end;) {
+          const int64_t tap = q / channels, last = std::min(end, (tap + 1) * channels);
+          segments.push_back({(tap - taps.first) * slice_size + q % channels, last - q});
+          q = last;
+        }
+        part.segments = static_cast<int64_t>(segments.size()) - part.segment;
+        calls += (part.rows + kTileRows - 1) / kTileRows;
+        parts.push_back(part);
+      }
+    }
+  }
+
+  std::vector<Part> parts;
+  std::vector<Segment> segments;
+  int64_t calls = 0;  // of multiply_tile
+};
+
+// products[p] = points[p] filters[p] for the rows of a block and one panel of output channels: a product for each point
+// p. The filters' points lie one panel of `filter_plane` numbers after the other; `next` is the panel that is
+// multiplied after this one, and asked of memory meanwhile.
 template <class T>
-void multiply_points(const T* points, int64_t in_plane, const int64_t* in_offsets, int64_t channels, const T* filters,
-                     const T* next, T* products, int64_t out_plane, const int64_t* out_offsets, int64_t count,
+void multiply_points(const Sums& sums, const T* points, int64_t in_plane, const int64_t* in_offsets, const T* filters,
+                     int64_t filter_plane, const T* next, T* products, int64_t out_plane, const int64_t* out_offsets,
                      int64_t p) {
   constexpr int64_t columns = kTileColumns<T>;
-  const int64_t slices = (channels + kSlice - 1) / kSlice;
-  Upcoming upcoming(next, channels * columns, slices * ((count + kTileRows - 1) / kTileRows));
-  for (int64_t s = 0; s < slices; ++s) {
-    const Segment slice{s * kSlice, std::min(kSlice, channels - s * kSlice)};
-    for_each_tile(count, [&](int64_t t, int64_t rows) {
+  Upcoming upcoming(next, filter_plane, sums.calls);
+  for (const Sums::Part& part : sums.parts) {
+    for_each_tile(part.rows, [&](int64_t first, int64_t rows) {
       upcoming.step();
+      const int64_t row = part.first_row + first;
       with_rows(rows, [&](auto n) {
-        multiply_tile<n, kPointsInTile, T, T>(points + p * in_plane, in_offsets + t, &slice, 1,
-                                              filters + (p * channels + slice.offset) * columns,
-                                              products + p * out_plane, out_offsets + t, columns, s > 0, nullptr);
+        multiply_tile<n, kPointsInTile, T, T>(
+            points + p * in_plane, in_offsets + row, sums.segments.data() + part.segment, part.segments,
+            filters + p * filter_plane + part.filter * columns, products + p * out_plane, out_offsets + row, columns,
+            part.accumulate, nullptr);
       });
     });
   }
@@ -170,58 +227,71 @@ void correlate_in_blocks(const Work<S>& w) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const Tiles& tiles = w.tiles;
-  const int64_t in_channels = w.operand.sum, out_channels = w.operand.out;
-  const int64_t filters_size = kPoints * in_channels * out_channels;
-  const int64_t step = in_channels * columns, panel_size = kPoints * step;  // of a panel's points, one and all
-  T* filters = scratch<T>(filters_size + packed_size(w.operand, 1, kTaps * kTaps), Scratch::kCall);
+  const int64_t in_channels = w.operand.sum, out_channels = w.operand.out, depth_taps = w.depth.taps;
+  const int64_t filters_size = kPoints * depth_taps * in_channels * round_up(out_channels, columns);
+  const int64_t tap_size = in_channels * columns;                           // of a panel
+  const int64_t step = depth_taps * tap_size, panel_size = kPoints * step;  // of a panel's points, one and all
+  T* filters = scratch<T>(filters_size + packed_size(w.operand, 1, depth_taps * kTaps * kTaps), Scratch::kCall);
   const PackedWeight<T> packed = pack<T>(w.operand, 1, w.taps, w.bias, filters + filters_size);
-  parallel_for(0, packed.panels * in_channels, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(0, packed.panels * depth_taps * in_channels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = i / in_channels, row = i % in_channels * columns;
-      transform_filters(packed.panel(0, panel) + row, in_channels * columns, filters + panel * panel_size + row);
+      const int64_t panel = i / (depth_taps * in_channels), tap = i / in_channels % depth_taps;
+      const int64_t row = i % in_channels * columns;
+      transform_filters(packed.panel(0, panel) + tap * kTaps * kTaps * tap_size + row, tap_size,
+                        filters + panel * panel_size + tap * tap_size + row, step);
     }
   });
 
   // As many blocks for each thread: which tiles share a block never changes a result.
-  int64_t blocks = (tiles.total() + block_tiles<T>(in_channels) - 1) / block_tiles<T>(in_channels);
-  if (blocks > 1) blocks = std::min(tiles.total(), round_up(blocks, thread_count()));
-  const int64_t most = (tiles.total() + blocks - 1) / blocks;
-  const int64_t width = std::min(out_channels, kOutChannels);  // of a chunk of output channels
+  const int64_t most_tiles = block_tiles<T>(in_channels, depth_taps), runs = depth_runs(tiles, depth_taps, most_tiles);
+  const int64_t most_slices = (tiles.size[0] + runs - 1) / runs;
+  int64_t cuts = (tiles.total() * most_slices + most_tiles - 1) / most_tiles;  // of each run
+  if (cuts * runs > 1) cuts = std::min(tiles.total(), (round_up(cuts * runs, thread_count()) + runs - 1) / runs);
+  const int64_t blocks = cuts * runs;
+  const int64_t most = (tiles.total() + cuts - 1) / cuts;                         // tiles of a slice
+  const int64_t width = std::min(round_up(out_channels, columns), kOutChannels);  // of a chunk of output channels
   const int64_t chunks = (out_channels + width - 1) / width;
   // Fewer blocks than threads, as for a single small image: the chunks of output channels are tasks of their own.
   const int64_t splits = std::clamp<int64_t>(thread_count() / blocks, 1, chunks);
-  const int64_t in_plane = most * in_channels + kPlanePad, out_plane = most * width + kPlanePad;
+  const int64_t in_plane = w.depth.most_read(most_slices) * most * in_channels + kPlanePad;
+  const int64_t most_rows = most_slices * most, out_plane = most_rows * width + kPlanePad;
   const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
   const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * width;
 
   parallel_for(0, blocks * splits, 1, [&](int64_t begin, int64_t end) {
-    T* points = scratch<T>(kPoints * (in_plane + out_plane) + in_memory + out_memory + 2 * 2 * most + 16);
+    T* points = scratch<T>(kPoints * (in_plane + out_plane) + in_memory + out_memory + 2 * 2 * most_rows + 16);
     T* products = points + kPoints * in_plane;
     T* in_scratch = products + kPoints * out_plane;
     T* out_scratch = in_scratch + in_memory;
     int64_t* in_offsets = reinterpret_cast<int64_t*>(out_scratch + out_memory);
-    int64_t* out_offsets = in_offsets + most;
+    int64_t* out_offsets = in_offsets + most_rows;
+    Sums sums;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / splits, split = task % splits;
-      const int64_t first = tiles.total() * block / blocks, last = tiles.total() * (block + 1) / blocks;
-      transform_inputs(w, first, last, points, in_plane, in_scratch);
+      const int64_t cut = task / splits % cuts, split = task % splits;
+      const int64_t first = tiles.total() * cut / cuts, last = tiles.total() * (cut + 1) / cuts;
+      const Range slices = depth_run(tiles, task / splits / cuts, runs), read = w.depth.read_by(slices);
+      for (int64_t d = read.first; d < read.last; ++d) {
+        transform_inputs(w, first, last, d, points + (d - read.first) * (last - first) * in_channels, in_plane,
+                         in_scratch);
+      }
+      sums.lay_out(w.depth, slices, last - first, in_channels, in_offsets);
       for (int64_t chunk = chunks * split / splits; chunk < chunks * (split + 1) / splits; ++chunk) {
         const int64_t channel = chunk * width, count = std::min(width, out_channels - channel);
-        for (int64_t t = 0; t < last - first; ++t) {
-          in_offsets[t] = t * in_channels;
-          out_offsets[t] = t * count;
-        }
+        const int64_t stride = round_up(count, columns);
+        for (int64_t r = 0; r < slices.count() * (last - first); ++r) out_offsets[r] = r * stride;
         for (int64_t p = 0; p < kPoints; ++p) {
           for (int64_t c = 0; c < count; c += columns) {
             const T* panel = filters + (channel + c) / columns * panel_size;
             const T* next =
                 (c + columns < count ? panel + panel_size : filters + channel / columns * panel_size + step) + p * step;
-            multiply_points(points, in_plane, in_offsets, in_channels, panel, next, products + c, out_plane,
-                            out_offsets, last - first, p);
+            multiply_points(sums, points, in_plane, in_offsets, panel, step, next, products + c, out_plane, out_offsets,
+                            p);
           }
         }
-        write_outputs(tiles, first, last, products, out_plane, w.bias != nullptr ? packed.bias + channel : nullptr,
-                      channel, count, w.out, out_scratch);
+        for (int64_t d = slices.first; d < slices.last; ++d) {
+          write_outputs(tiles, first, last, products + (d - slices.first) * (last - first) * stride, out_plane, stride,
+                        w.bias != nullptr ? packed.bias + channel : nullptr, channel, count, w.out, d, out_scratch);
+        }
       }
     }
   });
@@ -235,41 +305,58 @@ void correlate_in_panels(const Work<S>& w) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const Tiles& tiles = w.tiles;
-  const int64_t in_channels = w.operand.sum, panels = w.operand.out / columns;
+  const int64_t in_channels = w.operand.sum, out_channels = w.operand.out, depth_taps = w.depth.taps;
+  const int64_t panels = (out_channels + columns - 1) / columns;
   const int64_t tile_bytes = kPoints * in_channels * static_cast<int64_t>(sizeof(T));
-  const int64_t rounds = (tiles.total() * tile_bytes + kSharedBytes - 1) / kSharedBytes;
-  const int64_t most = (tiles.total() + rounds - 1) / rounds;
-  const int64_t in_plane = most * in_channels + kPlanePad, out_plane = most * columns + kPlanePad;
+  const int64_t runs = depth_runs(tiles, depth_taps, std::max<int64_t>(1, kSharedBytes / tile_bytes));
+  const int64_t most_slices = (tiles.size[0] + runs - 1) / runs, most_read = w.depth.most_read(most_slices);
+  const int64_t cuts =
+      std::clamp<int64_t>((tiles.total() * most_read * tile_bytes + kSharedBytes - 1) / kSharedBytes, 1, tiles.total());
+  const int64_t most = (tiles.total() + cuts - 1) / cuts;  // tiles of a slice
+  const int64_t in_plane = most_read * most * in_channels + kPlanePad;
+  const int64_t most_rows = most_slices * most, out_plane = most_rows * columns + kPlanePad;
   const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
   const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * columns;
-  const int64_t plane = in_channels * columns;  // of a panel's taps and points
+  const int64_t tap_size = in_channels * columns, step = depth_taps * tap_size;  // of a panel's taps and points
 
-  T* points = scratch<T>(kPoints * in_plane + 2 * 2 * most, Scratch::kCall);
+  T* points = scratch<T>(kPoints * in_plane + 2 * 2 * most_rows, Scratch::kCall);
   int64_t* in_offsets = reinterpret_cast<int64_t*>(points + kPoints * in_plane);
-  int64_t* out_offsets = in_offsets + most;
-  for (int64_t t = 0; t < most; ++t) {
-    in_offsets[t] = t * in_channels;
-    out_offsets[t] = t * columns;
-  }
-  for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t first = tiles.total() * round / rounds, last = tiles.total() * (round + 1) / rounds;
-    parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-      transform_inputs(w, begin, end, points + (begin - first) * in_channels, in_plane, scratch<T>(in_memory));
+  int64_t* out_offsets = in_offsets + most_rows;
+  for (int64_t r = 0; r < most_rows; ++r) out_offsets[r] = r * columns;
+  Sums sums;
+  for (int64_t round = 0; round < cuts * runs; ++round) {  // as many cuts in each run
+    const int64_t cut = round % cuts, first = tiles.total() * cut / cuts, last = tiles.total() * (cut + 1) / cuts;
+    const Range slices = depth_run(tiles, round / cuts, runs), read = w.depth.read_by(slices);
+    const int64_t count = last - first;
+    parallel_for(0, count * read.count(), 1, [&](int64_t begin, int64_t end) {
+      T* memory = scratch<T>(in_memory);
+      for (int64_t t = begin, until; t < end; t = until) {
+        until = std::min(end, (t / count + 1) * count);
+        transform_inputs(w, first + t % count, first + t % count + until - t, read.first + t / count,
+                         points + t * in_channels, in_plane, memory);
+      }
     });
+    sums.lay_out(w.depth, slices, count, in_channels, in_offsets);
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      T* filters = scratch<T>((kPoints + kTaps * kTaps) * plane + columns + kPoints * out_plane + out_memory);
-      T* taps = filters + kPoints * plane;
-      T* bias = taps + kTaps * kTaps * plane;
+      T* filters = scratch<T>(kPoints * step + kTaps * kTaps * step + columns + kPoints * out_plane + out_memory);
+      T* taps = filters + kPoints * step;
+      T* bias = taps + kTaps * kTaps * step;
       T* products = bias + columns;
       for (int64_t panel = begin; panel < end; ++panel) {
         pack_panel(w.operand, w.taps, w.bias, 0, panel, taps, bias);
-        for (int64_t c = 0; c < in_channels; ++c) transform_filters(taps + c * columns, plane, filters + c * columns);
-        for (int64_t p = 0; p < kPoints; ++p) {
-          multiply_points(points, in_plane, in_offsets, in_channels, filters, filters + (p + 1) * plane, products,
-                          out_plane, out_offsets, last - first, p);
+        for (int64_t i = 0; i < depth_taps * in_channels; ++i) {
+          const int64_t tap = i / in_channels * tap_size, row = i % in_channels * columns;
+          transform_filters(taps + kTaps * kTaps * tap + row, tap_size, filters + tap + row, step);
         }
-        write_outputs(tiles, first, last, products, out_plane, w.bias != nullptr ? bias : nullptr, panel * columns,
-                      columns, w.out, products + kPoints * out_plane);
+        for (int64_t p = 0; p < kPoints; ++p) {
+          multiply_points(sums, points, in_plane, in_offsets, filters, step, filters + (p + 1) * step, products,
+                          out_plane, out_offsets, p);
+        }
+        for (int64_t d = slices.first; d < slices.last; ++d) {
+          write_outputs(tiles, first, last, products + (d - slices.first) * count * columns, out_plane, columns,
+                        w.bias != nullptr ? bias : nullptr, panel * columns,
+                        std::min(columns, out_channels - panel * columns), w.out, d, products + kPoints * out_plane);
+        }
       }
     });
   }
@@ -278,7 +365,7 @@ void correlate_in_panels(const Work<S>& w) {
 template <class S>
 void correlate(const Work<S>& w) {
   if (w.tiles.total() == 0) return;
-  const int64_t filter_points = kPoints * w.operand.sum * w.operand.out;
+  const int64_t filter_points = kPoints * w.depth.taps * w.operand.sum * w.operand.out;
   if (filter_points * static_cast<int64_t>(sizeof(Wide<S>)) <= kSharedBytes) {
     correlate_in_blocks(w);
   } else {
@@ -288,8 +375,9 @@ void correlate(const Work<S>& w) {
 
 template <class S>
 void forward(const ConvGeometry& g, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output) {
-  correlate<S>({forward_operand(g, weight), forward_correlation(g).taps, -g.padding[1], -g.padding[2], g.border, input,
-                bias, output, Tiles{g.batch, output.size[1], output.size[2]}});
+  correlate<S>({forward_operand(g, weight), forward_correlation(g).taps,
+                Depth{g.kernel[0], -g.padding[0], g.input[0], g.border}, -g.padding[1], -g.padding[2], input, bias,
+                output, Tiles{g.batch, output.size}});
 }
 
 template <class S>
@@ -297,8 +385,10 @@ void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> we
                 Images<S> grad_input) {
   std::vector<Tap> turned = forward_correlation(g).taps;
   std::reverse(turned.begin(), turned.end());
-  correlate<S>({input_grad_operand(g, weight), turned, g.padding[1] - (kTaps - 1), g.padding[2] - (kTaps - 1),
-                Border::kZeros, grad, bias, grad_input, Tiles{g.batch, grad_input.size[1], grad_input.size[2]}});
+  correlate<S>({input_grad_operand(g, weight), turned,
+                Depth{g.kernel[0], g.padding[0] - (g.kernel[0] - 1), g.output[0], Border::kZeros},
+                g.padding[1] - (kTaps - 1), g.padding[2] - (kTaps - 1), grad, bias, grad_input,
+                Tiles{g.batch, grad_input.size}});
 }
 
 }  // namespace

@@ -1,7 +1,10 @@
 // The tiles of a Winograd convolution in memory: from images to points, and from points back to images.
 //
-// A block of tiles, taken in the order image, row, column, is transformed together: plane p holds point p of every
-// tile and channel, so that the 36 products of the algorithm are 36 ordinary matrix products.
+// A block of tiles, taken in the order slice, image, row, column, is transformed together: plane p holds point p of
+// every tile and channel, so that the 36 products of the algorithm are 36 ordinary matrix products.
+//
+// Depth is summed over among the points: output slice d is the sum over depth taps j of the points of input slice d + j
+// times those of the filters' slice j. So an input slice is transformed once and used for all depth taps.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +19,67 @@ namespace winograd {
 // What all threads read again and again, points of filters or of tiles, is to stay in this part of a third-level cache.
 constexpr int64_t kSharedBytes = 16 << 20;
 
-// The 4x4 tiles that cover the outputs of a batch.
+constexpr int64_t kRunSlices = 4;  // output slices of a block, for each input slice that it shares with its neighbour
+
+// The 4x4 tiles that cover the outputs of a batch: total() of them for each slice of depth.
 struct Tiles {
-  int64_t batch, height, width;  // of the outputs, in pixels
-  int64_t rows() const { return (height + kOut - 1) / kOut; }
-  int64_t columns() const { return (width + kOut - 1) / kOut; }
+  int64_t batch;
+  Extent size;  // of the outputs, in pixels
+  int64_t rows() const { return (size[1] + kOut - 1) / kOut; }
+  int64_t columns() const { return (size[2] + kOut - 1) / kOut; }
   int64_t total() const { return batch * rows() * columns(); }
 };
+
+struct Range {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
+};
+
+// How the kernel meets the input in depth: tap j of output slice d reads input slice first + d + j, or the border's.
+// Slices of zeros are left out of the sums.
+struct Depth {
+  int64_t taps, first, size;  // size: of the input
+  Border border;
+
+  // The taps of output slice d that read something.
+  Range taps_of(int64_t d) const {
+    if (border != Border::kZeros) return {0, taps};
+    const int64_t begin = std::clamp<int64_t>(-(first + d), 0, taps);
+    return {begin, std::clamp<int64_t>(size - (first + d), begin, taps)};
+  }
+  // Those of the output slices whose tap j reads something.
+  Range outputs_of(int64_t j, const Range& slices) const {
+    if (border != Border::kZeros) return slices;
+    const int64_t begin = std::clamp(-(first + j), slices.first, slices.last);
+    return {begin, std::clamp(size - (first + j), begin, slices.last)};
+  }
+  // The input slices that output slices read.
+  Range read_by(const Range& slices) const {
+    const Range all{first + slices.first, first + slices.last + taps - 1};
+    if (border != Border::kZeros) return all;
+    const int64_t begin = std::clamp<int64_t>(all.first, 0, size);
+    return {begin, std::clamp(all.last, begin, size)};
+  }
+  // How many those are at most.
+  int64_t most_read(int64_t slices) const {
+    const int64_t all = slices + taps - 1;
+    return border == Border::kZeros ? std::min(all, size) : all;
+  }
+};
+
+// In how many runs the output slices are taken, for blocks of about `most` tiles. Neighbouring runs both transform the
+// input slices that both of them read: runs are long, but where there is one depth tap only.
+inline int64_t depth_runs(const Tiles& tiles, int64_t taps, int64_t most) {
+  const int64_t depth = tiles.size[0];
+  const int64_t worth = std::clamp<int64_t>(std::min(most, kRunSlices * (taps - 1)), 1, depth);
+  const int64_t together = std::clamp<int64_t>(most / worth, 1, std::max<int64_t>(1, tiles.total()));
+  const int64_t run = std::clamp(most / together, worth, depth);
+  return (depth + run - 1) / run;
+}
+
+inline Range depth_run(const Tiles& tiles, int64_t run, int64_t runs) {
+  return {tiles.size[0] * run / runs, tiles.size[0] * (run + 1) / runs};
+}
 
 // Tiles side by side: `count` of one row of one image.
 struct Run {
@@ -55,7 +112,8 @@ SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel
                                      int64_t channels, const Points<T>& out, T* to, const Transform& transform) {
   const int64_t ahead = channels <= 32 ? 2 : 1;  // tiles
   for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
-    for (int64_t c = 0; c < out.block; c += kLanes<T>) {
+    const int64_t count = std::min(out.block, channels - block);
+    for (int64_t c = 0; c < count; c += kLanes<T>) {
       constexpr int64_t line = 64 / sizeof(T), read_line = 64 / sizeof(R);
       if (c % read_line == 0) {  // the same channels of a tile to come, a line at a time
 #pragma GCC unroll 6
@@ -104,12 +162,12 @@ int64_t tile_memory(const Images<const S>& images, int64_t channels, int64_t mos
   return size * (most_tiles * kOut + size - kOut) * channels;
 }
 
-// Transforms the tiles [first, last). Tile (r, c) reads size x size pixels from (r * kOut + top, c * kOut + left),
-// of the image or its border; `channels` of them from `channel` on.
+// Transforms the tiles [first, last) of one slice of the images. Tile (r, c) reads size x size pixels from
+// (r * kOut + top, c * kOut + left), of the image or its border; `channels` of them from `channel` on.
 template <int size, class S, class Transform>
-void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, Border border,
-                     int64_t top, int64_t left, int64_t channel, int64_t channels, const Points<Wide<S>>& out,
-                     Wide<S>* memory, const Transform& transform) {
+void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t slice,
+                     Border border, int64_t top, int64_t left, int64_t channel, int64_t channels,
+                     const Points<Wide<S>>& out, Wide<S>* memory, const Transform& transform) {
   using T = Wide<S>;
   const bool zeros = border == Border::kZeros;
   if (images.channels_last && zeros) std::fill_n(memory, size * images.channels, T(0));
@@ -119,7 +177,7 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
     T* to = out.data + position * out.tile;
     const T* copied[size];
     if (!images.channels_last) {
-      const Rectangle r{{0, y, run.column * kOut + left}, {1, size, run.count * kOut + size - kOut}};
+      const Rectangle r{{slice, y, run.column * kOut + left}, {1, size, run.count * kOut + size - kOut}};
       copy_rectangle(images, run.image, channel, channels, r, border, memory);
       for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
         for (int i = 0; i < size; ++i) copied[i] = memory + (i * r.size[2] + t * kOut) * channels;
@@ -128,13 +186,14 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
       return;
     }
     const S* rows[size];
-    const S* image = images.data + run.image * images.image_stride() + channel;
+    const S* image =
+        images.data + run.image * images.image_stride() + slice * height * width * images.channels + channel;
     const bool rows_inside = y >= 0 && y + size <= height;
     for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
       const int64_t x = (run.column + t) * kOut + left;
       const bool inside = rows_inside && x >= 0 && x + size <= width;
       if (!inside && !zeros) {
-        copy_rectangle(images, run.image, channel, channels, Rectangle{{0, y, x}, {1, size, size}}, border, memory);
+        copy_rectangle(images, run.image, channel, channels, Rectangle{{slice, y, x}, {1, size, size}}, border, memory);
         for (int i = 0; i < size; ++i) copied[i] = memory + i * size * channels;
         transform_tile<size, false, T>(copied, channels, 0, size, channels, out, to, transform);
         continue;

@@ -1,10 +1,11 @@
-// The weight gradient of a 3x3 convolution of stride 1 by the exact adjoint of Winograd's F(4x4, 3x3):
+// The weight gradient of a 3x3 convolution of stride 1, in 3d of any depth, by the exact adjoint of Winograd's
+// F(4x4, 3x3):
 //
 //   dw = G^T [ sum over tiles of (A dY A^T) . (B^T x B) ] G
 //
 // Tiles of input and of gradient go to points, each point's sum over tiles is a matrix product, and only the sums
-// come back. The tiles are cut into chunks, a fixed number whatever the number of threads, whose sums are added up
-// in order.
+// come back. Each depth tap has sums of its own, over the pairs of slices that it connects. The tiles are cut into
+// chunks, a fixed number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
 #include "conv/cpu/winograd_tiles.h"
@@ -16,32 +17,39 @@ namespace {
 
 using namespace winograd;
 
-constexpr int64_t kBlockTiles = 96;     // transformed at a time
+constexpr int64_t kBlockTiles = 96;     // transformed at a time, twice as many for several depth taps' sums
 constexpr int64_t kChunkTiles = 192;    // a chunk is worth its sums from here on
 constexpr int64_t kTasks = 16;          // chunks x blocks of output channels, at most
 constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
 constexpr int64_t kPlanePad = 16;
 
+Depth depth_of(const ConvGeometry& g) {
+  return {g.kernel[0], -g.padding[0], g.input[0], g.border};
+}
+
+// The tiles [first, last) of input slice `slice`, or the border's, to points.
 template <class S>
-void input_to_points(const Tiles& tiles, int64_t first, int64_t last, const ConvGeometry& g,
+void input_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t slice, const ConvGeometry& g,
                      const Images<const S>& input, const Points<Wide<S>>& points, Wide<S>* memory) {
   using T = Wide<S>;
-  transform_tiles<kIn>(tiles, first, last, input, g.border, -g.padding[1], -g.padding[2], 0, g.in_channels, points,
-                       memory, [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+  transform_tiles<kIn>(tiles, first, last, input, border_pixel(slice, g.input[0], g.border), g.border, -g.padding[1],
+                       -g.padding[2], 0, g.in_channels, points, memory,
+                       [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
 }
 
 template <class S>
-void grad_to_points(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& grad, int64_t channel,
-                    int64_t channels, const Points<Wide<S>>& points, Wide<S>* memory) {
+void grad_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t slice, const Images<const S>& grad,
+                    int64_t channel, int64_t channels, const Points<Wide<S>>& points, Wide<S>* memory) {
   using T = Wide<S>;
-  transform_tiles<kOut>(tiles, first, last, grad, Border::kZeros, 0, 0, channel, channels, points, memory,
+  transform_tiles<kOut>(tiles, first, last, grad, slice, Border::kZeros, 0, 0, channel, channels, points, memory,
                         [](const auto& y, auto& m)
                             __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
 }
 
-// From the sums of one output channel and kLanes input channels, a function of the point, to the gradients of its taps.
+// From the sums of one depth tap, output channel and kLanes input channels, a function of the point, to the gradients
+// of its taps.
 template <class S, class Sum>
-SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t k, int64_t c, const Sum& sum) {
+SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int64_t k, int64_t c, const Sum& sum) {
   using T = Wide<S>;
   Vec<T> half[kIn][kTaps];
   for (int j = 0; j < kIn; ++j) {
@@ -54,7 +62,7 @@ SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t k, int64
     for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
     filter_transform_adjoint<T>(row, taps);
     for (int j = 0; j < kTaps; ++j) {
-      S* to = grad_weight.data + k * grad_weight.out_stride + (i * kTaps + j) * grad_weight.tap_stride +
+      S* to = grad_weight.data + k * grad_weight.out_stride + ((tap * kTaps + i) * kTaps + j) * grad_weight.tap_stride +
               c * grad_weight.in_stride;
       if (grad_weight.in_stride == 1) {
         write(to, taps[j]);
@@ -65,16 +73,32 @@ SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t k, int64
   }
 }
 
-// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for a panel of kTileColumns output and input channels each.
+// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and all of a panel
+// of input channels, kTileColumns each.
 template <class T>
-SCRATCHNN_INLINE void multiply_panels(const T* grad, const T* in, const int64_t* offsets, int64_t count, T* sums,
-                                      int64_t sums_stride) {
+SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* in, const int64_t* offsets,
+                                      int64_t count, T* sums, int64_t sums_stride) {
   constexpr int64_t columns = kTileColumns<T>;
-  for_each_tile(columns, [&](int64_t r, int64_t rows) {
+  for_each_tile(outputs, [&](int64_t r, int64_t rows) {
     with_rows(rows, [&](auto n) {
       accumulate_outer_products<n, T>(grad + r, columns, in, offsets, count, sums + r * sums_stride, sums_stride);
     });
   });
+}
+
+// The same for every depth tap: its sums are tap_sums apart, and its tiles those of the output slices that it gives to
+// and of the input slices that it reads, `tiles` of each.
+template <class T>
+void multiply_slices(const Depth& depth, const Range& slices, int64_t tiles, const T* grad, int64_t outputs,
+                     const T* in, const int64_t* offsets, T* sums, int64_t sums_stride, int64_t tap_sums) {
+  const int64_t slice_size = tiles * kTileColumns<T>, first_read = depth.read_by(slices).first;
+  for (int64_t j = 0; j < depth.taps; ++j) {
+    const Range given = depth.outputs_of(j, slices);
+    if (given.count() == 0) continue;
+    multiply_panels(grad + (given.first - slices.first) * slice_size, outputs,
+                    in + (depth.first + given.first + j - first_read) * slice_size, offsets, given.count() * tiles,
+                    sums + j * tap_sums, sums_stride);
+  }
 }
 
 // Chunk by chunk of tiles, with sums for all of the weights' points each.
@@ -82,52 +106,73 @@ template <class S>
 void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;  // channels lie in panels of as many
-  const Tiles tiles{g.batch, g.output[1], g.output[2]};
+  const Tiles tiles{g.batch, g.output};
+  const Depth depth = depth_of(g);
   const int64_t blocks = std::max<int64_t>(1, g.out_channels / (2 * kBlockChannels));
-  const int64_t chunks = std::clamp<int64_t>(std::min(kTasks / blocks, tiles.total() / kChunkTiles), 1, kTasks);
+  const int64_t chunks =
+      std::clamp<int64_t>(std::min(kTasks / blocks, tiles.total() * tiles.size[0] / kChunkTiles), 1, kTasks);
   const int64_t block_channels = round_up((g.out_channels + blocks - 1) / blocks, columns);
 
-  // sums[chunk][point][k][c]
-  const int64_t plane = g.out_channels * g.in_channels;
-  T* sums = scratch<T>(chunks * kPoints * plane, Scratch::kCall);
+  // sums[chunk][depth tap][point][k][c]
+  const int64_t sums_stride = round_up(g.in_channels, columns), plane = g.out_channels * sums_stride;
+  const int64_t tap_sums = kPoints * plane, chunk_sums = depth.taps * tap_sums;
+  T* sums = scratch<T>(chunks * chunk_sums, Scratch::kCall);
 
-  const int64_t steps = std::max<int64_t>(1, (tiles.total() / chunks + kBlockTiles - 1) / kBlockTiles);
-  const int64_t most = std::max<int64_t>(1, (tiles.total() / chunks + 1 + steps - 1) / steps);
-  const int64_t panel = most * columns;  // kTileColumns channels of all tiles
-  const int64_t in_plane = panel * (g.in_channels / columns) + kPlanePad;
-  const int64_t grad_plane = panel * (block_channels / columns) + kPlanePad;
+  // A stack is one tile in each of a run's slices. Chunks are cut into steps of some stacks side by side.
+  const int64_t block_tiles = depth.taps > 1 ? 2 * kBlockTiles : kBlockTiles;
+  const int64_t runs = depth_runs(tiles, depth.taps, block_tiles), stacks = tiles.total() * runs;
+  const int64_t most_slices = (tiles.size[0] + runs - 1) / runs;
+  const int64_t steps = std::max<int64_t>(1, (stacks / chunks * most_slices + block_tiles - 1) / block_tiles);
+  const int64_t most = std::max<int64_t>(1, (stacks / chunks + 1 + steps - 1) / steps);
+  const int64_t in_panel = depth.most_read(most_slices) * most * columns;  // kTileColumns channels of all tiles
+  const int64_t grad_panel = most_slices * most * columns;
+  const int64_t in_plane = in_panel * (sums_stride / columns) + kPlanePad;
+  const int64_t grad_plane = grad_panel * (block_channels / columns) + kPlanePad;
   const int64_t in_memory = round_up(tile_memory<kIn>(input, g.in_channels, most), 16);
   const int64_t grad_memory = round_up(tile_memory<kOut>(grad, block_channels, most), 16);
 
   parallel_for(0, chunks * blocks, 1, [&](int64_t begin, int64_t end) {
-    T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + in_memory + grad_memory + 2 * most + 16);
+    T* in_points =
+        scratch<T>(kPoints * (in_plane + grad_plane) + in_memory + grad_memory + 2 * most_slices * most + 16);
     T* grad_points = in_points + kPoints * in_plane;
     T* in_scratch = grad_points + kPoints * grad_plane;
     T* grad_scratch = in_scratch + in_memory;
     int64_t* offsets = reinterpret_cast<int64_t*>(grad_scratch + grad_memory);
-    for (int64_t t = 0; t < most; ++t) offsets[t] = t * columns;
+    for (int64_t t = 0; t < most_slices * most; ++t) offsets[t] = t * columns;
+    if (sums_stride > g.in_channels) std::fill_n(in_points, kPoints * in_plane, T(0));  // no channel fills them later
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = task / blocks, block = task % blocks;
       const int64_t first_k = std::min(g.out_channels, block * block_channels);
       const int64_t k_count = std::min(block_channels, g.out_channels - first_k);
-      const int64_t first = tiles.total() * chunk / chunks, last = tiles.total() * (chunk + 1) / chunks;
-      T* own = sums + chunk * kPoints * plane;
-      for (int64_t p = 0; p < kPoints; ++p) {
-        T* block_sums = own + p * plane + first_k * g.in_channels;
-        std::fill(block_sums, block_sums + k_count * g.in_channels, T(0));
+      const int64_t first = stacks * chunk / chunks, last = stacks * (chunk + 1) / chunks;
+      T* own = sums + chunk * chunk_sums;
+      for (int64_t p = 0; p < depth.taps * kPoints; ++p) {
+        T* block_sums = own + p * plane + first_k * sums_stride;
+        std::fill(block_sums, block_sums + k_count * sums_stride, T(0));
       }
-      for (int64_t t = first; t < last; t += most) {
-        const int64_t until = std::min(last, t + most);
-        input_to_points(tiles, t, until, g, input, Points<T>{in_points, in_plane, columns, columns, panel}, in_scratch);
-        grad_to_points(tiles, t, until, grad, first_k, k_count,
-                       Points<T>{grad_points, grad_plane, columns, columns, panel}, grad_scratch);
+      for (int64_t stack = first, until; stack < last; stack = until) {
+        const int64_t run = stack / tiles.total(), t = stack % tiles.total();
+        until = std::min({last, stack + most, (run + 1) * tiles.total()});
+        const int64_t count = until - stack;
+        const Range slices = depth_run(tiles, run, runs), read = depth.read_by(slices);
+        for (int64_t d = read.first; d < read.last; ++d) {
+          const int64_t to = (d - read.first) * count * columns;
+          input_to_points(tiles, t, t + count, d, g, input,
+                          Points<T>{in_points + to, in_plane, columns, columns, in_panel}, in_scratch);
+        }
+        for (int64_t d = slices.first; d < slices.last; ++d) {
+          const int64_t to = (d - slices.first) * count * columns;
+          grad_to_points(tiles, t, t + count, d, grad, first_k, k_count,
+                         Points<T>{grad_points + to, grad_plane, columns, columns, grad_panel}, grad_scratch);
+        }
         for (int64_t p = 0; p < kPoints; ++p) {
           for (int64_t k = 0; k < k_count; k += columns) {
-            const T* a = grad_points + p * grad_plane + k / columns * panel;
-            T* row = own + p * plane + (first_k + k) * g.in_channels;
+            const T* a = grad_points + p * grad_plane + k / columns * grad_panel;
+            T* row = own + p * plane + (first_k + k) * sums_stride;
             for (int64_t c = 0; c < g.in_channels; c += columns) {
-              const T* b = in_points + p * in_plane + c / columns * panel;
-              multiply_panels(a, b, offsets, until - t, row + c, g.in_channels);
+              const T* b = in_points + p * in_plane + c / columns * in_panel;
+              multiply_slices(depth, slices, count, a, std::min(columns, k_count - k), b, offsets, row + c, sums_stride,
+                              tap_sums);
             }
           }
         }
@@ -136,13 +181,14 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
   });
 
   // Add up the chunks, in order, and come back from points to taps.
-  parallel_for(0, g.out_channels, 1 + 2048 / g.in_channels, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
+  parallel_for(0, depth.taps * g.out_channels, 1 + 2048 / g.in_channels, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t tap = i / g.out_channels, k = i % g.out_channels;
       for (int64_t c = 0; c < g.in_channels; c += kLanes<T>) {
-        const T* from = sums + k * g.in_channels + c;
-        write_taps<S>(grad_weight, k, c, [&](int64_t p) __attribute__((always_inline)) {
+        const T* from = sums + tap * tap_sums + k * sums_stride + c;
+        write_taps<S>(grad_weight, tap, k, c, [&](int64_t p) __attribute__((always_inline)) {
           Vec<T> sum = load(from + p * plane);
-          for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += load(from + (chunk * kPoints + p) * plane);
+          for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += load(from + chunk * chunk_sums + p * plane);
           return sum;
         });
       }
@@ -156,48 +202,71 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
 template <class S>
 void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   using T = Wide<S>;
-  constexpr int64_t columns = kTileColumns<T>, panel_sums = kPoints * columns * columns;
-  const Tiles tiles{g.batch, g.output[1], g.output[2]};
-  const int64_t in_panels = g.in_channels / columns, pairs = in_panels * (g.out_channels / columns);
-  const int64_t tile_bytes = kPoints * (g.in_channels + g.out_channels) * static_cast<int64_t>(sizeof(T));
-  const int64_t rounds = std::max<int64_t>(1, (tiles.total() * tile_bytes + kSharedBytes - 1) / kSharedBytes);
-  const int64_t most = std::max<int64_t>(1, (tiles.total() + rounds - 1) / rounds);
-  const int64_t panel = most * columns;
-  const int64_t in_plane = panel * in_panels + kPlanePad, grad_plane = panel * (g.out_channels / columns) + kPlanePad;
+  constexpr int64_t columns = kTileColumns<T>, tap_sums = kPoints * columns * columns;
+  const Tiles tiles{g.batch, g.output};
+  const Depth depth = depth_of(g);
+  const int64_t panel_sums = depth.taps * tap_sums;
+  const int64_t in_panels = (g.in_channels + columns - 1) / columns;
+  const int64_t grad_panels = (g.out_channels + columns - 1) / columns, pairs = in_panels * grad_panels;
+  const int64_t in_bytes = kPoints * g.in_channels * static_cast<int64_t>(sizeof(T));  // of a tile
+  const int64_t grad_bytes = kPoints * g.out_channels * static_cast<int64_t>(sizeof(T));
+  const int64_t runs = depth_runs(tiles, depth.taps, std::max<int64_t>(1, kSharedBytes / (in_bytes + grad_bytes)));
+  const int64_t most_slices = (tiles.size[0] + runs - 1) / runs, most_read = depth.most_read(most_slices);
+  const int64_t stack_bytes = most_read * in_bytes + most_slices * grad_bytes;  // of a tile in each of a run's slices
+  const int64_t cuts = std::max<int64_t>(
+      1, std::min(tiles.total(), (tiles.total() * stack_bytes + kSharedBytes - 1) / kSharedBytes));  // of each run
+  const int64_t rounds = cuts * runs;
+  const int64_t most = std::max<int64_t>(1, (tiles.total() + cuts - 1) / cuts);
+  const int64_t in_panel = most_read * most * columns, grad_panel = most_slices * most * columns;
+  const int64_t in_plane = in_panel * in_panels + kPlanePad, grad_plane = grad_panel * grad_panels + kPlanePad;
   const int64_t in_memory = round_up(tile_memory<kIn>(input, g.in_channels, most), 16);
   const int64_t grad_memory = round_up(tile_memory<kOut>(grad, g.out_channels, most), 16);
 
   const int64_t waiting = rounds > 1 ? pairs * panel_sums : 0;
-  T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + waiting + 2 * most + 16, Scratch::kCall);
+  T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + waiting + 2 * most_slices * most + 16, Scratch::kCall);
   T* grad_points = in_points + kPoints * in_plane;
   T* sums = grad_points + kPoints * grad_plane;
   int64_t* offsets = reinterpret_cast<int64_t*>(sums + waiting);
-  for (int64_t t = 0; t < most; ++t) offsets[t] = t * columns;
+  for (int64_t t = 0; t < most_slices * most; ++t) offsets[t] = t * columns;
+  if (g.in_channels % columns != 0) std::fill_n(in_points, kPoints * in_plane, T(0));  // no channel fills them later
   for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t first = tiles.total() * round / rounds, last = tiles.total() * (round + 1) / rounds;
-    parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+    const int64_t cut = round % cuts, first = tiles.total() * cut / cuts;
+    const int64_t count = tiles.total() * (cut + 1) / cuts - first;
+    const Range slices = depth_run(tiles, round / cuts, runs), read = depth.read_by(slices);
+    parallel_for(0, count * (read.count() + slices.count()), 1, [&](int64_t begin, int64_t end) {
       T* memory = scratch<T>(in_memory + grad_memory);
-      const int64_t to = (begin - first) * columns;
-      input_to_points(tiles, begin, end, g, input, Points<T>{in_points + to, in_plane, columns, columns, panel},
-                      memory);
-      grad_to_points(tiles, begin, end, grad, 0, g.out_channels,
-                     Points<T>{grad_points + to, grad_plane, columns, columns, panel}, memory + in_memory);
+      for (int64_t i = begin, until; i < end; i = until) {
+        until = std::min(end, (i / count + 1) * count);
+        const int64_t from = first + i % count, to = from + until - i, d = i / count - read.count();
+        if (d < 0) {
+          input_to_points(tiles, from, to, read.last + d, g, input,
+                          Points<T>{in_points + i * columns, in_plane, columns, columns, in_panel}, memory);
+        } else {
+          grad_to_points(
+              tiles, from, to, slices.first + d, grad, 0, g.out_channels,
+              Points<T>{grad_points + (i - read.count() * count) * columns, grad_plane, columns, columns, grad_panel},
+              memory + in_memory);
+        }
+      }
     });
     parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
       T* here = scratch<T>(panel_sums);
       for (int64_t pair = begin; pair < end; ++pair) {
         const int64_t k = pair / in_panels, c = pair % in_panels;
+        const int64_t outputs = std::min(columns, g.out_channels - k * columns);
         T* own = rounds > 1 ? sums + pair * panel_sums : here;
         if (round == 0) std::fill_n(own, panel_sums, T(0));
         for (int64_t p = 0; p < kPoints; ++p) {
-          multiply_panels(grad_points + p * grad_plane + k * panel, in_points + p * in_plane + c * panel, offsets,
-                          last - first, own + p * columns * columns, columns);
+          multiply_slices(depth, slices, count, grad_points + p * grad_plane + k * grad_panel, outputs,
+                          in_points + p * in_plane + c * in_panel, offsets, own + p * columns * columns, columns,
+                          tap_sums);
         }
         if (round + 1 < rounds) continue;
-        for (int64_t r = 0; r < columns; ++r) {
-          for (int64_t lane = 0; lane < columns; lane += kLanes<T>) {
-            const T* from = own + r * columns + lane;
-            write_taps<S>(grad_weight, k * columns + r, c * columns + lane,
+        for (int64_t i = 0; i < depth.taps * outputs; ++i) {
+          const int64_t tap = i / outputs, r = i % outputs;
+          for (int64_t lane = 0; lane < std::min(columns, g.in_channels - c * columns); lane += kLanes<T>) {
+            const T* from = own + tap * tap_sums + r * columns + lane;
+            write_taps<S>(grad_weight, tap, k * columns + r, c * columns + lane,
                           [&](int64_t p) __attribute__((always_inline)) { return load(from + p * columns * columns); });
           }
         }
@@ -208,7 +277,7 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
 
 template <class S>
 void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
-  const int64_t sums = kPoints * g.in_channels * g.out_channels;
+  const int64_t sums = kPoints * g.kernel[0] * g.in_channels * g.out_channels;
   if (sums * static_cast<int64_t>(sizeof(Wide<S>)) <= kSharedBytes) {
     weight_grad_in_chunks(g, grad, input, grad_weight);
   } else {
