@@ -253,28 +253,32 @@ constexpr int64_t kCopiedRows = (kTileRows + kLanes<T> - 1) / kLanes<T> * kLanes
 // Positions [first, last) of a list.
 struct Range {
   int64_t first, last;
+  int64_t count() const { return last - first; }
 };
 
 // c[r][j] += sum over p of a[p][r] * b[p][j]: the product of a gradient with an input, reduced over pixels.
 //
 //   a  `rows` numbers for each p, a_stride apart; where a step takes two p, the two of each row side by side, a zero
 //      after the last of an odd number
-//   b  row p starts at b + b_offsets[p]; kTileColumns numbers are read
+//   b  row p starts at b + b_offsets[p]; as many vectors of it are read
 //   p  runs through the ranges, one after the other; where a step takes two, there is one range, from 0 on
 //   c  rows c_stride apart
-template <int rows, class E, class T>
-__attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_stride, const E* b,
-                                                         const int64_t* b_offsets, const Range* ranges,
-                                                         int64_t range_count, T* c, int64_t c_stride) {
+template <int rows, int vectors, class E, class T>
+__attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_stride, const E* b,
+                                                        const int64_t* b_offsets, const Range* ranges,
+                                                        int64_t range_count, T* c, int64_t c_stride) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
   [[maybe_unused]] static constexpr E kZeros[kTileColumns<T>] = {};
   const Range* const end = ranges + range_count;
   int64_t p = range_count > 0 ? ranges->first : 0;
   while (ranges < end) {
-    Vec<T> sums[rows][2];
+    Vec<T> sums[rows][vectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) sums[r][0] = sums[r][1] = Vec<T>{};
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sums[r][v] = Vec<T>{};
+    }
     for (int64_t left = step * kOuterProducts; left > 0 && ranges < end;) {
       const int64_t last = p + left < ranges->last ? p + left : ranges->last;
       left -= last - p;
@@ -282,39 +286,55 @@ __attribute__((noinline)) void accumulate_outer_products(const E* a, int64_t a_s
 #pragma GCC unroll 2
       for (; p < last; p += step, column += step * a_stride) {
         const E* row = b + b_offsets[p];
-        Vec<T> b0, b1;
-        if constexpr (step == 1) {
-          b0 = load(row);
-          b1 = load(row + lanes);
-        } else {
-          const E* next = p + 1 < ranges->last ? b + b_offsets[p + 1] : kZeros;
-          b0 = load_pairs<E, T>(row, next);
-          b1 = load_pairs<E, T>(row + lanes, next + lanes);
+        [[maybe_unused]] const E* next = kZeros;
+        if constexpr (step == 2) next = p + 1 < ranges->last ? b + b_offsets[p + 1] : kZeros;
+        Vec<T> right[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+          if constexpr (step == 1) {
+            right[v] = load(row + v * lanes);
+          } else {
+            right[v] = load_pairs<E, T>(row + v * lanes, next + v * lanes);
+          }
+          SCRATCHNN_KEEP_IN_REGISTER(right[v]);
         }
-        SCRATCHNN_KEEP_IN_REGISTER(b0);
-        SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
-          multiply_add<E, T>(column + step * r, b0, sums[r][0]);
-          multiply_add<E, T>(column + step * r, b1, sums[r][1]);
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) multiply_add<E, T>(column + step * r, right[v], sums[r][v]);
         }
       }
       if (p >= ranges->last && ++ranges < end) p = ranges->first;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      store(c + r * c_stride, load(c + r * c_stride) + sums[r][0]);
-      store(c + r * c_stride + lanes, load(c + r * c_stride + lanes) + sums[r][1]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        T* to = c + r * c_stride + v * lanes;
+        store(to, load(to) + sums[r][v]);
+      }
     }
+  }
+}
+
+// The same for the first `columns` numbers of each row of b: of kTileColumns of them, or of the vector that holds fewer.
+template <int rows, class E, class T>
+SCRATCHNN_INLINE void accumulate_outer_products(const E* a, int64_t a_stride, const E* b, const int64_t* b_offsets,
+                                                const Range* ranges, int64_t range_count, int64_t columns, T* c,
+                                                int64_t c_stride) {
+  if (columns <= kLanes<T>) {
+    accumulate_outer_vectors<rows, 1, E, T>(a, a_stride, b, b_offsets, ranges, range_count, c, c_stride);
+  } else {
+    accumulate_outer_vectors<rows, 2, E, T>(a, a_stride, b, b_offsets, ranges, range_count, c, c_stride);
   }
 }
 
 // The same for all p < count.
 template <int rows, class E, class T>
 SCRATCHNN_INLINE void accumulate_outer_products(const E* a, int64_t a_stride, const E* b, const int64_t* b_offsets,
-                                                int64_t count, T* c, int64_t c_stride) {
+                                                int64_t count, int64_t columns, T* c, int64_t c_stride) {
   const Range all{0, count};
-  accumulate_outer_products<rows, E, T>(a, a_stride, b, b_offsets, &all, 1, c, c_stride);
+  accumulate_outer_products<rows, E, T>(a, a_stride, b, b_offsets, &all, 1, columns, c, c_stride);
 }
 
 // Memory that will be read soon, asked for bit by bit while tiles are computed: the processor itself looks ahead by

@@ -213,7 +213,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
                 with_rows(rows, [&](auto count) {
                   accumulate_outer_products<count, E, T>(packed_grad + first * packed_pixels, count, b, offsets,
                                                          ranges.data(), static_cast<int64_t>(ranges.size()),
-                                                         column + first * width, width);
+                                                         segment.length - c, column + first * width, width);
                 });
               });
             }

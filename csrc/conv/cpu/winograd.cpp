@@ -183,7 +183,7 @@ class Sums {
             (d - slices.first) * tiles, (next - d) * tiles, static_cast<int64_t>(segments.size()), 0, from, !is_first};
         for (int64_t q = from; q < end;) {
           const int64_t tap = q / channels, last = std::min(end, (tap + 1) * channels);
-          segments.push_back({(tap - taps.first) * slice_size + q % channels, last - q});
+          segments.push_back({(tap - taps.first) * slice_size + q % channels, last - q, q - from});
           q = last;
         }
         part.segments = static_cast<int64_t>(segments.size()) - part.segment;
@@ -198,13 +198,13 @@ class Sums {
   int64_t calls = 0;  // of multiply_tile
 };
 
-// products[p] = points[p] filters[p] for the rows of a block and one panel of output channels: a product for each point
-// p. The filters' points lie one panel of `filter_plane` numbers after the other; `next` is the panel that is
+// products[p] = points[p] filters[p] for the rows of a block and one panel of `outputs` channels: a product for each
+// point p. The filters' points lie one panel of `filter_plane` numbers after the other; `next` is the panel that is
 // multiplied after this one, and asked of memory meanwhile.
 template <class T>
 void multiply_points(const Sums& sums, const T* points, int64_t in_plane, const int64_t* in_offsets, const T* filters,
-                     int64_t filter_plane, const T* next, T* products, int64_t out_plane, const int64_t* out_offsets,
-                     int64_t p) {
+                     int64_t filter_plane, const T* next, int64_t outputs, T* products, int64_t out_plane,
+                     const int64_t* out_offsets, int64_t p) {
   constexpr int64_t columns = kTileColumns<T>;
   Upcoming upcoming(next, filter_plane, sums.calls);
   for (const Sums::Part& part : sums.parts) {
@@ -214,8 +214,8 @@ void multiply_points(const Sums& sums, const T* points, int64_t in_plane, const 
       with_rows(rows, [&](auto n) {
         multiply_tile<n, kPointsInTile, T, T>(
             points + p * in_plane, in_offsets + row, sums.segments.data() + part.segment, part.segments,
-            filters + p * filter_plane + part.filter * columns, products + p * out_plane, out_offsets + row, columns,
-            part.accumulate, nullptr);
+            filters + p * filter_plane + part.filter * columns, products + p * out_plane, out_offsets + row,
+            std::min(columns, outputs), part.accumulate, nullptr);
       });
     });
   }
@@ -284,8 +284,8 @@ void correlate_in_blocks(const Work<S>& w) {
             const T* panel = filters + (channel + c) / columns * panel_size;
             const T* next =
                 (c + columns < count ? panel + panel_size : filters + channel / columns * panel_size + step) + p * step;
-            multiply_points(sums, points, in_plane, in_offsets, panel, step, next, products + c, out_plane, out_offsets,
-                            p);
+            multiply_points(sums, points, in_plane, in_offsets, panel, step, next, count - c, products + c, out_plane,
+                            out_offsets, p);
           }
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
@@ -349,8 +349,8 @@ void correlate_in_panels(const Work<S>& w) {
           transform_filters(taps + kTaps * kTaps * tap + row, tap_size, filters + tap + row, step);
         }
         for (int64_t p = 0; p < kPoints; ++p) {
-          multiply_points(sums, points, in_plane, in_offsets, filters, step, filters + (p + 1) * step, products,
-                          out_plane, out_offsets, p);
+          multiply_points(sums, points, in_plane, in_offsets, filters, step, filters + (p + 1) * step,
+                          out_channels - panel * columns, products, out_plane, out_offsets, p);
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
           write_outputs(tiles, first, last, products + (d - slices.first) * count * columns, out_plane, columns,

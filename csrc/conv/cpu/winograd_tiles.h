@@ -30,11 +30,6 @@ struct Tiles {
   int64_t total() const { return batch * rows() * columns(); }
 };
 
-struct Range {
-  int64_t first, last;
-  int64_t count() const { return last - first; }
-};
-
 // How the kernel meets the input in depth: tap j of output slice d reads input slice first + d + j, or the border's.
 // Slices of zeros are left out of the sums.
 struct Depth {

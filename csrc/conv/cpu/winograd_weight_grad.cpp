@@ -73,15 +73,15 @@ SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int
   }
 }
 
-// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and all of a panel
-// of input channels, kTileColumns each.
+// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and `inputs` of one
+// of input channels, at most kTileColumns each.
 template <class T>
-SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* in, const int64_t* offsets,
-                                      int64_t count, T* sums, int64_t sums_stride) {
-  constexpr int64_t columns = kTileColumns<T>;
+SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* in, int64_t inputs,
+                                      const int64_t* offsets, int64_t count, T* sums, int64_t sums_stride) {
   for_each_tile(outputs, [&](int64_t r, int64_t rows) {
     with_rows(rows, [&](auto n) {
-      accumulate_outer_products<n, T>(grad + r, columns, in, offsets, count, sums + r * sums_stride, sums_stride);
+      accumulate_outer_products<n, T>(grad + r, kTileColumns<T>, in, offsets, count, inputs, sums + r * sums_stride,
+                                      sums_stride);
     });
   });
 }
@@ -90,14 +90,15 @@ SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* i
 // and of the input slices that it reads, `tiles` of each.
 template <class T>
 void multiply_slices(const Depth& depth, const Range& slices, int64_t tiles, const T* grad, int64_t outputs,
-                     const T* in, const int64_t* offsets, T* sums, int64_t sums_stride, int64_t tap_sums) {
+                     const T* in, int64_t inputs, const int64_t* offsets, T* sums, int64_t sums_stride,
+                     int64_t tap_sums) {
   const int64_t slice_size = tiles * kTileColumns<T>, first_read = depth.read_by(slices).first;
   for (int64_t j = 0; j < depth.taps; ++j) {
     const Range given = depth.outputs_of(j, slices);
     if (given.count() == 0) continue;
     multiply_panels(grad + (given.first - slices.first) * slice_size, outputs,
-                    in + (depth.first + given.first + j - first_read) * slice_size, offsets, given.count() * tiles,
-                    sums + j * tap_sums, sums_stride);
+                    in + (depth.first + given.first + j - first_read) * slice_size, inputs, offsets,
+                    given.count() * tiles, sums + j * tap_sums, sums_stride);
   }
 }
 
@@ -139,7 +140,6 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
     T* grad_scratch = in_scratch + in_memory;
     int64_t* offsets = reinterpret_cast<int64_t*>(grad_scratch + grad_memory);
     for (int64_t t = 0; t < most_slices * most; ++t) offsets[t] = t * columns;
-    if (sums_stride > g.in_channels) std::fill_n(in_points, kPoints * in_plane, T(0));  // no channel fills them later
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = task / blocks, block = task % blocks;
       const int64_t first_k = std::min(g.out_channels, block * block_channels);
@@ -171,8 +171,8 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
             T* row = own + p * plane + (first_k + k) * sums_stride;
             for (int64_t c = 0; c < g.in_channels; c += columns) {
               const T* b = in_points + p * in_plane + c / columns * in_panel;
-              multiply_slices(depth, slices, count, a, std::min(columns, k_count - k), b, offsets, row + c, sums_stride,
-                              tap_sums);
+              multiply_slices(depth, slices, count, a, std::min(columns, k_count - k), b, g.in_channels - c, offsets,
+                              row + c, sums_stride, tap_sums);
             }
           }
         }
@@ -228,7 +228,6 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
   T* sums = grad_points + kPoints * grad_plane;
   int64_t* offsets = reinterpret_cast<int64_t*>(sums + waiting);
   for (int64_t t = 0; t < most_slices * most; ++t) offsets[t] = t * columns;
-  if (g.in_channels % columns != 0) std::fill_n(in_points, kPoints * in_plane, T(0));  // no channel fills them later
   for (int64_t round = 0; round < rounds; ++round) {
     const int64_t cut = round % cuts, first = tiles.total() * cut / cuts;
     const int64_t count = tiles.total() * (cut + 1) / cuts - first;
@@ -253,18 +252,18 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
       T* here = scratch<T>(panel_sums);
       for (int64_t pair = begin; pair < end; ++pair) {
         const int64_t k = pair / in_panels, c = pair % in_panels;
-        const int64_t outputs = std::min(columns, g.out_channels - k * columns);
+        const int64_t outputs = std::min(columns, g.out_channels - k * columns), inputs = g.in_channels - c * columns;
         T* own = rounds > 1 ? sums + pair * panel_sums : here;
         if (round == 0) std::fill_n(own, panel_sums, T(0));
         for (int64_t p = 0; p < kPoints; ++p) {
           multiply_slices(depth, slices, count, grad_points + p * grad_plane + k * grad_panel, outputs,
-                          in_points + p * in_plane + c * in_panel, offsets, own + p * columns * columns, columns,
+                          in_points + p * in_plane + c * in_panel, inputs, offsets, own + p * columns * columns, columns,
                           tap_sums);
         }
         if (round + 1 < rounds) continue;
         for (int64_t i = 0; i < depth.taps * outputs; ++i) {
           const int64_t tap = i / outputs, r = i % outputs;
-          for (int64_t lane = 0; lane < std::min(columns, g.in_channels - c * columns); lane += kLanes<T>) {
+          for (int64_t lane = 0; lane < std::min(columns, inputs); lane += kLanes<T>) {
             const T* from = own + tap * tap_sums + r * columns + lane;
             write_taps<S>(grad_weight, tap, k * columns + r, c * columns + lane,
                           [&](int64_t p) __attribute__((always_inline)) { return load(from + p * columns * columns); });

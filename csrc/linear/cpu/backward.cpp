@@ -79,7 +79,7 @@ void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S*
           const int64_t row = first_row(tile);
           with_rows(first_row(tile + 1) - row, [&](auto n) {
             accumulate_outer_products<n, T>(packed_left + row * reduction + first * n, n, packed_right, offsets, count,
-                                            sums + (row - top) * columns, columns);
+                                            width, sums + (row - top) * columns, columns);
           });
         }
       }
@@ -151,7 +151,7 @@ void weight_grad_in_chunks(const LinearShape& s, const S* grad, const S* input, 
             next_grad.step();
             with_rows(rows, [&](auto n) {
               accumulate_outer_products<n, T>(packed_grad + first * count, n, right + panel * columns, offsets, count,
-                                              own + first * width + panel * columns, width);
+                                              in - panel * columns, own + first * width + panel * columns, width);
             });
           });
         }
