@@ -26,8 +26,8 @@ constexpr int kTileRows = 6;  // of 16
 template <class T>
 constexpr int kTileColumns = 2 * kLanes<T>;
 
-// `length` consecutive numbers of the reduction, `offset` elements from a row's start. They are multiplied by as many rows
-// of the right matrix, from `first` on.
+// `length` consecutive numbers of the reduction, `offset` elements from a row's start. They are multiplied by as many
+// rows of the right matrix, from `first` on.
 struct Segment {
   int64_t offset;
   int64_t length;
@@ -317,7 +317,8 @@ __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_st
   }
 }
 
-// The same for the first `columns` numbers of each row of b: of kTileColumns of them, or of the vector that holds fewer.
+// The same for the first `columns` numbers of each row of b: of kTileColumns of them, or of the vector that holds
+// fewer.
 template <int rows, class E, class T>
 SCRATCHNN_INLINE void accumulate_outer_products(const E* a, int64_t a_stride, const E* b, const int64_t* b_offsets,
                                                 const Range* ranges, int64_t range_count, int64_t columns, T* c,

@@ -16,8 +16,8 @@ inline namespace CPU_CAPABILITY {
 namespace {
 
 // Slices of the reduction are this long, so that a panel's slice stays in a near cache: in 16 kilobytes of the first
-// level; in 64 of the second with AVX-512, whose tiles take long enough over each row. A whole number of multiply_tile's
-// runs.
+// level; in 64 of the second with AVX-512, whose tiles take long enough over each row. A whole number of
+// multiply_tile's runs.
 constexpr int64_t kSliceBytes = kVectorBytes < 64 ? 16 << 10 : 64 << 10;
 template <class E, class T>
 constexpr int64_t kReduction = kSliceBytes / (2 * kVectorBytes) * kTogether<E, T>;
@@ -36,7 +36,8 @@ constexpr int64_t kFewChannels = 32;
 constexpr int64_t kPage = 4096;
 constexpr int64_t kRowsOfPages = std::min(kTileRows, 8);
 
-// Positions of a band that read the image with the same taps, and the reduction over those. `first` of them come before.
+// Positions of a band that read the image with the same taps, and the reduction over those. `first` of them come
+// before.
 struct Alike {
   Band box;
   int64_t first;
@@ -163,8 +164,9 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
             const int64_t from = n * view.image_stride + i * correlation.in_step[0] * view.stride[0] +
                                  j * correlation.in_step[1] * view.stride[1] + k * in_pixel;
             const int64_t position = ((n * band.size[0] + i) * band.size[1] + j) * band.size[2] + k;
-            const int64_t to = stage ? position * phase_count * padded_out
-                                     : n * out.image_stride() + out_pixel(correlation, out.size, i, j, k) * out.channels;
+            const int64_t to = stage
+                                   ? position * phase_count * padded_out
+                                   : n * out.image_stride() + out_pixel(correlation, out.size, i, j, k) * out.channels;
             const int64_t step = stage ? phase_count * padded_out : correlation.out_step[2] * out.channels;
             for (int64_t w = 0; w < box.size[2]; ++w) {
               in_offsets[positions + p + w] = from + w * in_pixel;
@@ -196,7 +198,8 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
                 [&](int64_t tile, int64_t rows) {
                   const int64_t p = part.first + tile;
                   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-                    const int64_t asked = operand.sum / (last_panel - first_panel), from = (panel - first_panel) * asked;
+                    const int64_t asked = operand.sum / (last_panel - first_panel),
+                                  from = (panel - first_panel) * asked;
                     for (int64_t q = p + rows; q < std::min(p + 2 * rows, end); ++q) {
                       prefetch_far(view.data + in_offsets[q] + from, asked + 1);
                       prefetch_far(result + out_offsets[q] + panel * columns, columns);

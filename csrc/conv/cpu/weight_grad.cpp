@@ -27,8 +27,8 @@ struct Rows {
   int64_t count;
 };
 
-// Calls body(p, count, n, d, h, w) for the rows of a band's boxes, box by box: `count` positions from p on, side by side
-// from (d, h, w) of the band on.
+// Calls body(p, count, n, d, h, w) for the rows of a band's boxes, box by box: `count` positions from p on, side by
+// side from (d, h, w) of the band on.
 template <class Body>
 SCRATCHNN_INLINE void for_each_row_of(const std::vector<Band>& boxes, const Band& band, const Body& body) {
   int64_t before = 0;
@@ -151,8 +151,8 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
           if (cuts) cut_at_border(correlation, input.size, band, boxes);
           for_each_row_of(boxes, band, [&](int64_t p, int64_t count, int64_t n, int64_t d, int64_t h, int64_t w) {
             const int64_t step = g.stride[2] * view.stride[2];
-            const int64_t first = n * view.image_stride + d * g.stride[0] * view.stride[0] +
-                                  h * g.stride[1] * view.stride[1] + w * step;
+            const int64_t first =
+                n * view.image_stride + d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] + w * step;
             for (int64_t i = 0; i < count; ++i) offsets[p + i] = first + i * step;
           });
           const E* columns_data = view.data;
@@ -175,19 +175,20 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             if (packed_pixels > band.pixels())
               std::fill_n(to + (packed_pixels - together) * rows, together * rows, E());
             with_rows(rows, [&](auto count) {
-              for_each_row_of(boxes, band, [&](int64_t p, int64_t positions, int64_t n, int64_t d, int64_t h, int64_t w) {
-                const E* from = dy.data + n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] +
-                                w * dy.stride[2] + first;
-                for (const int64_t end = p + positions; p < end; ++p, from += dy.stride[2]) {
-                  if constexpr (together == 1) {
-                    const bool whole = p + 1 < band.pixels() && dy.stride[2] >= kCopiedRows<T>;
-                    copy_rows<count>(from, whole, to + p * count);
-                  } else {
-                    E* step = to + p / together * together * count + p % together;
-                    for (int r = 0; r < count; ++r) step[r * together] = from[r];
-                  }
-                }
-              });
+              for_each_row_of(
+                  boxes, band, [&](int64_t p, int64_t positions, int64_t n, int64_t d, int64_t h, int64_t w) {
+                    const E* from =
+                        dy.data + n * dy.image_stride + d * dy.stride[0] + h * dy.stride[1] + w * dy.stride[2] + first;
+                    for (const int64_t end = p + positions; p < end; ++p, from += dy.stride[2]) {
+                      if constexpr (together == 1) {
+                        const bool whole = p + 1 < band.pixels() && dy.stride[2] >= kCopiedRows<T>;
+                        copy_rows<count>(from, whole, to + p * count);
+                      } else {
+                        E* step = to + p / together * together * count + p % together;
+                        for (int r = 0; r < count; ++r) step[r * together] = from[r];
+                      }
+                    }
+                  });
             });
           });
           Upcoming next_input, next_grad;

@@ -73,8 +73,8 @@ SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int
   }
 }
 
-// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and `inputs` of one
-// of input channels, at most kTileColumns each.
+// sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and `inputs` of
+// one of input channels, at most kTileColumns each.
 template <class T>
 SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* in, int64_t inputs,
                                       const int64_t* offsets, int64_t count, T* sums, int64_t sums_stride) {
@@ -257,8 +257,8 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
         if (round == 0) std::fill_n(own, panel_sums, T(0));
         for (int64_t p = 0; p < kPoints; ++p) {
           multiply_slices(depth, slices, count, grad_points + p * grad_plane + k * grad_panel, outputs,
-                          in_points + p * in_plane + c * in_panel, inputs, offsets, own + p * columns * columns, columns,
-                          tap_sums);
+                          in_points + p * in_plane + c * in_panel, inputs, offsets, own + p * columns * columns,
+                          columns, tap_sums);
         }
         if (round + 1 < rounds) continue;
         for (int64_t i = 0; i < depth.taps * outputs; ++i) {

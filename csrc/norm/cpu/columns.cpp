@@ -393,14 +393,15 @@ void table_backward(const Interleaved& geometry, const S* grad, const S* input, 
   const double *sum_g = sums.data(), *sum_g_x = sum_g + narrow, *sum_d = sum_g_x + narrow;
   double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets, *exact = mean_wg_x_hat + geometry.sets;
   const bool streamed = is_worth_streaming(grad_input, geometry.size(), table.width);
-  with_first_pass(origin, ending, gate, grad_input, streamed, [&](auto measured, const auto& open, const auto& arrived) {
-    const auto chunks = own.template chunks<measured.value ? 3 : 2>();
-    table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
-      chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, chunks[chunk], open, arrived);
-      if (streamed) finish_streaming();
-    });
-    row_grad_sums(table, grad, input, centre, scale, shift, chunks, sums.data(), open, arrived);
-  });
+  with_first_pass(
+      origin, ending, gate, grad_input, streamed, [&](auto measured, const auto& open, const auto& arrived) {
+        const auto chunks = own.template chunks<measured.value ? 3 : 2>();
+        table.for_each_chunk(/*backwards=*/false, [&](int64_t chunk, int64_t first, int64_t last) {
+          chunk_grad_sums(table, grad, input, centre, scale, shift, first, last, chunks[chunk], open, arrived);
+          if (streamed) finish_streaming();
+        });
+        row_grad_sums(table, grad, input, centre, scale, shift, chunks, sums.data(), open, arrived);
+      });
   if (gate.passed != nullptr) grad = gate.passed;
   const double share = 1 / static_cast<double>(geometry.count());
   std::copy_n(mean, geometry.sets, exact);

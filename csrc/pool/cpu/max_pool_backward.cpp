@@ -92,7 +92,8 @@ auto sum_terms_for(int64_t count) {
 }
 
 // Contiguous planes, row by row. With stride S, the pixels S m + part of one part are in the windows m + shift, for a
-// few pairs of a tap and a shift that all of them share; the row is then joined from its parts.
+// few pairs of a tap and a shift that all of them share; the row is then joined from its parts. Short rows of several
+// planes are kept one after the other, and are one row to the sums.
 template <class S>
 void gather_rows(const S* grad, const uint8_t* offsets, S* grad_input, const Relation& backward) {
   using T = Wide<S>;
@@ -101,17 +102,20 @@ void gather_rows(const S* grad, const uint8_t* offsets, S* grad_input, const Rel
   const EvenColumns& columns = backward.columns;
   const Extent &in = backward.result, &out = backward.source;
   const int64_t stride = columns.stride;
-  const Pieces pieces(backward, sizeof(T) + sizeof(Int), stride);
+  const int64_t worth = stride > 1 ? 256 : 0;  // with stride 1 a row needs no joining, and is written as it is summed
+  const Pieces pieces(backward, sizeof(T) + sizeof(Int), stride, worth);
   const int64_t in_rows = in[0] * in[1];
   const GatheredRow layout = gathered_row<T>(columns, pieces.columns());
-  const bool large = is_large<S>(backward.images * backward.channels * volume(in));
+  const int64_t row_size = pieces.planes() * layout.size;
+  // Rows of one plane follow each other; those of several would go past the cache in scraps.
+  const bool large = pieces.planes() == 1 && is_large<S>(backward.images * backward.channels * volume(in));
   const auto join_row = join_parts_for<S>(stride);
   pieces.share([&](int64_t first, int64_t last) {
     auto [rows, counts, held, places, terms, dy, chosen, parts, values] =
         carve<KeptRow, int64_t, int64_t, int64_t, Term<T>, T, Int, T, S>(
             in_rows * backward.most_rows, in_rows, pieces.slots(), stride * columns.taps,
-            columns.taps * backward.most_rows, pieces.slots() * layout.size, pieces.slots() * layout.size,
-            stride * layout.part_size, Outbox<S>::kRoom);
+            columns.taps * backward.most_rows, pieces.slots() * row_size, pieces.slots() * row_size, stride * row_size,
+            Outbox<S>::kRoom);
     list_rows(backward, pieces, rows, counts);
     layout.list_places(columns, places);
     Outbox<S> outbox(large, values);
@@ -122,43 +126,50 @@ void gather_rows(const S* grad, const uint8_t* offsets, S* grad_input, const Rel
       const int64_t first_window = piece.x_begin / stride - layout.before;  // that of the kept rows' first number
       if (piece.x_begin != x_begin) {
         x_begin = piece.x_begin;
-        std::fill_n(dy, pieces.slots() * layout.size, T(0));
-        std::fill_n(chosen, pieces.slots() * layout.size, Int(-1));  // windows outside of the output chose no pixel
+        std::fill_n(dy, pieces.slots() * row_size, T(0));
+        std::fill_n(chosen, pieces.slots() * row_size, Int(-1));  // windows outside of the output chose no pixel
       }
       const int64_t begin = std::max<int64_t>(0, first_window);
       const int64_t end = std::max(begin, std::min(out[2], first_window + layout.size));
       const auto keep = [&](const KeptRow& row) {
-        const int64_t from = (piece.plane * out[0] * out[1] + row.row) * out[2];
-        const int64_t to = row.slot * layout.size - first_window;
-        copy_numbers(grad + from + begin, end - begin, dy + to + begin);
-        for_each_vector<T>(end - begin, [&](int64_t x, int64_t lanes) {
-          if (lanes == n) {
-            store(chosen + to + begin + x, load_offsets<T>(offsets + from + begin + x));
-          } else {
-            std::copy_n(offsets + from + begin, lanes, chosen + to + begin);
-          }
-        });
+        for (int64_t plane = 0; plane < piece.planes; ++plane) {
+          const int64_t from = ((piece.plane + plane) * out[0] * out[1] + row.row) * out[2];
+          const int64_t to = row.slot * row_size + plane * layout.size - first_window;
+          copy_numbers(grad + from + begin, end - begin, dy + to + begin);
+          for_each_vector<T>(end - begin, [&](int64_t x, int64_t lanes) {
+            if (lanes == n) {
+              store(chosen + to + begin + x, load_offsets<T>(offsets + from + begin + x));
+            } else {
+              std::copy_n(offsets + from + begin, lanes, chosen + to + begin);
+            }
+          });
+        }
       };
       const auto finish = [&](int64_t row, const KeptRow* windows, int64_t count) {
-        S* to = grad_input + (piece.plane * in_rows + row) * in[2] + x_begin;
+        const auto place_of = [&](int64_t plane) {
+          return grad_input + ((piece.plane + plane) * in_rows + row) * in[2] + x_begin;
+        };
         for (int64_t part = 0; part < stride; ++part) {
           int64_t term_count = 0;
           for (int64_t r = 0; r < count; ++r) {
             for (int64_t k = 0; k < columns.taps; ++k) {
               const int64_t at = places[part * columns.taps + k];
               if (at < 0) continue;
-              const int64_t place = windows[r].slot * layout.size + at;
+              const int64_t place = windows[r].slot * row_size + at;
               terms[term_count++] = {dy + place, chosen + place, static_cast<Int>(windows[r].tap + k)};
             }
           }
+          const auto sum = sum_terms_for<T>(term_count);
           if constexpr (std::is_same_v<S, T>) {
             if (stride == 1 && x_count >= n) {  // the part is the row
-              return sum_terms_for<T>(term_count)(terms, term_count, x_count, outbox.row(to, x_count));
+              return sum(terms, term_count, x_count, outbox.row(place_of(0), x_count));
             }
           }
-          sum_terms_for<T>(term_count)(terms, term_count, round_up(m_count, n), parts + part * layout.part_size);
+          sum(terms, term_count, (piece.planes - 1) * layout.size + round_up(m_count, n), parts + part * row_size);
         }
-        join_row(parts, layout.part_size, x_count, outbox.row(to, x_count));
+        for (int64_t plane = 0; plane < piece.planes; ++plane) {
+          join_row(parts + plane * layout.size, row_size, x_count, outbox.row(place_of(plane), x_count));
+        }
       };
       for_each_row_of(piece, backward, pieces, rows, counts, held, keep, finish);
     }

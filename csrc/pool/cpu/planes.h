@@ -199,34 +199,38 @@ struct KeptRow {
   double factor;
 };
 
-// Some rows, at every depth, and some columns of a plane of the result.
+// Some rows, at every depth, and some columns of a plane of the result, or of several planes.
 struct Piece {
-  int64_t plane, y_begin, y_end, x_begin, x_end;
+  int64_t plane, planes, y_begin, y_end, x_begin, x_end;
 };
 
 // How planes are cut into pieces. Source rows are kept from their first to their last use within a piece, whose result
 // rows come by rising depth and, within one, rising height.
 class Pieces {
  public:
-  // Columns are cut at multiples of `step`.
-  explicit Pieces(const Relation& relation, int64_t number_bytes, int64_t step = 1)
-      : out_(relation.result), step_(step) {
+  // Columns are cut at multiples of `step`. Planes of short rows are taken together, as many as make up a row of
+  // `worth` columns.
+  explicit Pieces(const Relation& relation, int64_t number_bytes, int64_t step = 1, int64_t worth = 0)
+      : out_(relation.result), step_(step), planes_(relation.images * relation.channels) {
     constexpr int64_t kMostColumns = 512, kKeptBytes = 128 * 1024, kNumbers = 262144;
     const Extent &in = relation.source, &out = relation.result;
     chunks_ = (out[2] + kMostColumns - 1) / kMostColumns;
     const bool flat = in[0] == 1 && out[0] == 1;
     slot_depths_ = longest_span(relation.along[0], out[0], 1);
     const int64_t rows = std::max<int64_t>(1, in[1] / out[1]);  // of the source, for one of the result
-    const int64_t numbers = (out[0] * out[2] + in[0] * rows * in[2]) / chunks_;
+    together_ = std::clamp<int64_t>(worth / out[2], 1, std::max<int64_t>(1, planes_ / thread_count()));
+    const int64_t numbers = together_ * (out[0] * out[2] + in[0] * rows * in[2]) / chunks_;
     band_ = std::clamp<int64_t>(
-        flat ? kNumbers / numbers : kKeptBytes / (slot_depths_ * rows * columns() * number_bytes), 1, out[1]);
+        flat ? kNumbers / numbers : kKeptBytes / (slot_depths_ * rows * together_ * columns() * number_bytes), 1,
+        out[1]);
     bands_ = (out[1] + band_ - 1) / band_;
     slot_heights_ = longest_span(relation.along[1], out[1], flat ? 1 : band_);
-    count_ = relation.images * relation.channels * bands_ * chunks_;
+    count_ = (planes_ + together_ - 1) / together_ * bands_ * chunks_;
     grain_ = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, numbers * band_));
   }
 
   int64_t columns() const { return (out_[2] + chunks_ - 1) / chunks_ + step_; }  // of the widest piece, or more
+  int64_t planes() const { return together_; }                                   // of a piece, at most
   int64_t slots() const { return slot_depths_ * slot_heights_; }
   int64_t slot(int64_t d, int64_t h) const { return d % slot_depths_ * slot_heights_ + h % slot_heights_; }
 
@@ -237,7 +241,10 @@ class Pieces {
   }
   Piece piece(int64_t i) const {
     const int64_t chunk = i % chunks_, y_begin = i / chunks_ % bands_ * band_;
-    return {i / chunks_ / bands_, y_begin, std::min(out_[1], y_begin + band_), edge(chunk), edge(chunk + 1)};
+    const int64_t plane = i / chunks_ / bands_ * together_;
+    return {plane,       std::min(together_, planes_ - plane),
+            y_begin,     std::min(out_[1], y_begin + band_),
+            edge(chunk), edge(chunk + 1)};
   }
 
  private:
@@ -255,7 +262,7 @@ class Pieces {
   int64_t edge(int64_t chunk) const { return std::min(out_[2], round_up(out_[2] * chunk / chunks_, step_)); }
 
   Extent out_;
-  int64_t step_, chunks_, band_, bands_, slot_depths_, slot_heights_, count_, grain_;
+  int64_t step_, planes_, together_, chunks_, band_, bands_, slot_depths_, slot_heights_, count_, grain_;
 };
 
 // Lists the source rows of every result row of a plane, relation.most_rows apart, and how many each has.
