@@ -1039,6 +1039,31 @@ def test_meta_device_refuses_what_the_processor_refuses() -> None:
         F.conv2d(X.to("meta"), torch.zeros(6, 4, 9, 9, device="meta"))
 
 
+# What lies outside of the image is zero, and is not multiplied: infinite factors leave no trace.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [(9, 11), (3, 40), (30, 30)], ids=str)
+def test_zeros_of_the_border_are_not_multiplied(size: tuple, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 32, *size, dtype=dtype).to(memory_format=layout)
+    w = torch.zeros(48, 32, 5, 5, dtype=dtype)
+    w[:, :, 0, 0] = torch.inf
+    dy = torch.randn(2, 48, *size, dtype=dtype).to(memory_format=layout)
+
+    y, dx, _ = gradients(lambda x, w: F.conv2d(x, w, padding=2), [x, w], dy)
+    below_and_right = torch.zeros(size, dtype=torch.bool)
+    below_and_right[2:, 2:] = True  # of two rows and columns of the image
+    assert torch.equal(y.isfinite(), ~below_and_right.expand_as(y))
+    assert torch.equal(dx.isfinite(), ~below_and_right.flip(0, 1).expand_as(dx))
+
+    dy[:, :, 0, 0] = torch.inf
+    _, _, dw = gradients(lambda x, w: F.conv2d(x, w, padding=2), [x, w], dy)
+    reads_image = torch.zeros(5, 5, dtype=torch.bool)
+    reads_image[2:, 2:] = True  # from output pixel (0, 0)
+    assert torch.equal(dw.isfinite(), ~reads_image.expand_as(dw))
+
+
 # Winograd: 3x3, stride 1.
 
 

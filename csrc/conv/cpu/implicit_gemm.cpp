@@ -159,14 +159,14 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
           segments_of(taps, low, view, operand.sum, parts[i].segments,
                       [&](const Extent& offset) { return !cuts || reads_image(taps, in.size, box, offset); });
           for_each_row(box, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
-            const int64_t i = box.first[0] - band.first[0] + d, j = box.first[1] - band.first[1] + h;
-            const int64_t k = box.first[2] - band.first[2];
-            const int64_t from = n * view.image_stride + i * correlation.in_step[0] * view.stride[0] +
-                                 j * correlation.in_step[1] * view.stride[1] + k * in_pixel;
-            const int64_t position = ((n * band.size[0] + i) * band.size[1] + j) * band.size[2] + k;
+            const int64_t z = box.first[0] - band.first[0] + d, y = box.first[1] - band.first[1] + h;
+            const int64_t x = box.first[2] - band.first[2];
+            const int64_t from = n * view.image_stride + z * correlation.in_step[0] * view.stride[0] +
+                                 y * correlation.in_step[1] * view.stride[1] + x * in_pixel;
+            const int64_t position = ((n * band.size[0] + z) * band.size[1] + y) * band.size[2] + x;
             const int64_t to = stage
                                    ? position * phase_count * padded_out
-                                   : n * out.image_stride() + out_pixel(correlation, out.size, i, j, k) * out.channels;
+                                   : n * out.image_stride() + out_pixel(correlation, out.size, z, y, x) * out.channels;
             const int64_t step = stage ? phase_count * padded_out : correlation.out_step[2] * out.channels;
             for (int64_t w = 0; w < box.size[2]; ++w) {
               in_offsets[positions + p + w] = from + w * in_pixel;
