@@ -67,9 +67,8 @@ ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32) {
 }
 
 InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool in_float32) {
-  const int64_t lanes = in_float32 ? 16 : 8;  // of a vector of AVX-512; its register tile has two of them
-  const int64_t channels = std::min(geometry.group_in(), geometry.group_out());
-  const bool narrow = channels < 2 * lanes && channels % lanes != 0;
+  const int64_t wide_tile = in_float32 ? 32 : 16;  // channels of a register tile of AVX-512
+  const bool narrow = std::min(geometry.group_in(), geometry.group_out()) < wide_tile;
   const InstructionSet most = narrow && !is_depthwise(geometry) ? InstructionSet::AVX2 : InstructionSet::AVX512;
   return std::min(active_instruction_set(), most);
 }
