@@ -20,13 +20,6 @@ constexpr int64_t kChunkPixels = 1536;      // a chunk is worth its sums from he
 constexpr int64_t kTasksPerThread = 4;      // chunks x blocks of output channels, about
 constexpr int64_t kSumsBytes = 64ll << 20;  // for the sums of all chunks together, at most
 
-// Output channels [first, first + count) of one group.
-struct Rows {
-  int64_t group;
-  int64_t first;
-  int64_t count;
-};
-
 // Calls body(p, count, n, d, h, w) for the rows of a band's boxes, box by box: `count` positions from p on, side by
 // side from (d, h, w) of the band on.
 template <class Body>
