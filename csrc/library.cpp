@@ -45,6 +45,9 @@ constexpr const char* kOperators[] = {
     "batch_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? mean, Tensor var, float eps, bool "
     "training) "
     "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    // that, with grad overwritten by the gradient of the input
+    "batch_norm_backward_(Tensor(a!) grad, Tensor input, Tensor? weight, Tensor? mean, Tensor var, float eps, bool "
+    "training) -> (Tensor grad_weight, Tensor grad_bias)",
     // the same, followed by y = min(max(n + residual, low), high): in training, with statistics in double, with given
     // statistics, and the gradients, which see the limits by n + residual or by the output; grad_residual is empty
     // without either
@@ -124,10 +127,17 @@ constexpr const char* kActivations[] = {
 #define SCRATCHNN_SCHEMA(name, parameters) #name "_backward(Tensor grad, Tensor saved" parameters ") -> Tensor",
     SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
 #undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) #name "_backward_(Tensor(a!) grad, Tensor saved" parameters ") -> ()",
+    SCRATCHNN_ACTIVATIONS(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
 #define SCRATCHNN_SCHEMA(name, parameters) #name "_(Tensor(a!) input" parameters ") -> ()",
     SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_SCHEMA)
 #undef SCRATCHNN_SCHEMA
 #define SCRATCHNN_SCHEMA(name, parameters) #name "_output_backward(Tensor grad, Tensor output" parameters ") -> Tensor",
+    SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
+#undef SCRATCHNN_SCHEMA
+#define SCRATCHNN_SCHEMA(name, parameters) \
+  #name "_output_backward_(Tensor(a!) grad, Tensor output" parameters ") -> ()",
     SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_SCHEMA)
 #undef SCRATCHNN_SCHEMA
     // clang-format on

@@ -55,12 +55,14 @@ def _operator_samples() -> dict[str, Callable[[], list[tuple]]]:
     for row in ROWS:
         p = PARAMETERS.get(row.name, ())
         samples[row.name] = lambda p=p: [(torch.randn(3, 5), *p), (_last(2, 3, 4, 5), *p)]
-        samples[row.name + "_backward"] = lambda p=p: [(torch.randn(3, 5), torch.randn(3, 5), *p)]
+        for suffix in ("_backward", "_backward_"):
+            samples[row.name + suffix] = lambda p=p: [(torch.randn(3, 5), torch.randn(3, 5), *p)]
         if row.in_place:
             samples[row.name + "_"] = lambda p=p: [(torch.randn(3, 5), *p)]
     for row in OUTPUT_ROWS:
         p = PARAMETERS.get(row.name, ())
-        samples[row.name + "_output_backward"] = lambda p=p: [(torch.randn(3, 5), torch.randn(3, 5), *p)]
+        for suffix in ("_output_backward", "_output_backward_"):
+            samples[row.name + suffix] = lambda p=p: [(torch.randn(3, 5), torch.randn(3, 5), *p)]
     for name in ("softmax", "softmin", "log_softmax"):
         samples[name] = lambda: [(torch.randn(3, 5), 1), (_last(2, 3, 4, 5), 2)]
         samples[name + "_backward"] = lambda: [(torch.randn(3, 5), torch.rand(3, 5), 0)]

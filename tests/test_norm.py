@@ -125,6 +125,9 @@ OPERATOR_SAMPLES = {
     ],
     "batch_norm_eval": eval_samples,
     "batch_norm_backward": backward_samples,
+    "batch_norm_backward_": lambda: [
+        (grad, input, *rest) for grad, input, *rest in backward_samples() if grad.stride() == input.stride()
+    ],
     "batch_norm_add_clamp_train": lambda: [
         (x, *affine, r, 1e-5, *limits) for x, r, affine, _, limits in add_clamp_samples()
     ],

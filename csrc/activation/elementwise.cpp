@@ -60,25 +60,44 @@ struct Operators {
     }
   }
 
-  template <bool from_output>
-  static at::Tensor backward(const at::Tensor& grad, const at::Tensor& saved, Parameter<i>... values) {
+  static void check_gradient(const at::Tensor& grad, const at::Tensor& saved) {
     TORCH_CHECK(grad.sizes() == saved.sizes(), kName, "_backward: expected grad of shape ", saved.sizes(), ", but got ",
                 grad.sizes());
     check_same_type(grad, "grad", saved, "saved", kName);
     check(grad, kName);
+  }
+
+  // dx from dy and what was saved, all laid out alike without gaps; dx may be dy.
+  template <bool from_output>
+  static void run_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& dx, Parameter<i>... values) {
     const double parameters[] = {values..., kNone};
-    const at::Tensor x = dense(saved), dy = like(x, grad);
-    const at::Tensor dx = at::empty_like(x);
     if (!use_vector_kernels(x)) {
-      (from_output ? naive::activation_output_backward : naive::activation_backward)(f, parameters, dy, x, dx);
-      return dx;
+      return (from_output ? naive::activation_output_backward : naive::activation_backward)(f, parameters, dy, x, dx);
     }
     with_memory_type(x, [&](auto number) {
       using S = typename decltype(number)::type;
       const auto& kernel = from_output ? activation_output_backward_kernel<S> : activation_backward_kernel<S>;
       kernel(f, parameters, read_pointer<S>(dy), read_pointer<S>(x), write_pointer<S>(dx), x.numel());
     });
+  }
+
+  template <bool from_output>
+  static at::Tensor backward(const at::Tensor& grad, const at::Tensor& saved, Parameter<i>... values) {
+    check_gradient(grad, saved);
+    const at::Tensor x = dense(saved), dy = like(x, grad);
+    const at::Tensor dx = at::empty_like(x);
+    run_backward<from_output>(dy, x, dx, values...);
     return dx;
+  }
+
+  template <bool from_output>
+  static void backward_in_place(at::Tensor grad, const at::Tensor& saved, Parameter<i>... values) {
+    check_gradient(grad, saved);
+    if (grad.is_non_overlapping_and_dense()) {
+      run_backward<from_output>(grad, like(grad, saved), grad, values...);
+    } else {
+      grad.copy_(backward<from_output>(grad, saved, values...));
+    }
   }
 
   static const char* const kName;
@@ -102,14 +121,16 @@ SCRATCHNN_ACTIVATIONS(SCRATCHNN_SET_NAME)
 TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
 #define SCRATCHNN_IMPLEMENT(name, parameters)                  \
   library.impl(#name, OperatorsOf<Activation::name>::forward); \
-  library.impl(#name "_backward", OperatorsOf<Activation::name>::backward<false>);
+  library.impl(#name "_backward", OperatorsOf<Activation::name>::backward<false>); \
+  library.impl(#name "_backward_", OperatorsOf<Activation::name>::backward_in_place<false>);
   SCRATCHNN_ACTIVATIONS(SCRATCHNN_IMPLEMENT)
 #undef SCRATCHNN_IMPLEMENT
 #define SCRATCHNN_IMPLEMENT(name, parameters) library.impl(#name "_", OperatorsOf<Activation::name>::in_place);
   SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_IMPLEMENT)
 #undef SCRATCHNN_IMPLEMENT
 #define SCRATCHNN_IMPLEMENT(name, parameters) \
-  library.impl(#name "_output_backward", OperatorsOf<Activation::name>::backward<true>);
+  library.impl(#name "_output_backward", OperatorsOf<Activation::name>::backward<true>); \
+  library.impl(#name "_output_backward_", OperatorsOf<Activation::name>::backward_in_place<true>);
   SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_IMPLEMENT)
 #undef SCRATCHNN_IMPLEMENT
 }

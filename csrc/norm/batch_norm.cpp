@@ -279,7 +279,7 @@ Gradients backward(const at::Tensor& grad, const at::Tensor& input, const Option
                eps, origin, dw.data(), db.data(), tail.ending<S>(), gate);
       });
     } else {
-      at::Tensor arriving = g;
+      at::Tensor arriving = g.is_same(dx) ? g.clone() : g;
       if (limited) {
         const at::Tensor sum = y ? *y : at::empty_like(x);
         if (!y) {
@@ -322,6 +322,14 @@ Outputs batch_norm_backward(const at::Tensor& grad, const at::Tensor& input, con
   return {dx, dw, db};
 }
 
+Statistics batch_norm_backward_(at::Tensor grad, const at::Tensor& input, const OptionalTensor& weight,
+                                const OptionalTensor& mean, const at::Tensor& variance, double eps, bool training) {
+  const Tail none;
+  const auto [dx, dw, db, unused] = backward(grad, input, weight, std::nullopt, mean, variance, std::nullopt,
+                                             std::nullopt, eps, none.low, none.high, training, true);
+  return {dw, db};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
@@ -330,6 +338,7 @@ TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
   library.impl("batch_norm_update_", batch_norm_update_);
   library.impl("batch_norm_eval", batch_norm_eval);
   library.impl("batch_norm_backward", batch_norm_backward);
+  library.impl("batch_norm_backward_", batch_norm_backward_);
   library.impl("batch_norm_add_clamp_train", batch_norm_add_clamp_train);
   library.impl("batch_norm_add_clamp", batch_norm_add_clamp);
   library.impl("batch_norm_add_clamp_backward", batch_norm_add_clamp_backward);

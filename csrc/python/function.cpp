@@ -103,6 +103,7 @@ struct FunctionObject {
   PyObject* forward;
   PyObject* setup_context;
   PyObject* backward;
+  PyObject* overwriting;  // None, or backward where the first gradient may be overwritten
   PyObject* otherwise;
   Operator* op;     // null where forward is to be called
   bool hands_over;  // backward is given its gradients to keep or to drop
@@ -156,6 +157,13 @@ bool is_sole_owner(PyObject* object) {
   return tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1;
 }
 
+// Whether a gradient that has just arrived may be overwritten: nobody else will see it, nor what becomes of it.
+bool is_overwritable(PyObject* gradient) {
+  if (at::GradMode::is_enabled() || !nothing_special() || !is_plain_tensor(gradient)) return false;
+  const at::Tensor& tensor = THPVariable_Unpack(gradient);
+  return is_sole_owner(gradient) && tensor.is_cpu() && tensor.is_non_overlapping_and_dense();
+}
+
 variable_list FunctionNode::apply(variable_list&& gradients) {
   pybind11::gil_scoped_acquire gil;
   const auto gradient_count = static_cast<Py_ssize_t>(gradients.size());
@@ -179,8 +187,12 @@ variable_list FunctionNode::apply(variable_list&& gradients) {
       PyTuple_SET_ITEM(args.get(), i + 1, gradient);
     }
   }
+  PyObject* backward = function->backward;
+  if (function->overwriting != Py_None && !hands_over && is_overwritable(PyTuple_GET_ITEM(args.get(), 1))) {
+    backward = function->overwriting;
+  }
   running = true;
-  THPObjectPtr result(PyObject_CallObject(function->backward, args.get()));
+  THPObjectPtr result(PyObject_CallObject(backward, args.get()));
   running = false;
   if (!result) throw_python_error();
 
@@ -504,13 +516,13 @@ FunctionObject* as_function(PyObject* self) {
 
 PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   HANDLE_TH_ERRORS
-  static const char* const names[] = {"name",      "forward",  "setup_context", "backward",
-                                      "otherwise", "operator", "hands_over",    nullptr};
-  PyObject *name, *forward, *setup_context, *backward, *otherwise;
+  static const char* const names[] = {"name",     "forward",     "setup_context", "backward", "otherwise",
+                                      "operator", "overwriting", "hands_over",    nullptr};
+  PyObject *name, *forward, *setup_context, *backward, *otherwise, *overwriting = Py_None;
   const char* op = nullptr;
   int hands_over = 0;
-  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UOOOO|zp", const_cast<char**>(names), &name, &forward, &setup_context,
-                                   &backward, &otherwise, &op, &hands_over)) {
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "UOOOO|zOp", const_cast<char**>(names), &name, &forward,
+                                   &setup_context, &backward, &otherwise, &op, &overwriting, &hands_over)) {
     return nullptr;
   }
   THPObjectPtr self = owned(type->tp_alloc(type, 0));
@@ -521,6 +533,7 @@ PyObject* function_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   function->forward = share(forward);
   function->setup_context = share(setup_context);
   function->backward = share(backward);
+  function->overwriting = share(overwriting);
   function->otherwise = share(otherwise);
   if (op != nullptr) {
     function->op = new Operator(op);
@@ -536,6 +549,7 @@ int function_clear(PyObject* self) {
   Py_CLEAR(function->forward);
   Py_CLEAR(function->setup_context);
   Py_CLEAR(function->backward);
+  Py_CLEAR(function->overwriting);
   Py_CLEAR(function->otherwise);
   return 0;
 }
@@ -547,6 +561,7 @@ int function_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(function->forward);
   Py_VISIT(function->setup_context);
   Py_VISIT(function->backward);
+  Py_VISIT(function->overwriting);
   Py_VISIT(function->otherwise);
   return 0;
 }
@@ -566,11 +581,12 @@ PyMemberDef function_members[] = {
 };
 
 constexpr const char* kFunctionDoc =
-    "Function(name, forward, setup_context, backward, otherwise, operator=None, hands_over=False)\n\n"
+    "Function(name, forward, setup_context, backward, otherwise, operator=None, overwriting=None, hands_over=False)\n\n"
     "A call of it records the operation in torch's graph. forward is run by the operator of that name, if given, on "
     "the same arguments. Calls that are not ordinary go to otherwise, and those to be recorded where setup_context is "
-    "None. Where hands_over, it is backward(ctx, gradients, sole): a list that it may empty, so that nobody holds what "
-    "it no longer needs, and for each whether nobody else has it, so that it may be overwritten.";
+    "None. overwriting is backward where the first gradient is nobody else's: it may be overwritten with that of the "
+    "first argument. Where hands_over, it is backward(ctx, gradients, sole): a list that it may empty, so that nobody "
+    "holds what it no longer needs, and for each whether nobody else has it, so that it may be overwritten.";
 
 PyType_Slot function_slots[] = {
     {Py_tp_doc, const_cast<char*>(kFunctionDoc)},

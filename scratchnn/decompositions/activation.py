@@ -143,6 +143,7 @@ for _name, _formula in VALUES.items():
         decomposes(_name + "_")(_in_place(_formula))
 for _name, _formula in GRADIENTS.items():
     decomposes(_name)(_gradient(_formula))
+    decomposes(_name + "_")(_in_place(rounded_once(_formula)))
 
 
 # Along a dimension

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,6 +134,13 @@ def _ended(normalized: Tensor, residual: Tensor | None, low: float, high: float)
 
 def _wide(input: Tensor) -> Tensor:
     return input.to(_dtype(input))
+
+
+@decomposes("batch_norm_backward_")
+def batch_norm_backward_in_place(grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dx, dw, db = batch_norm_backward(grad, *rest)
+    grad.copy_(dx)
+    return dw, db
 
 
 @decomposes("batch_norm_add_clamp_train")

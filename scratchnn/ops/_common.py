@@ -65,6 +65,10 @@ class Function:
     - other modes, subclasses of tensors, forward-mode derivatives: torch's Function in its older style, which spares
       the call the binding of its signature.
 
+    A class may have ``overwriting`` as well: its ``backward`` for a first gradient that nobody else has or will ask for,
+    and that may therefore be overwritten with the gradient of the first argument. It spares memory, and the traffic to
+    new memory.
+
     A class whose ``forward`` does nothing but call an operator with its own arguments, a NamedTuple among them standing
     for its fields, names it: ``class Conv(Function, operator="conv")``. The C++ form then calls it without Python.
     """
@@ -98,7 +102,9 @@ class Function:
         cls._transformed = function("forward", "setup_context", "backward", "vmap", jvp=jvp)
         cls._name = f"{cls.__module__}.{cls.__qualname__}"
         _transformed[cls._name] = cls._transformed
-        ordinary = _C.Function(cls.__name__, cls.forward, cls.setup_context, cls.backward, cls._not_ordinary, operator)
+        overwriting = getattr(cls, "overwriting", None)
+        formulas = cls.forward, cls.setup_context, cls.backward, cls._not_ordinary
+        ordinary = _C.Function(cls.__name__, *formulas, operator, overwriting)
 
         def call(*args: Any) -> Any:
             return cls._compiled(*args) if is_dynamo_compiling() else ordinary(*args)

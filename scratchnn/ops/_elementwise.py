@@ -258,6 +258,14 @@ def _output_of(ctx: Any) -> Tensor:
     return output
 
 
+def _gradient_over(gradient: str, grad: Tensor, saved: Tensor, parameters: Sequence[float]) -> Tensor:
+    """``dx`` in the memory of ``dy``, if that is laid out as what was saved."""
+    if grad.stride() != saved.stride():
+        return GRADIENTS[gradient].call(grad, saved, *parameters)
+    getattr(_ops, gradient + "_").default(grad, saved, *parameters)
+    return grad
+
+
 def _function(row: Row) -> type[Function]:
     """The Function of a row: ``y = f(x)`` in new memory."""
     operator = getattr(_ops, row.name).default
@@ -276,9 +284,14 @@ def _function(row: Row) -> type[Function]:
         ctx.save_for_backward(saved)
         ctx.save_for_forward(saved)
 
+    def saved_for(ctx: Any) -> Tensor:
+        return _output_of(ctx) if ctx.source is not None else ctx.saved_tensors[0]
+
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = _output_of(ctx) if ctx.source is not None else ctx.saved_tensors[0]
-        return GRADIENTS[gradient].call(grad, saved, *ctx.parameters), *(None for _ in ctx.parameters)
+        return GRADIENTS[gradient].call(grad, saved_for(ctx), *ctx.parameters), *(None for _ in ctx.parameters)
+
+    def overwriting(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradient_over(gradient, grad, saved_for(ctx), ctx.parameters), *(None for _ in ctx.parameters)
 
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (saved,) = ctx.saved_tensors
@@ -287,7 +300,7 @@ def _function(row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return FUNCTIONS[name].call(input, *parameters), in_dims[0]
 
-    members = _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap)
+    members = _members(_spelled_out(forward, operator), setup_context, backward, overwriting, jvp, vmap)
     return type(name, (Function,), members, operator=name)
 
 
@@ -317,10 +330,16 @@ def _function_in_place(row: Row) -> type[Function]:
                 f"here it is {parameters[0]}: call it without inplace=True"
             )
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def saved_for(ctx: Any) -> Tensor:
         output = _output_of(ctx) if ctx.source is not None else ctx.saved_tensors[0]
         check(ctx.parameters)
-        return GRADIENTS[gradient].call(grad, output, *ctx.parameters), *(None for _ in ctx.parameters)
+        return output
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return GRADIENTS[gradient].call(grad, saved_for(ctx), *ctx.parameters), *(None for _ in ctx.parameters)
+
+    def overwriting(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradient_over(gradient, grad, saved_for(ctx), ctx.parameters), *(None for _ in ctx.parameters)
 
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (output,) = ctx.saved_tensors
@@ -331,7 +350,8 @@ def _function_in_place(row: Row) -> type[Function]:
     def vmap(info: Any, in_dims: tuple, input: Tensor, *parameters: float) -> tuple[Tensor, int]:
         return FUNCTIONS_IN_PLACE[name].call(input, *parameters), in_dims[0]
 
-    return type(name + "_", (Function,), _members(_spelled_out(forward, operator), setup_context, backward, jvp, vmap))
+    members = _members(_spelled_out(forward, operator), setup_context, backward, overwriting, jvp, vmap)
+    return type(name + "_", (Function,), members)
 
 
 # Looked up by name where they are called, not closed over: torch.compile traces a Function it finds in a module.
@@ -385,16 +405,18 @@ def _register_fakes() -> None:
     def gradient(grad: Tensor, saved: Tensor, *parameters: float) -> Tensor:
         return torch.empty_like(saved)
 
-    def nothing(input: Tensor, *parameters: float) -> None:
+    def nothing(overwritten: Tensor, *others: Any) -> None:
         return None
 
     for row in ROWS:
         torch.library.register_fake(f"scratchnn::{row.name}", output)
         torch.library.register_fake(f"scratchnn::{row.name}_backward", gradient)
+        torch.library.register_fake(f"scratchnn::{row.name}_backward_", nothing)
         if row.in_place is not None:
             torch.library.register_fake(f"scratchnn::{row.name}_", nothing)
     for row in OUTPUT_ROWS:
         torch.library.register_fake(f"scratchnn::{row.name}_output_backward", gradient)
+        torch.library.register_fake(f"scratchnn::{row.name}_output_backward_", nothing)
 
 
 _register_fakes()

@@ -88,6 +88,21 @@ def _(
     return like(input), grad_weight, torch.empty_like(grad_weight)
 
 
+@torch.library.register_fake("scratchnn::batch_norm_backward_")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor,
+    eps: float,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = parameter_dtype(input) if weight is None else weight.dtype
+    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
+    return grad_weight, torch.empty_like(grad_weight)
+
+
 @torch.library.register_fake("scratchnn::batch_norm_add_clamp_train")
 def _(
     input: Tensor,
@@ -225,6 +240,12 @@ class BatchNormTrain(Function):
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None, None
 
     @staticmethod
+    def overwriting(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        input, weight, mean, var = ctx.saved_tensors
+        dx, dw, db = _gradients_over(grad, input, weight, mean, var, ctx.eps, True)
+        return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None, None
+
+    @staticmethod
     def jvp(ctx: Any, x_: Tensor | None, w_: Tensor | None, b_: Tensor | None, *_: None) -> tuple[Tensor, None, None]:
         return _terms(*ctx.saved_tensors, ctx.eps, True).output_tangent(x_, w_, b_), None, None
 
@@ -269,6 +290,12 @@ class BatchNormEval(Function, operator="batch_norm_eval"):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, var = ctx.saved_tensors
         dx, dw, db = BatchNormBackward.call(grad, input, weight, mean, var, ctx.eps, False)
+        return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None
+
+    @staticmethod
+    def overwriting(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, mean, var = ctx.saved_tensors
+        dx, dw, db = _gradients_over(grad, input, weight, mean, var, ctx.eps, False)
         return dx, None if weight is None else dw, db if ctx.bias else None, None, None, None
 
     @staticmethod
@@ -334,6 +361,13 @@ class BatchNormBackward(Function, operator="batch_norm_backward"):
             training,
         )
         return (fold.split(dx, 1), fold.split(dw, 0), fold.split(db, 0)), (1, 0, 0)
+
+
+def _gradients_over(grad: Tensor, input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``dx``, ``dw`` and ``db``, the first in the memory of ``dy`` if that is laid out as the input."""
+    if grad.stride() != input.stride():
+        return BatchNormBackward.call(grad, input, *rest)
+    return grad, *_ops.batch_norm_backward_(grad, input, *rest)
 
 
 def check_dtype(input: Tensor, parameter: Tensor, name: str) -> None:
