@@ -29,13 +29,10 @@ class Kernel<void(Args...)> {
 
   void add(InstructionSet set, Function function) { functions_[static_cast<int>(set)] = function; }
 
-  void operator()(Args... args) const { at(active_instruction_set())(args...); }
-
-  // The function for a set the processor supports: where wider vectors do not pay, a lower one than the active.
-  Function at(InstructionSet most) const {
-    int set = static_cast<int>(most);
+  void operator()(Args... args) const {
+    int set = static_cast<int>(active_instruction_set());
     while (functions_[set] == nullptr && set > 0) --set;  // a set this build left out: take the next lower
-    return functions_[set];
+    functions_[set](args...);
   }
 
  private:

@@ -68,24 +68,28 @@ SCRATCHNN_INLINE Vec<T> load_pairs(const E* even, const E* odd) {
   return (Vec<T>)((FloatBits)read(even) >> 16 | (FloatBits)read(odd));
 }
 
-// sum += x b for the number x at p, or the sum of both products of a pair.
+// The number at p in all lanes, or the pair. Once for all vectors of a row: with two, an instruction that spreads its
+// operand itself would load twice, and wide units wait for loads.
 template <class E, class T>
-SCRATCHNN_INLINE void multiply_add(const E* p, Vec<T> b, Vec<T>& sum) {
-#if defined(CPU_CAPABILITY_AVX512)
-  // The instruction itself spreads x over the vector, which spares one; compilers do so for a single use only.
-  // bfloat16's is no intrinsic: the compiler must not use that extension elsewhere.
-  if constexpr (std::is_same_v<E, float>) {
-    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*p));
-  } else if constexpr (std::is_same_v<E, double>) {
-    asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*p));
+SCRATCHNN_INLINE Vec<T> spread(const E* p) {
+  T number;
+  std::memcpy(&number, p, sizeof(number));
+  Vec<T> x = broadcast(number);
+  SCRATCHNN_KEEP_IN_REGISTER(x);
+  return x;
+}
+
+// sum += x b, or the sum of both products of each pair.
+template <class E, class T>
+SCRATCHNN_INLINE void multiply_add(Vec<T> x, Vec<T> b, Vec<T>& sum) {
+  if constexpr (std::is_same_v<E, T>) {
+    sum = fma(x, b, sum);
   } else {
-    const auto& pair = *reinterpret_cast<const E(*)[2]>(p);
-    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(pair));
-  }
-#else
-  static_assert(std::is_same_v<E, T>);
-  sum = fma(broadcast(*p), b, sum);
+#if defined(CPU_CAPABILITY_AVX512)
+    // No intrinsic: the compiler must not use that extension elsewhere.
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(b), "v"(x));
 #endif
+  }
 }
 
 template <int rows, int vectors, class E, class T>
@@ -98,8 +102,9 @@ SCRATCHNN_INLINE void multiply_step(Vec<T> (&sums)[rows][vectors], const E* cons
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
+    const Vec<T> x = spread<E, T>(a[r] + i);
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) multiply_add<E, T>(a[r] + i, column[v], sums[r][v]);
+    for (int v = 0; v < vectors; ++v) multiply_add<E, T>(x, column[v], sums[r][v]);
   }
 }
 
@@ -300,8 +305,9 @@ __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_st
         }
 #pragma GCC unroll 16
         for (int r = 0; r < rows; ++r) {
+          const Vec<T> x = spread<E, T>(column + step * r);
 #pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) multiply_add<E, T>(column + step * r, right[v], sums[r][v]);
+          for (int v = 0; v < vectors; ++v) multiply_add<E, T>(x, right[v], sums[r][v]);
         }
       }
       if (p >= ranges->last && ++ranges < end) p = ranges->first;

@@ -36,7 +36,7 @@ bool tiles_pay(const ConvGeometry& g) {
 // Why Winograd's kernels cannot, or should not, compute this; null where they do.
 const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
   const Extent ones{1, 1, 1};
-  const int64_t unit = winograd_channels(choose_instruction_set(g, in_float32), in_float32);
+  const int64_t unit = winograd_channels(active_instruction_set(), in_float32);
   if (g.kernel[1] != 3 || g.kernel[2] != 3) return "it serves every kernel; Winograd's serves 3x3 in height and width";
   if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
   if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
@@ -64,13 +64,6 @@ ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32) {
           geometry.kernel[0] == 1
               ? "it takes a quarter of the multiplications of a 3x3 kernel of stride 1"
               : "it takes a quarter of the multiplications of a kernel of stride 1, 3x3 in height and width"};
-}
-
-InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool in_float32) {
-  const int64_t wide_tile = in_float32 ? 32 : 16;  // channels of a register tile of AVX-512
-  const bool narrow = std::min(geometry.group_in(), geometry.group_out()) < wide_tile;
-  const InstructionSet most = narrow && !is_depthwise(geometry) ? InstructionSet::AVX2 : InstructionSet::AVX512;
-  return std::min(active_instruction_set(), most);
 }
 
 bool allow_winograd(std::optional<bool> allow) {

@@ -31,9 +31,6 @@ std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::Int
                                                   at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                                                   std::string_view padding_mode, at::ScalarType type);
 
-// The instruction set to compute it with: register tiles of AVX-512 are too wide for layers of few channels.
-InstructionSet choose_instruction_set(const ConvGeometry& geometry, bool in_float32);
-
 // Whether Winograd may be chosen at all, in the whole process. Gives back what was in force before the call.
 bool allow_winograd(std::optional<bool> allow);
 

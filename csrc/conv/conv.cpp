@@ -34,21 +34,19 @@ Filters<T> filters_of(const at::Tensor& weight) {
   return {data, taps * channels, taps, 1};
 }
 
-// The function of the chosen algorithm and instruction set. Half precision is summed in float32.
+// The kernel of the chosen algorithm. Half precision is summed in float32.
 template <class S, class Kernel>
-auto choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Kernel& grouped,
-            const Kernel& winograd) {
-  constexpr bool in_float32 = !std::is_same_v<S, double>;
-  const InstructionSet set = choose_instruction_set(g, in_float32);
-  switch (choose_algorithm(g, in_float32).algorithm) {
+const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Kernel& grouped,
+                     const Kernel& winograd) {
+  switch (choose_algorithm(g, !std::is_same_v<S, double>).algorithm) {
     case ConvAlgorithm::kDepthwise:
-      return depthwise.at(set);
+      return depthwise;
     case ConvAlgorithm::kGrouped:
-      return grouped.at(set);
+      return grouped;
     case ConvAlgorithm::kWinograd:
-      return winograd.at(set);
+      return winograd;
     default:
-      return implicit_gemm.at(set);
+      return implicit_gemm;
   }
 }
 
@@ -149,7 +147,7 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor dy = dense(input), w = dense(weight);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, grouped_input_grad<S>,
+    const auto& kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, grouped_input_grad<S>,
                                   winograd_input_grad<S>);
     kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
     if constexpr (std::is_floating_point_v<S>) {
@@ -186,7 +184,7 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, grouped_weight_grad<S>,
+    const auto& kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, grouped_weight_grad<S>,
                                   winograd_weight_grad<S>);
     kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });

@@ -266,8 +266,9 @@ __attribute__((noinline)) void accumulate_in_place(const T* x, const int64_t* x_
       SCRATCHNN_KEEP_IN_REGISTER(b1);
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        multiply_add<T, T>(numbers + r, b0, own[r][0]);
-        multiply_add<T, T>(numbers + r, b1, own[r][1]);
+        const Vec<T> number = spread<T, T>(numbers + r);
+        multiply_add<T, T>(number, b0, own[r][0]);
+        multiply_add<T, T>(number, b1, own[r][1]);
       }
     }
 #pragma GCC unroll 16

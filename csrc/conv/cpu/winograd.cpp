@@ -20,6 +20,14 @@ constexpr int64_t kPlanePad = 16;     // keeps the planes from falling on the sa
 constexpr int64_t kOutChannels = 64;  // output channels whose points are in the cache at a time
 constexpr int64_t kSlice = 256;       // numbers of a sum for which a panel's filters stay in the first-level cache
 
+// In panels (see below): channels that are summed over whose filters are points at a time, and tiles whose sums are
+// there, so that both stay in the second-level cache.
+constexpr int64_t kPanelChannels = 128, kPanelTiles = 64;
+
+// From so many bytes of filters' points on they are not read again for every block, as long as there are at most
+// kManyTiles: to transform them again for every kPanelTiles would take longer. Beyond kSharedBytes they never are.
+constexpr int64_t kFilterBytes = 4 << 20, kManyTiles = 256;
+
 // Tiles of a block: the points of its inputs fill about half of the second-level cache, but enough tiles to use each
 // loaded filter often. Several depth taps use each loaded point several times.
 template <class T>
@@ -136,13 +144,11 @@ struct Work {
 
 // The tiles [first, last) of an input slice to points, one channel beside the other.
 template <class S>
-void transform_inputs(const Work<S>& w, int64_t first, int64_t last, int64_t slice, Wide<S>* points, int64_t plane,
+void transform_inputs(const Work<S>& w, int64_t first, int64_t last, int64_t slice, const Points<Wide<S>>& points,
                       Wide<S>* memory) {
   using T = Wide<S>;
-  const int64_t channels = w.operand.sum;
-  const int64_t shown = border_pixel(slice, w.depth.size, w.depth.border);
-  transform_tiles<kIn>(w.tiles, first, last, w.in, shown, w.depth.border, w.top, w.left, 0, channels,
-                       Points<T>{points, plane, channels, channels, 0}, memory,
+  transform_tiles<kIn>(w.tiles, first, last, w.in, border_pixel(slice, w.depth.size, w.depth.border), w.depth.border,
+                       w.top, w.left, 0, w.operand.sum, points, memory,
                        [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
 }
 
@@ -271,8 +277,10 @@ void correlate_in_blocks(const Work<S>& w) {
       const int64_t first = tiles.total() * cut / cuts, last = tiles.total() * (cut + 1) / cuts;
       const Range slices = depth_run(tiles, task / splits / cuts, runs), read = w.depth.read_by(slices);
       for (int64_t d = read.first; d < read.last; ++d) {
-        transform_inputs(w, first, last, d, points + (d - read.first) * (last - first) * in_channels, in_plane,
-                         in_scratch);
+        transform_inputs(
+            w, first, last, d,
+            Points<T>{points + (d - read.first) * (last - first) * in_channels, in_plane, in_channels, in_channels, 0},
+            in_scratch);
       }
       sums.lay_out(w.depth, slices, last - first, in_channels, in_offsets);
       for (int64_t chunk = chunks * split / splits; chunk < chunks * (split + 1) / splits; ++chunk) {
@@ -299,63 +307,102 @@ void correlate_in_blocks(const Work<S>& w) {
 
 // Panel by panel of output channels, where the points of all filters would not stay in the cache: there are four times
 // as many of them as weights. The points of many tiles' inputs are shared instead, and a panel's filters are
-// transformed where they are used.
+// transformed where they are used, for so few channels at a time that they and the sums stay in the second-level cache.
 template <class S>
 void correlate_in_panels(const Work<S>& w) {
   using T = Wide<S>;
-  constexpr int64_t columns = kTileColumns<T>;
+  constexpr int64_t columns = kTileColumns<T>, bytes = static_cast<int64_t>(sizeof(T));
   const Tiles& tiles = w.tiles;
-  const int64_t in_channels = w.operand.sum, out_channels = w.operand.out, depth_taps = w.depth.taps;
+  const Depth& depth = w.depth;
+  const int64_t in_channels = w.operand.sum, out_channels = w.operand.out;
   const int64_t panels = (out_channels + columns - 1) / columns;
-  const int64_t tile_bytes = kPoints * in_channels * static_cast<int64_t>(sizeof(T));
-  const int64_t runs = depth_runs(tiles, depth_taps, std::max<int64_t>(1, kSharedBytes / tile_bytes));
-  const int64_t most_slices = (tiles.size[0] + runs - 1) / runs, most_read = w.depth.most_read(most_slices);
+  const int64_t blocks = (in_channels + kPanelChannels - 1) / kPanelChannels;
+  // Of channels, fewer in the last one. Sums are cut where runs of products end, so that they are those of blocks.
+  const int64_t block = round_up((in_channels + blocks - 1) / blocks, kPointsInTile);
+  const int64_t tile_bytes = kPoints * block * blocks * bytes;
+  const int64_t runs = depth_runs(tiles, depth.taps, std::max<int64_t>(1, kSharedBytes / tile_bytes));
+  const int64_t most_slices = (tiles.size[0] + runs - 1) / runs, most_read = depth.most_read(most_slices);
   const int64_t cuts =
       std::clamp<int64_t>((tiles.total() * most_read * tile_bytes + kSharedBytes - 1) / kSharedBytes, 1, tiles.total());
   const int64_t most = (tiles.total() + cuts - 1) / cuts;  // tiles of a slice
-  const int64_t in_plane = most_read * most * in_channels + kPlanePad;
-  const int64_t most_rows = most_slices * most, out_plane = most_rows * columns + kPlanePad;
+  const int64_t parts = (most * most_slices + kPanelTiles - 1) / kPanelTiles;
+  const int64_t most_rows = most_slices * ((most + parts - 1) / parts);
+  const int64_t in_block = most_read * most * block, in_plane = blocks * in_block + kPlanePad;
+  const int64_t out_plane = most_rows * columns + kPlanePad;
   const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
   const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * columns;
-  const int64_t tap_size = in_channels * columns, step = depth_taps * tap_size;  // of a panel's taps and points
+  const int64_t filter_plane = block * columns + kPlanePad;
+  std::vector<std::vector<Tap>> taps(depth.taps);
+  for (int64_t j = 0; j < depth.taps; ++j) {
+    taps[j].assign(w.taps.begin() + j * kTaps * kTaps, w.taps.begin() + (j + 1) * kTaps * kTaps);
+  }
 
-  T* points = scratch<T>(kPoints * in_plane + 2 * 2 * most_rows, Scratch::kCall);
-  int64_t* in_offsets = reinterpret_cast<int64_t*>(points + kPoints * in_plane);
-  int64_t* out_offsets = in_offsets + most_rows;
-  for (int64_t r = 0; r < most_rows; ++r) out_offsets[r] = r * columns;
-  Sums sums;
+  T* points = scratch<T>(kPoints * in_plane, Scratch::kCall);
   for (int64_t round = 0; round < cuts * runs; ++round) {  // as many cuts in each run
     const int64_t cut = round % cuts, first = tiles.total() * cut / cuts, last = tiles.total() * (cut + 1) / cuts;
-    const Range slices = depth_run(tiles, round / cuts, runs), read = w.depth.read_by(slices);
-    const int64_t count = last - first;
+    const Range slices = depth_run(tiles, round / cuts, runs), read = depth.read_by(slices);
+    const int64_t count = last - first, slice = count * block;
     parallel_for(0, count * read.count(), 1, [&](int64_t begin, int64_t end) {
       T* memory = scratch<T>(in_memory);
       for (int64_t t = begin, until; t < end; t = until) {
         until = std::min(end, (t / count + 1) * count);
         transform_inputs(w, first + t % count, first + t % count + until - t, read.first + t / count,
-                         points + t * in_channels, in_plane, memory);
+                         Points<T>{points + t * block, in_plane, block, block, in_block}, memory);
       }
     });
-    sums.lay_out(w.depth, slices, count, in_channels, in_offsets);
-    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      T* filters = scratch<T>(kPoints * step + kTaps * kTaps * step + columns + kPoints * out_plane + out_memory);
-      T* taps = filters + kPoints * step;
-      T* bias = taps + kTaps * kTaps * step;
-      T* products = bias + columns;
-      for (int64_t panel = begin; panel < end; ++panel) {
-        pack_panel(w.operand, w.taps, w.bias, 0, panel, taps, bias);
-        for (int64_t i = 0; i < depth_taps * in_channels; ++i) {
-          const int64_t tap = i / in_channels * tap_size, row = i % in_channels * columns;
-          transform_filters(taps + kTaps * kTaps * tap + row, tap_size, filters + tap + row, step);
+    parallel_for(0, panels * parts, 1, [&](int64_t begin, int64_t end) {
+      T* filters = scratch<T>(kPoints * (filter_plane + out_plane) + (kTaps * kTaps * block + 1) * columns + out_memory +
+                              2 * 2 * most_rows + 16);
+      T* products = filters + kPoints * filter_plane;
+      T* packed = products + kPoints * out_plane;
+      T* bias = packed + kTaps * kTaps * block * columns;
+      T* out_scratch = bias + columns;
+      int64_t* in_offsets = reinterpret_cast<int64_t*>(out_scratch + round_up(out_memory, 16));
+      int64_t* out_offsets = in_offsets + most_rows;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t panel = task / parts, part = task % parts;
+        const int64_t from = count * part / parts, own = count * (part + 1) / parts - from;  // tiles
+        const int64_t channel = panel * columns, outputs = std::min(columns, out_channels - channel);
+        for (int64_t r = 0; r < slices.count() * own; ++r) {
+          in_offsets[r] = (r / own * count + from + r % own) * block;
+          out_offsets[r] = r * columns;
         }
-        for (int64_t p = 0; p < kPoints; ++p) {
-          multiply_points(sums, points, in_plane, in_offsets, filters, step, filters + (p + 1) * step,
-                          out_channels - panel * columns, products, out_plane, out_offsets, p);
+        bool accumulate = depth.taps > 1;  // not every slice of outputs sees every tap
+        if (accumulate) std::fill_n(products, kPoints * out_plane, T(0));
+        for (int64_t j = 0; j < depth.taps; ++j) {
+          const Range given = depth.outputs_of(j, slices);
+          const int64_t first_row = (given.first - slices.first) * own, rows = given.count() * own;
+          for (int64_t b = 0; b < blocks && rows > 0; ++b) {
+            const int64_t channels = std::min(block, in_channels - b * block);
+            Operand<S> operand = w.operand;
+            operand.filters.data += b * block * operand.sum_stride;
+            operand.sum = channels;
+            pack_panel(operand, taps[j], w.bias, 0, panel, packed, bias);
+            for (int64_t c = 0; c < channels; ++c) {
+              transform_filters(packed + c * columns, channels * columns, filters + c * columns, filter_plane);
+            }
+            const Segment segment{(depth.first + slices.first + j - read.first) * slice + b * in_block, channels};
+            for (int64_t p = 0; p < kPoints; ++p) {
+              const T* a = points + p * in_plane;
+              Upcoming upcoming(a + in_plane + segment.offset + in_offsets[first_row], own * block,
+                                (rows + kTileRows - 1) / kTileRows);
+              for_each_tile(rows, [&](int64_t tile, int64_t tile_rows) {
+                upcoming.step();
+                const int64_t row = first_row + tile;
+                with_rows(tile_rows, [&](auto n) {
+                  multiply_tile<n, kPointsInTile, T, T>(a, in_offsets + row, &segment, 1, filters + p * filter_plane,
+                                                        products + p * out_plane, out_offsets + row, outputs,
+                                                        accumulate, nullptr);
+                });
+              });
+            }
+            accumulate = true;
+          }
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
-          write_outputs(tiles, first, last, products + (d - slices.first) * count * columns, out_plane, columns,
-                        w.bias != nullptr ? bias : nullptr, panel * columns,
-                        std::min(columns, out_channels - panel * columns), w.out, d, products + kPoints * out_plane);
+          write_outputs(tiles, first + from, first + from + own, products + (d - slices.first) * own * columns,
+                        out_plane, columns, w.bias != nullptr ? bias : nullptr, channel, outputs, w.out, d,
+                        out_scratch);
         }
       }
     });
@@ -364,12 +411,15 @@ void correlate_in_panels(const Work<S>& w) {
 
 template <class S>
 void correlate(const Work<S>& w) {
-  if (w.tiles.total() == 0) return;
-  const int64_t filter_points = kPoints * w.depth.taps * w.operand.sum * w.operand.out;
-  if (filter_points * static_cast<int64_t>(sizeof(Wide<S>)) <= kSharedBytes) {
-    correlate_in_blocks(w);
-  } else {
+  const int64_t tiles = w.tiles.total() * w.tiles.size[0];
+  if (tiles == 0) return;
+  const int64_t filter_bytes =
+      kPoints * w.depth.taps * w.operand.sum * w.operand.out * static_cast<int64_t>(sizeof(Wide<S>));
+  const bool few_tiles = w.depth.taps == 1 && tiles <= kManyTiles;  // either way gives the same numbers then
+  if (filter_bytes > (few_tiles ? kFilterBytes : kSharedBytes)) {
     correlate_in_panels(w);
+  } else {
+    correlate_in_blocks(w);
   }
 }
 

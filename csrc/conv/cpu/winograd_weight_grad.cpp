@@ -21,6 +21,8 @@ constexpr int64_t kBlockTiles = 96;     // transformed at a time, twice as many 
 constexpr int64_t kChunkTiles = 192;    // a chunk is worth its sums from here on
 constexpr int64_t kTasks = 16;          // chunks x blocks of output channels, at most
 constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
+constexpr int64_t kSumBytes = 4 << 20;  // of all weights' points: more are computed block by block
+constexpr int64_t kBlockPanels = 2;     // panels of output and of input channels in a block
 constexpr int64_t kPlanePad = 16;
 
 Depth depth_of(const ConvGeometry& g) {
@@ -77,8 +79,10 @@ SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int
 // one of input channels, at most kTileColumns each.
 template <class T>
 SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* in, int64_t inputs,
-                                      const int64_t* offsets, int64_t count, T* sums, int64_t sums_stride) {
+                                      const int64_t* offsets, int64_t count, T* sums, int64_t sums_stride,
+                                      Upcoming& upcoming) {
   for_each_tile(outputs, [&](int64_t r, int64_t rows) {
+    upcoming.step();
     with_rows(rows, [&](auto n) {
       accumulate_outer_products<n, T>(grad + r, kTileColumns<T>, in, offsets, count, inputs, sums + r * sums_stride,
                                       sums_stride);
@@ -91,14 +95,14 @@ SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* i
 template <class T>
 void multiply_slices(const Depth& depth, const Range& slices, int64_t tiles, const T* grad, int64_t outputs,
                      const T* in, int64_t inputs, const int64_t* offsets, T* sums, int64_t sums_stride,
-                     int64_t tap_sums) {
+                     int64_t tap_sums, Upcoming& upcoming) {
   const int64_t slice_size = tiles * kTileColumns<T>, first_read = depth.read_by(slices).first;
   for (int64_t j = 0; j < depth.taps; ++j) {
     const Range given = depth.outputs_of(j, slices);
     if (given.count() == 0) continue;
     multiply_panels(grad + (given.first - slices.first) * slice_size, outputs,
                     in + (depth.first + given.first + j - first_read) * slice_size, inputs, offsets,
-                    given.count() * tiles, sums + j * tap_sums, sums_stride);
+                    given.count() * tiles, sums + j * tap_sums, sums_stride, upcoming);
   }
 }
 
@@ -146,6 +150,7 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
       const int64_t k_count = std::min(block_channels, g.out_channels - first_k);
       const int64_t first = stacks * chunk / chunks, last = stacks * (chunk + 1) / chunks;
       T* own = sums + chunk * chunk_sums;
+      Upcoming nothing;
       for (int64_t p = 0; p < depth.taps * kPoints; ++p) {
         T* block_sums = own + p * plane + first_k * sums_stride;
         std::fill(block_sums, block_sums + k_count * sums_stride, T(0));
@@ -172,7 +177,7 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
             for (int64_t c = 0; c < g.in_channels; c += columns) {
               const T* b = in_points + p * in_plane + c / columns * in_panel;
               multiply_slices(depth, slices, count, a, std::min(columns, k_count - k), b, g.in_channels - c, offsets,
-                              row + c, sums_stride, tap_sums);
+                              row + c, sums_stride, tap_sums, nothing);
             }
           }
         }
@@ -196,25 +201,27 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
   });
 }
 
-// Panel by panel of output and input channels, where the sums of all weights' points would not stay in the cache. The
-// points of many tiles are shared instead, and a pair of panels' sums go straight back to taps; only where the tiles
-// come in several rounds do they wait in memory.
+// Block by block of output and input channels, where the sums of all weights' points would not stay in the cache. The
+// points of many tiles are shared instead, and a block's sums go straight back to taps; only where the tiles come in
+// several rounds do they wait in memory. A round has as many bytes of points as there are sums to wait, at least.
 template <class S>
-void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
+void weight_grad_in_blocks(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   using T = Wide<S>;
-  constexpr int64_t columns = kTileColumns<T>, tap_sums = kPoints * columns * columns;
+  constexpr int64_t columns = kTileColumns<T>, width = kBlockPanels * columns, point_sums = width * width;
   const Tiles tiles{g.batch, g.output};
   const Depth depth = depth_of(g);
-  const int64_t panel_sums = depth.taps * tap_sums;
-  const int64_t in_panels = (g.in_channels + columns - 1) / columns;
-  const int64_t grad_panels = (g.out_channels + columns - 1) / columns, pairs = in_panels * grad_panels;
+  const int64_t block_sums = depth.taps * kPoints * point_sums;
+  const int64_t in_panels = (g.in_channels + columns - 1) / columns, in_blocks = (g.in_channels + width - 1) / width;
+  const int64_t grad_panels = (g.out_channels + columns - 1) / columns;
+  const int64_t blocks = in_blocks * ((g.out_channels + width - 1) / width);
   const int64_t in_bytes = kPoints * g.in_channels * static_cast<int64_t>(sizeof(T));  // of a tile
   const int64_t grad_bytes = kPoints * g.out_channels * static_cast<int64_t>(sizeof(T));
-  const int64_t runs = depth_runs(tiles, depth.taps, std::max<int64_t>(1, kSharedBytes / (in_bytes + grad_bytes)));
+  const int64_t round_bytes = std::max(kSharedBytes, blocks * block_sums * static_cast<int64_t>(sizeof(T)));
+  const int64_t runs = depth_runs(tiles, depth.taps, std::max<int64_t>(1, round_bytes / (in_bytes + grad_bytes)));
   const int64_t most_slices = (tiles.size[0] + runs - 1) / runs, most_read = depth.most_read(most_slices);
   const int64_t stack_bytes = most_read * in_bytes + most_slices * grad_bytes;  // of a tile in each of a run's slices
   const int64_t cuts = std::max<int64_t>(
-      1, std::min(tiles.total(), (tiles.total() * stack_bytes + kSharedBytes - 1) / kSharedBytes));  // of each run
+      1, std::min(tiles.total(), (tiles.total() * stack_bytes + round_bytes - 1) / round_bytes));  // of each run
   const int64_t rounds = cuts * runs;
   const int64_t most = std::max<int64_t>(1, (tiles.total() + cuts - 1) / cuts);
   const int64_t in_panel = most_read * most * columns, grad_panel = most_slices * most * columns;
@@ -222,7 +229,7 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
   const int64_t in_memory = round_up(tile_memory<kIn>(input, g.in_channels, most), 16);
   const int64_t grad_memory = round_up(tile_memory<kOut>(grad, g.out_channels, most), 16);
 
-  const int64_t waiting = rounds > 1 ? pairs * panel_sums : 0;
+  const int64_t waiting = rounds > 1 ? blocks * block_sums : 0;
   T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + waiting + 2 * most_slices * most + 16, Scratch::kCall);
   T* grad_points = in_points + kPoints * in_plane;
   T* sums = grad_points + kPoints * grad_plane;
@@ -248,25 +255,36 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
         }
       }
     });
-    parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
-      T* here = scratch<T>(panel_sums);
-      for (int64_t pair = begin; pair < end; ++pair) {
-        const int64_t k = pair / in_panels, c = pair % in_panels;
-        const int64_t outputs = std::min(columns, g.out_channels - k * columns), inputs = g.in_channels - c * columns;
-        T* own = rounds > 1 ? sums + pair * panel_sums : here;
-        if (round == 0) std::fill_n(own, panel_sums, T(0));
-        for (int64_t p = 0; p < kPoints; ++p) {
-          multiply_slices(depth, slices, count, grad_points + p * grad_plane + k * grad_panel, outputs,
-                          in_points + p * in_plane + c * in_panel, inputs, offsets, own + p * columns * columns,
-                          columns, tap_sums);
+    parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      T* here = scratch<T>(block_sums);
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first_k = block / in_blocks * width, first_c = block % in_blocks * width;
+        const int64_t outputs = std::min(width, g.out_channels - first_k);
+        const int64_t inputs = std::min(width, g.in_channels - first_c);
+        T* own = rounds > 1 ? sums + block * block_sums : here;
+        if (round == 0) std::fill_n(own, block_sums, T(0));
+        const T* a = grad_points + first_k / columns * grad_panel;
+        const T* b = in_points + first_c / columns * in_panel;
+        for (int64_t p = 0; p < kPoints; ++p, a += grad_plane, b += in_plane) {
+          for (int64_t k = 0; k < outputs; k += columns) {
+            for (int64_t c = 0; c < inputs; c += columns) {
+              // The panel of the next point that will be needed first among those not asked for yet.
+              const bool asks_grad = c > 0;
+              const T* next = asks_grad ? a + grad_plane + k / columns * grad_panel : b + in_plane + k / columns * in_panel;
+              Upcoming upcoming(next, asks_grad ? grad_panel : in_panel, 3);
+              multiply_slices(depth, slices, count, a + k / columns * grad_panel, std::min(columns, outputs - k),
+                              b + c / columns * in_panel, inputs - c, offsets, own + p * point_sums + k * width + c,
+                              width, kPoints * point_sums, upcoming);
+            }
+          }
         }
         if (round + 1 < rounds) continue;
         for (int64_t i = 0; i < depth.taps * outputs; ++i) {
           const int64_t tap = i / outputs, r = i % outputs;
-          for (int64_t lane = 0; lane < std::min(columns, inputs); lane += kLanes<T>) {
-            const T* from = own + tap * tap_sums + r * columns + lane;
-            write_taps<S>(grad_weight, tap, k * columns + r, c * columns + lane,
-                          [&](int64_t p) __attribute__((always_inline)) { return load(from + p * columns * columns); });
+          for (int64_t c = 0; c < inputs; c += kLanes<T>) {
+            const T* from = own + tap * kPoints * point_sums + r * width + c;
+            write_taps<S>(grad_weight, tap, first_k + r, first_c + c,
+                          [&](int64_t p) __attribute__((always_inline)) { return load(from + p * point_sums); });
           }
         }
       }
@@ -277,10 +295,10 @@ void weight_grad_in_panels(const ConvGeometry& g, Images<const S> grad, Images<c
 template <class S>
 void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   const int64_t sums = kPoints * g.kernel[0] * g.in_channels * g.out_channels;
-  if (sums * static_cast<int64_t>(sizeof(Wide<S>)) <= kSharedBytes) {
+  if (sums * static_cast<int64_t>(sizeof(Wide<S>)) <= kSumBytes) {
     weight_grad_in_chunks(g, grad, input, grad_weight);
   } else {
-    weight_grad_in_panels(g, grad, input, grad_weight);
+    weight_grad_in_blocks(g, grad, input, grad_weight);
   }
 }
 

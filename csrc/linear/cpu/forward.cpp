@@ -3,7 +3,8 @@
 // Both lie in memory as they are read, so nothing is packed, and a batch of one costs no more than reading the
 // weight. Each output is one vector of partial sums over every kLanes-th feature, added up at the end: the same
 // order whatever the batch, so a sample's output never depends on its neighbours. Half precision is widened as it is
-// read: the weight in registers, the input once for a block of rows.
+// read, the weight in registers, the input once for a block of rows; where the processor multiplies bfloat16 itself, it
+// takes it two by two.
 //
 // Where features are few, adding up those vectors would take long. There the weight is small as well: it is packed into
 // panels of outputs (panels.h), and register tiles keep a sum in each lane.
@@ -31,8 +32,33 @@ constexpr int64_t kBlockOutputs = 64;       // outputs of one task
 
 constexpr int64_t kFewFeatures = 192;
 
-template <int rows, int outputs, class T, class S>
-void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
+// The next lanes of a row, or pairs of them where the processor multiplies those.
+template <class E, class T, class S>
+SCRATCHNN_INLINE Vec<T> next_of(const S* row) {
+  if constexpr (std::is_same_v<E, T>) {
+    return read(row);
+  } else {
+    return load_as<E, T>(row);
+  }
+}
+
+// The same of fewer, followed by zeros.
+template <class E, class T, class S>
+SCRATCHNN_INLINE Vec<T> last_of(const S* row, int64_t count) {
+  if constexpr (std::is_same_v<E, T>) {
+    return read_partial(row, count);
+  } else {
+    E padded[kLanes<T> * kTogether<E, T>] = {};
+    std::copy_n(row, count, padded);
+    return load_as<E, T>(padded);
+  }
+}
+
+// E is the type of the numbers that are multiplied: that of the sums, T, or S itself.
+template <int rows, int outputs, class E, class X, class S>
+void dot_products(const X* x, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
+  using T = Wide<S>;
+  constexpr int64_t together = kLanes<T> * kTogether<E, T>;
   Vec<T> sums[rows][outputs] = {};
   const auto step = [&](auto load_at) __attribute__((always_inline)) {
     Vec<T> xs[rows];
@@ -42,15 +68,15 @@ void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y,
     for (int k = 0; k < outputs; ++k) {
       const Vec<T> weight = load_at(w + k * features);
 #pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) sums[r][k] = fma(xs[r], weight, sums[r][k]);
+      for (int r = 0; r < rows; ++r) multiply_add<E, T>(xs[r], weight, sums[r][k]);
     }
   };
   int64_t c = 0;
-  for (; c + kLanes<T> <= features; c += kLanes<T>) {
-    step([&](const auto* row) __attribute__((always_inline)) { return read(row + c); });
+  for (; c + together <= features; c += together) {
+    step([&](const auto* row) __attribute__((always_inline)) { return next_of<E, T>(row + c); });
   }
   if (c < features) {
-    step([&](const auto* row) __attribute__((always_inline)) { return read_partial(row + c, features - c); });
+    step([&](const auto* row) __attribute__((always_inline)) { return last_of<E, T>(row + c, features - c); });
   }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -67,13 +93,13 @@ void dot_products(const T* x, const S* w, int64_t features, const S* bias, S* y,
 }
 
 // `outputs` neighbouring outputs of some rows.
-template <int outputs, class T, class S>
-void outputs_of_rows(const T* x, int64_t rows, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
+template <int outputs, class E, class X, class S>
+void outputs_of_rows(const X* x, int64_t rows, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
   int64_t n = 0;
   for (; n + kRows <= rows; n += kRows) {
-    dot_products<kRows, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+    dot_products<kRows, outputs, E>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
   }
-  for (; n < rows; ++n) dot_products<1, outputs>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+  for (; n < rows; ++n) dot_products<1, outputs, E>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
 }
 
 // Few features: panel by panel of outputs, for tiles of rows.
@@ -92,29 +118,23 @@ void linear_in_panels(const LinearShape& s, const T* input, const T* weight, con
   multiply_by_panels<kProductsInTile>(s.rows, in, out, input, packed, bias != nullptr ? biases : nullptr, output);
 }
 
-template <class S>
-void linear(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
-  using T = Wide<S>;
-  constexpr bool widens = !std::is_same_v<S, T>;
-  if constexpr (!widens) {
-    const bool few = s.in_features <= kFewFeatures && s.out_features >= kTileColumns<T>;
-    if (few && s.in_features * s.out_features * static_cast<int64_t>(sizeof(T)) <= kPackedBytes) {
-      return linear_in_panels(s, input, weight, bias, output);
-    }
-  }
-  const int64_t row_bytes = std::max<int64_t>(1, s.in_features * static_cast<int64_t>(sizeof(T)));
+// Block by block of rows and outputs; see dot_products for E.
+template <class E, class S>
+void linear_in_blocks(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
+  constexpr bool widens = !std::is_same_v<S, E>;
+  const int64_t row_bytes = std::max<int64_t>(1, s.in_features * static_cast<int64_t>(sizeof(E)));
   const int64_t block_rows = std::max<int64_t>(kRows, kBlockBytes / row_bytes / kRows * kRows);
   const int64_t row_blocks = (s.rows + block_rows - 1) / block_rows;
   const int64_t output_blocks = (s.out_features + kBlockOutputs - 1) / kBlockOutputs;
   const int64_t most_rows = std::min(block_rows, s.rows);
   const int64_t work = most_rows * std::min(kBlockOutputs, s.out_features) * s.in_features;
   parallel_for(0, row_blocks * output_blocks, 1 + 65536 / std::max<int64_t>(1, work), [&](int64_t begin, int64_t end) {
-    [[maybe_unused]] T* widened = widens ? scratch<T>(most_rows * s.in_features) : nullptr;
+    [[maybe_unused]] E* widened = widens ? scratch<E>(most_rows * s.in_features) : nullptr;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first_row = task / output_blocks * block_rows, rows = std::min(block_rows, s.rows - first_row);
       const int64_t first_out = task % output_blocks * kBlockOutputs;
       const int64_t last_out = std::min(s.out_features, first_out + kBlockOutputs);
-      const T* x;
+      const E* x;
       if constexpr (widens) {
         copy_numbers(input + first_row * s.in_features, rows * s.in_features, widened);
         x = widened;
@@ -122,14 +142,30 @@ void linear(const LinearShape& s, const S* input, const S* weight, const S* bias
         x = input + first_row * s.in_features;
       }
       const auto compute = [&](int64_t k, auto count) {
-        outputs_of_rows<count>(x, rows, weight + k * s.in_features, s.in_features, bias != nullptr ? bias + k : nullptr,
-                               output + first_row * s.out_features + k, s.out_features);
+        outputs_of_rows<count, E>(x, rows, weight + k * s.in_features, s.in_features,
+                                  bias != nullptr ? bias + k : nullptr, output + first_row * s.out_features + k,
+                                  s.out_features);
       };
       int64_t k = first_out;
       for (; k + kOutputs <= last_out; k += kOutputs) compute(k, std::integral_constant<int, kOutputs>());
       for (; k < last_out; ++k) compute(k, std::integral_constant<int, 1>());
     }
   });
+}
+
+template <class S>
+void linear(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
+  using T = Wide<S>;
+  if constexpr (std::is_same_v<S, T>) {
+    const bool few = s.in_features <= kFewFeatures && s.out_features >= kTileColumns<T>;
+    if (few && s.in_features * s.out_features * static_cast<int64_t>(sizeof(T)) <= kPackedBytes) {
+      return linear_in_panels(s, input, weight, bias, output);
+    }
+  }
+  if constexpr (kMultipliesPairs<S>) {
+    if (multiplies_pairs()) return linear_in_blocks<S>(s, input, weight, bias, output);
+  }
+  linear_in_blocks<T>(s, input, weight, bias, output);
 }
 
 }  // namespace
