@@ -1121,6 +1121,29 @@ def test_winograd_in_double_precision(
             assert 0 < relative_error(mine, truth) < 16 * 2**-53, name
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("channels", [(256, 256), (176, 464), (512, 528), (1040, 64)], ids=str)
+def test_winograd_of_many_channels(channels: tuple[int, int], layout: torch.memory_format) -> None:
+    """Filters are transformed panel by panel for few tiles, all at once for many: a sample's numbers are the same."""
+    ins, outs = channels
+    x = torch.randn(24, ins, 13, 14).to(memory_format=layout)  # 16 tiles a sample
+    w, b = torch.randn(outs, ins, 3, 3), torch.randn(outs)
+    many, few, one = (F.conv2d(x[:n], w, b, padding=1) for n in (24, 9, 1))
+    assert torch.equal(many[:9], few)
+    assert torch.equal(many[:1], one)
+    dy = torch.randn_like(few)
+
+    def convolve(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.conv2d(x, w, b, padding=1)
+
+    truth = gradients(convolve, [x[:9].double(), w.double(), b.double()], dy)
+    for name, mine, wanted in zip(("y", "dx", "dw", "db"), gradients(convolve, [x[:9], w, b], dy), truth, strict=True):
+        assert relative_error(mine, wanted) < 2e-6, name
+    dx = torch.ops.scratchnn.conv_transpose(dy, w, None, [13, 14], [1, 1], [1] * 4, [1, 1], 1, "zeros")
+    first = torch.ops.scratchnn.conv_transpose(dy[:1], w, None, [13, 14], [1, 1], [1] * 4, [1, 1], 1, "zeros")
+    assert torch.equal(dx[:1], first)
+
+
 def test_winograd_can_be_switched_off(winograd_setting: None) -> None:
     assert scratchnn.backends.conv.allow_winograd
     x, w = torch.randn(2, 64, 16, 16), torch.randn(64, 64, 3, 3)

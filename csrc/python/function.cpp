@@ -150,11 +150,13 @@ NodePtr pointer_to(FunctionNode* node) {
   return NodePtr::reclaim_copy(node);
 }
 
-// Whether nobody but the caller has this tensor, or memory of it.
+// Whether nobody but the caller has this tensor, or memory of it: neither other tensors nor, as of NumPy's arrays, whoever
+// it was borrowed from.
 bool is_sole_owner(PyObject* object) {
   if (Py_REFCNT(object) != 1 || !THPVariable_Check(object)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
-  return tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1;
+  return tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1 &&
+         tensor.storage().resizable();
 }
 
 // Whether a gradient that has just arrived may be overwritten: nobody else will see it, nor what becomes of it.

@@ -235,13 +235,17 @@ def is_computed_again(z: Tensor) -> bool:
 def normalized(
     y: Tensor, z: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> None:
-    """Tell that y is z, normalized.
+    """Tell that y is z, normalized; gradients are off.
 
     The parameters are copied: others than their own layer see them then, which may have left their places by that time
     (sharded training), and had they been changed it would be for that layer to complain.
     """
-    parameters = (None if parameter is None else parameter.detach().clone() for parameter in (weight, bias))
-    remember(y, Source(None, (Step(eps, None),), (z, mean, var, *parameters)))
+    weight = None if weight is None else weight.clone()
+    bias = None if bias is None else bias.clone()
+    # What remember() does, for every batch norm of every model.
+    versions = [tensor._version for tensor in (y, z, mean, var, weight, bias) if tensor is not None]
+    source = Source(None, (Step(eps, None),), (None, mean, var, weight, bias))
+    _known[y] = _Known(versions, None, source, (TensorWeakRef(z),))
 
 
 def cut_off(x: Tensor, y: Tensor, activation: Activation) -> Source | None:
