@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "common/half.h"
+#include "common/stream.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
@@ -136,10 +137,12 @@ SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[vectors], T* c, int64_t 
 //   c     row r starts at c + c_offsets[r]; `columns` of it are written. Where `accumulate`, the sum is added to it
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
+//
+// `streamed` says that whole rows are written past the cache (stream.h); it is for the last products of a sum.
 template <int rows, int64_t longest_run, int vectors, class E, class T>
 __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_offsets, const Segment* segments,
                                                 int64_t segment_count, const E* b, T* c, const int64_t* c_offsets,
-                                                int64_t columns, bool accumulate, const T* bias) {
+                                                int64_t columns, bool accumulate, const T* bias, bool streamed) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
   const bool whole = columns == vectors * lanes;
@@ -147,8 +150,10 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
   for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
 
   // Rows of the result lie too far apart to be foreseen: they are asked for now, to be there when the sums are.
+  if (!streamed) {
 #pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) __builtin_prefetch(c + c_offsets[r], 1);
+    for (int r = 0; r < rows; ++r) __builtin_prefetch(c + c_offsets[r], 1);
+  }
 
   Vec<T> before[rows][vectors];  // the sums of earlier runs
   if (accumulate) {
@@ -215,7 +220,10 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      if (whole) {
+      if (whole && streamed) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) stream(c + c_offsets[r] + v * lanes, sums[r][v]);
+      } else if (whole) {
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) store(c + c_offsets[r] + v * lanes, sums[r][v]);
       } else {
@@ -230,13 +238,13 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
 template <int rows, int64_t longest_run, class E, class T>
 SCRATCHNN_INLINE void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
                                     int64_t segment_count, const E* b, T* c, const int64_t* c_offsets, int64_t columns,
-                                    bool accumulate, const T* bias) {
+                                    bool accumulate, const T* bias, bool streamed = false) {
   if (columns <= kLanes<T>) {
     multiply_vectors<rows, longest_run, 1, E, T>(a, a_offsets, segments, segment_count, b, c, c_offsets, columns,
-                                                 accumulate, bias);
+                                                 accumulate, bias, streamed);
   } else {
     multiply_vectors<rows, longest_run, 2, E, T>(a, a_offsets, segments, segment_count, b, c, c_offsets, columns,
-                                                 accumulate, bias);
+                                                 accumulate, bias, streamed);
   }
 }
 

@@ -115,6 +115,10 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   // Contiguous outputs are computed channels last, then transposed; half precision is rounded when sums are complete.
   const bool stage = !out.channels_last || !std::is_same_v<S, T>;
   const int64_t stage_size = stage ? round_up(pixels * phase_count * padded_out, 16) : 0;
+  // Where little is read, fetching the lines to be written first would take the most time.
+  const int64_t inputs = batch * in.image_stride(), outputs = batch * out.image_stride();
+  const bool streamed = !stage && outputs >= 2 * inputs && weights[0].reduction <= kReduction<E, T> &&
+                        is_worth_streaming(out.data, outputs, out.channels);
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
       std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, std::max<int64_t>(1, panels));
@@ -185,7 +189,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
             multiply_tile<count, together * kProductsInTile, E, T>(
                 view.data, in_offsets + p, segments.data(), static_cast<int64_t>(segments.size()),
                 weight.panel(group, panel), result + panel * columns, out_offsets + p,
-                stage ? round_up(used, kLanes<T>) : used, accumulate, last ? weight.bias_of(group, panel) : nullptr);
+                stage ? round_up(used, kLanes<T>) : used, accumulate, last ? weight.bias_of(group, panel) : nullptr, streamed);
           });
         };
         // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache,
@@ -202,7 +206,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
                                   from = (panel - first_panel) * asked;
                     for (int64_t q = p + rows; q < std::min(p + 2 * rows, end); ++q) {
                       prefetch_far(view.data + in_offsets[q] + from, asked + 1);
-                      prefetch_far(result + out_offsets[q] + panel * columns, columns);
+                      if (!streamed) prefetch_far(result + out_offsets[q] + panel * columns, columns);
                     }
                     multiply(part.segments, false, true, panel, p, rows);
                   }
@@ -233,6 +237,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
                    out_image + first_out * out.channel_stride());
       }
     }
+    if (streamed) finish_streaming();
   });
 }
 
