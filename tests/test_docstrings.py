@@ -109,7 +109,7 @@ SECTIONS = ("Args", "Attributes", "Shape", "Returns", "Raises", "Example")
 FORMULA = re.compile(r"\.\. math::|:math:`[^`]*=|``[^`]*\b[ydx](_\w|\[[^`]*\])? = ")
 SHAPE = re.compile(r"``\(|any shape|input's shape|the same|the input|like the input|shape that")
 SOURCE = re.compile(r"\b(19|20)\d\d\b|lecture, section 7|:class:`torch\.|as of :func:`\w+`")
-FUNCTION_PROTOCOL = {"call", "forward", "setup_context", "backward", "jvp", "vmap"}
+FUNCTION_PROTOCOL = {"call", "forward", "setup_context", "backward", "overwriting", "jvp", "vmap"}
 
 
 def sections(docstring: str) -> dict[str, str]:

@@ -36,7 +36,8 @@ CASES = [
     (WINOGRAD, "quarter of the multiplications", torch.nn.Conv2d(32, 32, 3).double(), (2, 32, 12, 12)),
     (DEPTHWISE, "filter of its own", torch.nn.Conv2d(32, 32, 3, groups=32), (2, 32, 12, 12)),
     (DEPTHWISE, "filter of its own", torch.nn.Conv3d(4, 4, 3, groups=4), (2, 4, 6, 6, 6)),
-    (GROUPED, "too few channels", torch.nn.Conv2d(64, 64, 3, groups=4), (2, 64, 12, 12)),
+    (GROUPED, "too few channels", torch.nn.Conv2d(64, 64, 3, groups=8), (2, 64, 12, 12)),
+    (GEMM, "serves groups", torch.nn.Conv2d(64, 64, 3, groups=2).double(), (2, 64, 12, 12)),
     (GROUPED, "too few channels", torch.nn.Conv2d(8, 16, 3, groups=8), (2, 8, 12, 12)),
     (GROUPED, "too few channels", torch.nn.ConvTranspose1d(64, 32, 3, groups=8), (2, 64, 12)),
 ]

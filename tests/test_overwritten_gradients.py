@@ -104,8 +104,8 @@ def test_batch_norm_writes_the_same_numbers(layout: torch.memory_format, kernels
 
 
 def test_batch_norm_refuses_another_order() -> None:
+    args = (images(), None, None, torch.ones(16).double(), 1e-5, True)
     with pytest.raises(RuntimeError, match="order of memory"):
-        args = (images(), None, None, torch.ones(16).double(), 1e-5, True)
         torch.ops.scratchnn.batch_norm_backward_(images(torch.channels_last), *args)
 
 
@@ -135,7 +135,8 @@ def test_those_that_others_hold_are_not(name: str) -> None:
 
     y = layer(x)  # one that is asked for
     asked, found = grad(3 * y, [y, x], g)
-    assert torch.equal(asked, 3 * g) and torch.equal(found, expected)
+    assert torch.equal(asked, 3 * g)
+    assert torch.equal(found, expected)
 
     y = layer(x)  # by hooks of the node, before and after
     seen: list[Tensor] = []

@@ -119,8 +119,8 @@ SCRATCHNN_ACTIVATIONS(SCRATCHNN_SET_NAME)
 }  // namespace
 
 TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
-#define SCRATCHNN_IMPLEMENT(name, parameters)                  \
-  library.impl(#name, OperatorsOf<Activation::name>::forward); \
+#define SCRATCHNN_IMPLEMENT(name, parameters)                                      \
+  library.impl(#name, OperatorsOf<Activation::name>::forward);                     \
   library.impl(#name "_backward", OperatorsOf<Activation::name>::backward<false>); \
   library.impl(#name "_backward_", OperatorsOf<Activation::name>::backward_in_place<false>);
   SCRATCHNN_ACTIVATIONS(SCRATCHNN_IMPLEMENT)
@@ -128,7 +128,7 @@ TORCH_LIBRARY_IMPL(scratchnn, CPU, library) {
 #define SCRATCHNN_IMPLEMENT(name, parameters) library.impl(#name "_", OperatorsOf<Activation::name>::in_place);
   SCRATCHNN_IN_PLACE_ACTIVATIONS(SCRATCHNN_IMPLEMENT)
 #undef SCRATCHNN_IMPLEMENT
-#define SCRATCHNN_IMPLEMENT(name, parameters) \
+#define SCRATCHNN_IMPLEMENT(name, parameters)                                            \
   library.impl(#name "_output_backward", OperatorsOf<Activation::name>::backward<true>); \
   library.impl(#name "_output_backward_", OperatorsOf<Activation::name>::backward_in_place<true>);
   SCRATCHNN_OUTPUT_DERIVATIVES(SCRATCHNN_IMPLEMENT)

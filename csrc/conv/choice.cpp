@@ -19,11 +19,10 @@ bool is_depthwise(const ConvGeometry& g) {
 }
 
 // The most channels of a group, in or out, that are too few for matrix products: they would leave much of a register
-// tile of 32 columns empty, or of the second of two tiles of 16.
-constexpr int64_t kFewChannels = 24;
-
+// tile of 16 columns empty, or of the second of two. A tile of AVX-512 may be half as wide as its 32.
 bool has_small_groups(const ConvGeometry& g) {
-  return g.groups > 1 && g.group_in() <= kFewChannels && g.group_out() <= kFewChannels;
+  const int64_t few = active_instruction_set() == InstructionSet::AVX512 ? 8 : 24;
+  return g.groups > 1 && g.group_in() <= few && g.group_out() <= few;
 }
 
 // 36 multiplications a tile of up to 4x4 outputs, against 9 an output, must save more than the transforms cost:

@@ -148,7 +148,7 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
     const auto& kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, grouped_input_grad<S>,
-                                  winograd_input_grad<S>);
+                                   winograd_input_grad<S>);
     kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
     if constexpr (std::is_floating_point_v<S>) {
       add_border_grad<S>(g, images_of<const S>(dy), filters_of<const S>(w), images_of<S>(output));
@@ -185,7 +185,7 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
     const auto& kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, grouped_weight_grad<S>,
-                                  winograd_weight_grad<S>);
+                                   winograd_weight_grad<S>);
     kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });
   return grad_weight;

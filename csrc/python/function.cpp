@@ -150,8 +150,8 @@ NodePtr pointer_to(FunctionNode* node) {
   return NodePtr::reclaim_copy(node);
 }
 
-// Whether nobody but the caller has this tensor, or memory of it: neither other tensors nor, as of NumPy's arrays, whoever
-// it was borrowed from.
+// Whether nobody but the caller has this tensor, or memory of it: neither other tensors nor, as of NumPy's arrays,
+// whoever it was borrowed from.
 bool is_sole_owner(PyObject* object) {
   if (Py_REFCNT(object) != 1 || !THPVariable_Check(object)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);

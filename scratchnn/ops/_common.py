@@ -65,9 +65,8 @@ class Function:
     - other modes, subclasses of tensors, forward-mode derivatives: torch's Function in its older style, which spares
       the call the binding of its signature.
 
-    A class may have ``overwriting`` as well: its ``backward`` for a first gradient that nobody else has or will ask for,
-    and that may therefore be overwritten with the gradient of the first argument. It spares memory, and the traffic to
-    new memory.
+    A class may have ``overwriting`` as well: its ``backward`` for a first gradient that nobody else has or will ask
+    for, so that it may be overwritten with the gradient of the first argument. It spares the memory, and traffic to it.
 
     A class whose ``forward`` does nothing but call an operator with its own arguments, a NamedTuple among them standing
     for its fields, names it: ``class Conv(Function, operator="conv")``. The C++ form then calls it without Python.

@@ -189,7 +189,8 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
             multiply_tile<count, together * kProductsInTile, E, T>(
                 view.data, in_offsets + p, segments.data(), static_cast<int64_t>(segments.size()),
                 weight.panel(group, panel), result + panel * columns, out_offsets + p,
-                stage ? round_up(used, kLanes<T>) : used, accumulate, last ? weight.bias_of(group, panel) : nullptr, streamed);
+                stage ? round_up(used, kLanes<T>) : used, accumulate, last ? weight.bias_of(group, panel) : nullptr,
+                streamed);
           });
         };
         // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache,

@@ -351,8 +351,8 @@ void correlate_in_panels(const Work<S>& w) {
       }
     });
     parallel_for(0, panels * parts, 1, [&](int64_t begin, int64_t end) {
-      T* filters = scratch<T>(kPoints * (filter_plane + out_plane) + (kTaps * kTaps * block + 1) * columns + out_memory +
-                              2 * 2 * most_rows + 16);
+      T* filters = scratch<T>(kPoints * (filter_plane + out_plane) + (kTaps * kTaps * block + 1) * columns +
+                              out_memory + 2 * 2 * most_rows + 16);
       T* products = filters + kPoints * filter_plane;
       T* packed = products + kPoints * out_plane;
       T* bias = packed + kTaps * kTaps * block * columns;

@@ -270,7 +270,8 @@ void weight_grad_in_blocks(const ConvGeometry& g, Images<const S> grad, Images<c
             for (int64_t c = 0; c < inputs; c += columns) {
               // The panel of the next point that will be needed first among those not asked for yet.
               const bool asks_grad = c > 0;
-              const T* next = asks_grad ? a + grad_plane + k / columns * grad_panel : b + in_plane + k / columns * in_panel;
+              const T* next =
+                  asks_grad ? a + grad_plane + k / columns * grad_panel : b + in_plane + k / columns * in_panel;
               Upcoming upcoming(next, asks_grad ? grad_panel : in_panel, 3);
               multiply_slices(depth, slices, count, a + k / columns * grad_panel, std::min(columns, outputs - k),
                               b + c / columns * in_panel, inputs - c, offsets, own + p * point_sums + k * width + c,
