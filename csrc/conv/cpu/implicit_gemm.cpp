@@ -53,6 +53,77 @@ struct Alike {
   }
 };
 
+// The parts of a band, and how their positions are laid out: part by part, each part's in order.
+struct Parts {
+  std::vector<Band> boxes;
+  std::vector<Alike> all;
+
+  // Cuts the band, whose pixels `view` shows from tap `low` on; cuts it at the border only where `cuts`. in_offsets is
+  // where each position begins to read in the view; place(first, count, n, d, h, w) says where `count` positions from
+  // `first` on are, side by side from (d, h, w) of the band's image n on.
+  template <class E, class Place>
+  void lay_out(const Correlation& c, const Extent& low, const Extent& size, bool cuts, const PixelView<E>& view,
+               int64_t channels, const Band& band, int64_t* in_offsets, const Place& place) {
+    boxes.assign(1, band);
+    if (cuts) cut_at_border(c, size, band, boxes);
+    all.resize(boxes.size());
+    const int64_t pixel = c.in_step[2] * view.stride[2];
+    int64_t before = 0;
+    for (size_t i = 0; i < boxes.size(); ++i) {
+      const Band& box = all[i].box = boxes[i];
+      all[i].first = before;
+      segments_of(c, low, view, channels, all[i].segments,
+                  [&](const Extent& offset) { return !cuts || reads_image(c, size, box, offset); });
+      for_each_row(box, [&](int64_t p, int64_t n, int64_t row_d, int64_t row_h) {
+        const int64_t d = box.first[0] - band.first[0] + row_d, h = box.first[1] - band.first[1] + row_h;
+        const int64_t w = box.first[2] - band.first[2];
+        const int64_t from =
+            n * view.image_stride + d * c.in_step[0] * view.stride[0] + h * c.in_step[1] * view.stride[1] + w * pixel;
+        for (int64_t j = 0; j < box.size[2]; ++j) in_offsets[before + p + j] = from + j * pixel;
+        place(before + p, box.size[2], n, d, h, w);
+      });
+      before += box.pixels();
+    }
+  }
+};
+
+// multiply(part, panel, position, rows) for all parts, tile by tile, each by all panels; ask(panel, position, end) for
+// the positions of the next tile meanwhile. For a weight that stays in the cache while images stream by.
+template <class Ask, class Multiply>
+SCRATCHNN_INLINE void multiply_in_stream(const std::vector<Alike>& parts, const Range& panels, int64_t tile_rows,
+                                         const Ask& ask, const Multiply& multiply) {
+  for (const Alike& part : parts) {
+    const int64_t end = part.first + part.box.pixels();
+    for_each_tile(
+        part.box.pixels(),
+        [&](int64_t tile, int64_t rows) {
+          const int64_t p = part.first + tile;
+          for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+            ask(panel, p + rows, std::min(p + 2 * rows, end));
+            multiply(part.segments, panel, p, rows);
+          }
+        },
+        tile_rows);
+  }
+}
+
+// multiply(slice, which, panel, position, rows), slice by slice of `length` of the reduction, panel by panel, for all
+// tiles of all parts: a panel's slice stays in the cache.
+template <class Multiply>
+SCRATCHNN_INLINE void multiply_in_slices(std::vector<Alike>& parts, const Range& panels, int64_t slices, int64_t length,
+                                         int64_t tile_rows, const Multiply& multiply) {
+  for (int64_t s = 0; s < slices; ++s) {
+    for (Alike& part : parts) part.slice_segments(s * length, (s + 1) * length);
+    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+      for (const Alike& part : parts) {
+        for_each_tile(
+            part.box.pixels(),
+            [&](int64_t tile, int64_t rows) { multiply(part.slice, s, panel, part.first + tile, rows); }, tile_rows);
+      }
+    }
+  }
+}
+
 // Where position (d, h, w) of a band lies in an image of the output, in pixels from the band's first.
 SCRATCHNN_INLINE int64_t out_pixel(const Correlation& c, const Extent& size, int64_t d, int64_t h, int64_t w) {
   return (d * c.out_step[0] * size[1] + h * c.out_step[1]) * size[2] + w * c.out_step[2];
@@ -118,7 +189,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   // Where little is read, fetching the lines to be written first would take the most time.
   const int64_t inputs = batch * in.image_stride(), outputs = batch * out.image_stride();
   const bool streamed = !stage && outputs >= 2 * inputs && weights[0].reduction <= kReduction<E, T> &&
-                        is_worth_streaming(out.data, outputs, out.channels);
+                        is_worth_streaming(out.data, outputs, operand.out);
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
       std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, std::max<int64_t>(1, panels));
@@ -131,13 +202,12 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
     T* stage_memory = memory + band_size;
     int64_t* in_offsets = reinterpret_cast<int64_t*>(stage_memory + stage_size);
     int64_t* out_offsets = in_offsets + pixels;
-    std::vector<Band> boxes;
-    std::vector<Alike> parts;
+    Parts parts;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / shares, share = task % shares;
       const Band band = bands[block / groups];
       const int64_t group = block % groups;
-      const int64_t first_panel = panels * share / shares, last_panel = panels * (share + 1) / shares;
+      const Range own{panels * share / shares, panels * (share + 1) / shares};
       const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
       const PixelView<E> view =
           view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
@@ -148,37 +218,19 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       }
       S* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
                      first_pixel * out.pixel_stride();
-      const int64_t in_pixel = correlation.in_step[2] * view.stride[2];
-      const int64_t tile_rows = in_pixel * static_cast<int64_t>(sizeof(E)) % kPage == 0 ? kRowsOfPages : kTileRows;
+      const int64_t in_bytes = correlation.in_step[2] * view.stride[2] * static_cast<int64_t>(sizeof(E));
+      const int64_t tile_rows = in_bytes % kPage == 0 ? kRowsOfPages : kTileRows;
+      const auto place = [&](int64_t first, int64_t count, int64_t n, int64_t d, int64_t h, int64_t w) {
+        const int64_t position = ((n * band.size[0] + d) * band.size[1] + h) * band.size[2] + w;
+        const int64_t to = stage ? position * phase_count * padded_out
+                                 : n * out.image_stride() + out_pixel(correlation, out.size, d, h, w) * out.channels;
+        const int64_t step = stage ? phase_count * padded_out : correlation.out_step[2] * out.channels;
+        for (int64_t i = 0; i < count; ++i) out_offsets[first + i] = to + i * step;
+      };
       for (int64_t phase = 0; phase < phase_count; ++phase) {
         const Correlation& taps = phases[static_cast<size_t>(phase)];
         const PackedWeight<E>& weight = weights[static_cast<size_t>(phase)];
-        boxes.assign(1, band);
-        if (cuts) cut_at_border(taps, in.size, band, boxes);
-        parts.resize(boxes.size());
-        int64_t positions = 0;
-        for (size_t i = 0; i < boxes.size(); ++i) {
-          const Band& box = parts[i].box = boxes[i];
-          parts[i].first = positions;
-          segments_of(taps, low, view, operand.sum, parts[i].segments,
-                      [&](const Extent& offset) { return !cuts || reads_image(taps, in.size, box, offset); });
-          for_each_row(box, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
-            const int64_t z = box.first[0] - band.first[0] + d, y = box.first[1] - band.first[1] + h;
-            const int64_t x = box.first[2] - band.first[2];
-            const int64_t from = n * view.image_stride + z * correlation.in_step[0] * view.stride[0] +
-                                 y * correlation.in_step[1] * view.stride[1] + x * in_pixel;
-            const int64_t position = ((n * band.size[0] + z) * band.size[1] + y) * band.size[2] + x;
-            const int64_t to = stage
-                                   ? position * phase_count * padded_out
-                                   : n * out.image_stride() + out_pixel(correlation, out.size, z, y, x) * out.channels;
-            const int64_t step = stage ? phase_count * padded_out : correlation.out_step[2] * out.channels;
-            for (int64_t w = 0; w < box.size[2]; ++w) {
-              in_offsets[positions + p + w] = from + w * in_pixel;
-              out_offsets[positions + p + w] = to + w * step;
-            }
-          });
-          positions += box.pixels();
-        }
+        parts.lay_out(taps, low, in.size, cuts, view, operand.sum, band, in_offsets, place);
 
         T* result = stage_memory + phase * padded_out;
         if constexpr (std::is_same_v<S, T>) result = stage ? result : out_image;
@@ -193,47 +245,30 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
                 streamed);
           });
         };
-        // A 1x1 kernel reads each number once: images stream by, tile by tile, past a weight that stays in the cache,
-        // and memory is asked for the next tile while this one is computed.
+        // A 1x1 kernel reads each number once.
         if (taps_of(taps) == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
-          for (const Alike& part : parts) {
-            const int64_t end = part.first + part.box.pixels();
-            for_each_tile(
-                part.box.pixels(),
-                [&](int64_t tile, int64_t rows) {
-                  const int64_t p = part.first + tile;
-                  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-                    const int64_t asked = operand.sum / (last_panel - first_panel),
-                                  from = (panel - first_panel) * asked;
-                    for (int64_t q = p + rows; q < std::min(p + 2 * rows, end); ++q) {
-                      prefetch_far(view.data + in_offsets[q] + from, asked + 1);
-                      if (!streamed) prefetch_far(result + out_offsets[q] + panel * columns, columns);
-                    }
-                    multiply(part.segments, false, true, panel, p, rows);
-                  }
-                },
-                tile_rows);
-          }
+          const int64_t asked = operand.sum / std::max<int64_t>(1, own.count());  // numbers of a pixel, by each panel
+          multiply_in_stream(
+              parts.all, own, tile_rows,
+              [&](int64_t panel, int64_t first, int64_t last) {
+                for (int64_t p = first; p < last; ++p) {
+                  prefetch_far(view.data + in_offsets[p] + (panel - own.first) * asked, asked + 1);
+                  if (!streamed) prefetch_far(result + out_offsets[p] + panel * columns, columns);
+                }
+              },
+              [&](const auto& segments, int64_t panel, int64_t p, int64_t rows)
+                  __attribute__((always_inline)) { multiply(segments, false, true, panel, p, rows); });
           continue;
         }
         const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
-        for (int64_t s = 0; s < slices; ++s) {
-          for (Alike& part : parts) part.slice_segments(s * kReduction<E, T>, (s + 1) * kReduction<E, T>);
-          for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-            for (const Alike& part : parts) {
-              for_each_tile(
-                  part.box.pixels(),
-                  [&](int64_t tile, int64_t rows) {
-                    multiply(part.slice, s > 0, s + 1 == slices, panel, part.first + tile, rows);
-                  },
-                  tile_rows);
-            }
-          }
-        }
+        multiply_in_slices(
+            parts.all, own, slices, kReduction<E, T>, tile_rows,
+            [&](const auto& segments, int64_t s, int64_t panel, int64_t p, int64_t rows)
+                __attribute__((always_inline)) { multiply(segments, s > 0, s + 1 == slices, panel, p, rows); });
       }
 
       if (stage) {
-        const int64_t first_out = first_panel * columns, last_out = std::min(operand.out, last_panel * columns);
+        const int64_t first_out = own.first * columns, last_out = std::min(operand.out, own.last * columns);
         write_band(correlation, band, phase_count, stage_memory + first_out, padded_out, last_out - first_out, out,
                    out_image + first_out * out.channel_stride());
       }
