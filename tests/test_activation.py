@@ -976,3 +976,19 @@ def test_accuracy_beside_torchs() -> None:
         assert mine <= 1.6 * other + 0.3 * torch.finfo(torch.float32).eps, f"{case}: {mine:.2e}, torch's {other:.2e}"
         assert_as_accurate([case(F, x)], [case(T, x)], [exact])
         assert strides(case(F, x)) == strides(x)
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "hardtanh", "gelu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_tensors_have_the_numbers_of_their_parts(name: str, dtype: torch.dtype) -> None:
+    """Large ones are written past the cache, by whole lines, whatever is left at their end."""
+    count = (32 << 20) // dtype.itemsize + 77
+    x = torch.randn(count // 7).repeat(8)[:count].to(dtype).requires_grad_()
+    function = getattr(F, name)
+    y = function(x)
+    (dx,) = torch.autograd.grad(y, x, x.detach())
+    for start in range(0, count, 1_000_003):
+        part = x.detach()[start : start + 1_000_003].requires_grad_()
+        z = function(part)
+        assert torch.equal(y[start : start + 1_000_003], z)
+        assert torch.equal(dx[start : start + 1_000_003], torch.autograd.grad(z, part, part.detach())[0])

@@ -1064,6 +1064,39 @@ def test_zeros_of_the_border_are_not_multiplied(size: tuple, layout: torch.memor
     assert torch.equal(dw.isfinite(), ~reads_image.expand_as(dw))
 
 
+# Large outputs of few inputs are written past the cache.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("ins", "outs", "options"),
+    [
+        (3, 64, {"padding": 1}),
+        (3, 48, {"padding": 1, "stride": 2}),  # half of the last panel
+        (3, 44, {"padding": 1}),  # not streamed: pixels begin amid cache lines
+        (6, 80, {"padding": 1, "groups": 2}),  # as do the outputs of a group
+        (8, 96, {"padding": 1, "padding_mode": "circular"}),
+    ],
+    ids=str,
+)
+def test_large_outputs_are_those_of_single_images(ins: int, outs: int, options: dict, dtype: torch.dtype) -> None:
+    layer = scratchnn.nn.Conv2d(ins, outs, 3, dtype=dtype, **options)
+    side = 240 * options.get("stride", 1)
+    x = torch.randn(5, ins, side, side + 1, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        y = layer(x)
+        assert y.nbytes >= 16 << 20
+        assert all(torch.equal(y[i : i + 1], layer(x[i : i + 1])) for i in range(len(x)))
+        truth = torch.nn.functional.conv2d(
+            x[:1, :, :9].double(),
+            layer.weight.double(),
+            layer.bias.double(),
+            **{name: option for name, option in options.items() if name != "padding_mode"},
+        )
+    inner = (slice(None), slice(None), slice(1, 3), slice(2, 50))  # away from the border, which has its own tests
+    assert relative_error(y[:1][inner], truth[inner]) < 1e-6
+
+
 # Winograd: 3x3, stride 1.
 
 
