@@ -15,6 +15,7 @@ from torch import Tensor
 
 import scratchnn
 import scratchnn.functional as F
+from scratchnn import nn
 from scratchnn.nn import BatchNorm2d
 
 torch_batch_norm = torch.nn.functional.batch_norm
@@ -808,3 +809,32 @@ def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
     last = x.to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="in the input's order of memory"):
         ops.batch_norm_add_clamp_backward_(last, x, None, None, mean, var, None, 0.0, 0.0, 6.0, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.InstanceNorm2d(16), (5, 16, 256, 264)),
+        (nn.InstanceNorm2d(16, affine=True), (5, 16, 256, 264)),
+        (nn.GroupNorm(4, 16), (5, 16, 256, 264)),
+        (nn.LayerNorm(768), (10, 600, 768)),
+        (nn.LayerNorm(1040), (10, 440, 1040)),  # rows of which the last vector is not whole with AVX-512 and float32
+        (nn.RMSNorm(2048), (10, 220, 2048)),
+    ],
+    ids=str,
+)
+def test_large_tensors_have_the_numbers_of_their_samples(
+    layer: torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Large results are written past the cache, by whole lines."""
+    layer = copy.deepcopy(layer).to(dtype)
+    x, g = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(shape, dtype=dtype)
+    assert x.nbytes >= 16 << 20
+    y = layer(x)
+    (dx,) = torch.autograd.grad(y, x, g)
+    for i in range(len(x)):
+        part = x[i : i + 1].detach().requires_grad_()
+        z = layer(part)
+        assert torch.equal(y[i : i + 1], z)
+        assert torch.equal(dx[i : i + 1], torch.autograd.grad(z, part, g[i : i + 1])[0])

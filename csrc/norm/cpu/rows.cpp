@@ -9,6 +9,7 @@
 
 #include "common/runtime.h"
 #include "common/simd.h"
+#include "common/stream.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
@@ -36,6 +37,24 @@ SCRATCHNN_INLINE V load_as(const T* p) {
 template <class V, class T>
 SCRATCHNN_INLINE void store_as(T* p, V v) {
   std::memcpy(p, &v, sizeof(v));
+}
+
+// The same for results: past the cache, if `streamed`.
+template <bool streamed, class V, class T>
+SCRATCHNN_INLINE void store_result(T* p, V v) {
+  if constexpr (streamed && kWidth<V, T> > 1) {
+    stream(p, v);
+  } else {
+    store_as(p, v);
+  }
+}
+
+// body(streamed) for results of all rows at `output`.
+template <class T, class Body>
+void with_streaming(const Rows& geometry, const T* output, const Body& body) {
+  const int64_t step = geometry.run > 1 ? geometry.run : geometry.length();
+  if (!is_worth_streaming(output, geometry.rows * geometry.length(), step)) return body(std::false_type());
+  body(std::true_type());
 }
 
 template <class V, class T>
@@ -144,12 +163,16 @@ SCRATCHNN_INLINE Moments moments(const T* x, int64_t length, double inverse_leng
   return {mean, std::max(squares * inverse_length, 0.0)};
 }
 
-// y = ((x - centre) r + offset) w + b, weight and bias number by number; null pointers count as ones and zeros.
-template <class V, class T, bool weighted, bool biased>
+// y = ((x - centre) r + offset) w + b, weight and bias number by number; null pointers count as ones and zeros. Where
+// results are streamed there is more than a cache holds, and memory is asked for what is read `ahead` numbers later, if
+// that is farther than the processor itself looks.
+template <class V, class T, bool streamed, bool weighted, bool biased>
 SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T* y, const T* weight, const T* bias,
-                                      int64_t length) {
+                                      int64_t length, int64_t ahead) {
   const V centre = all<V>(line.centre), scale = all<V>(line.scale), offset = all<V>(line.offset);
+  const bool asks = streamed && ahead >= kBlock;
   const auto normalize = [&](int64_t i) SCRATCHNN_INLINE_LAMBDA {
+    if (asks) __builtin_prefetch(x + i + ahead, 0, 2);
     V v = fma(load_as<V>(x + i) - centre, scale, offset);
     if constexpr (weighted && biased) {
       v = fma(v, load_as<V>(weight + i), load_as<V>(bias + i));
@@ -158,33 +181,34 @@ SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T*
     } else if constexpr (biased) {
       v = v + load_as<V>(bias + i);
     }
-    store_as(y + i, v);
+    store_result<streamed>(y + i, v);
   };
   walk<V, T>(
       length, [&](int64_t i, int) SCRATCHNN_INLINE_LAMBDA { normalize(i); },
       [&](int64_t i, int64_t) SCRATCHNN_INLINE_LAMBDA { normalize(i); });
 }
 
-template <class V, class T>
+template <class V, class T, bool streamed>
 void forward_row(const Rows& geometry, const T* x, T* y, const T* weight, const T* bias, const Moments& m, double eps) {
+  const int64_t ahead = geometry.length();
   if (kWidth<V, T> > 1 && geometry.run > 1) {
     for (int64_t p = 0; p < geometry.parameters; ++p) {
       const double w = weight == nullptr ? 1 : weight[p], b = bias == nullptr ? 0 : bias[p];
       const ForwardLine<T> line(w, b, m.mean, m.variance, eps);
       const int64_t start = p * geometry.run;
-      apply_by_number<V, T, false, false>(line, x + start, y + start, nullptr, nullptr, geometry.run);
+      apply_by_number<V, T, streamed, false, false>(line, x + start, y + start, nullptr, nullptr, geometry.run, ahead);
     }
     return;
   }
   const ForwardLine<T> line(1, 0, m.mean, m.variance, eps);
   if (weight != nullptr && bias != nullptr) {
-    apply_by_number<V, T, true, true>(line, x, y, weight, bias, geometry.length());
+    apply_by_number<V, T, streamed, true, true>(line, x, y, weight, bias, ahead, ahead);
   } else if (weight != nullptr) {
-    apply_by_number<V, T, true, false>(line, x, y, weight, bias, geometry.length());
+    apply_by_number<V, T, streamed, true, false>(line, x, y, weight, bias, ahead, ahead);
   } else if (bias != nullptr) {
-    apply_by_number<V, T, false, true>(line, x, y, weight, bias, geometry.length());
+    apply_by_number<V, T, streamed, false, true>(line, x, y, weight, bias, ahead, ahead);
   } else {
-    apply_by_number<V, T, false, false>(line, x, y, weight, bias, geometry.length());
+    apply_by_number<V, T, streamed, false, false>(line, x, y, weight, bias, ahead, ahead);
   }
 }
 
@@ -193,16 +217,20 @@ void forward(const Rows& geometry, const T* input, T* output, const T* weight, c
              T* variance) {
   const int64_t length = geometry.length();
   const double inverse_length = 1 / static_cast<double>(length);
-  parallel_for(0, geometry.rows, std::max<int64_t>(1, kGrain / length), [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      const T* x = input + row * length;
-      const int64_t parameter = row % geometry.cycle * geometry.parameters;
-      const Moments m = moments<V>(x, length, inverse_length, mean != nullptr);
-      forward_row<V>(geometry, x, output + row * length, weight == nullptr ? nullptr : weight + parameter,
-                     bias == nullptr ? nullptr : bias + parameter, m, eps);
-      if (mean != nullptr) mean[row] = static_cast<T>(m.mean);
-      variance[row] = static_cast<T>(m.variance);
-    }
+  with_streaming(geometry, output, [&](auto streamed) {
+    parallel_for(0, geometry.rows, std::max<int64_t>(1, kGrain / length), [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        const T* x = input + row * length;
+        const int64_t parameter = row % geometry.cycle * geometry.parameters;
+        const Moments m = moments<V>(x, length, inverse_length, mean != nullptr);
+        forward_row<V, T, streamed.value>(geometry, x, output + row * length,
+                                          weight == nullptr ? nullptr : weight + parameter,
+                                          bias == nullptr ? nullptr : bias + parameter, m, eps);
+        if (mean != nullptr) mean[row] = static_cast<T>(m.mean);
+        variance[row] = static_cast<T>(m.variance);
+      }
+      if (streamed) finish_streaming();
+    });
   });
 }
 
@@ -267,21 +295,26 @@ struct RowLine {
 
 // dx of a run, and the gradients of weight and bias in T where asked for. The weight is that of each number, or, not
 // `weighted`, the first one.
-template <class V, class T, bool weighted, bool parameters>
+template <class V, class T, bool streamed, bool weighted, bool parameters>
 SCRATCHNN_INLINE void backward_by_number(const RowLine<T>& line, const T* g, const T* x, T* dx, const T* weight, T* dw,
-                                         T* db, int64_t length) {
+                                         T* db, int64_t length, int64_t ahead) {
   const V centre = all<V>(line.centre), mean_wg = all<V>(line.mean_wg), r = all<V>(line.r);
   const V x_hat_offset = all<V>(line.x_hat_offset);
   const V input_scale = all<V>(line.input_scale), input_offset = all<V>(line.input_offset);
   const V same_weight = all<V>(weight == nullptr ? T(1) : *weight);
+  const bool asks = streamed && ahead >= kBlock;
   const auto differentiate = [&](int64_t i, auto mask) SCRATCHNN_INLINE_LAMBDA {
+    if (asks) {
+      __builtin_prefetch(x + i + ahead, 0, 2);
+      __builtin_prefetch(g + i + ahead, 0, 2);
+    }
     const V d = load_as<V>(x + i) - centre;
     const V slope = load_as<V>(g + i);
     V w = same_weight;
     if constexpr (weighted) w = load_as<V>(weight + i);
     V wg = w * slope;
     SCRATCHNN_KEEP_IN_REGISTER(wg);  // rounded, as it was when it was summed
-    store_as(dx + i, fma(wg - mean_wg, r, fma(d, input_scale, input_offset)));
+    store_result<streamed>(dx + i, fma(wg - mean_wg, r, fma(d, input_scale, input_offset)));
     if constexpr (parameters) {
       store_as(dw + i, load_as<V>(dw + i) + mask(slope * fma(d, r, x_hat_offset)));
       store_as(db + i, load_as<V>(db + i) + mask(slope));
@@ -294,16 +327,16 @@ SCRATCHNN_INLINE void backward_by_number(const RowLine<T>& line, const T* g, con
 }
 
 // A row whose numbers have parameters of their own.
-template <class V, class T, bool weighted, bool parameters>
+template <class V, class T, bool streamed, bool weighted, bool parameters>
 void backward_row_by_number(const T* g, const T* x, T* dx, const T* weight, T* dw, T* db, T centre, double variance,
                             double eps, int64_t length, double inverse_length, bool centred) {
   const RowSums sums = run_sums<V, T, weighted>(g, x, weight, centre, length);
   const RowLine<T> line(sums, centre, variance, eps, inverse_length, centred);
-  backward_by_number<V, T, weighted, parameters>(line, g, x, dx, weight, dw, db, length);
+  backward_by_number<V, T, streamed, weighted, parameters>(line, g, x, dx, weight, dw, db, length, length);
 }
 
 // A row of runs of one parameter each. `own` is memory for two doubles a parameter.
-template <class V, class T>
+template <class V, class T, bool streamed>
 void backward_row_by_run(const Rows& geometry, const T* g, const T* x, T* dx, const T* weight, double* dw, double* db,
                          T centre, double variance, double eps, bool centred, double* own) {
   RowSums sums;
@@ -320,8 +353,9 @@ void backward_row_by_run(const Rows& geometry, const T* g, const T* x, T* dx, co
   const RowLine<T> line(sums, centre, variance, eps, 1 / static_cast<double>(geometry.length()), centred);
   for (int64_t p = 0; p < geometry.parameters; ++p) {
     const int64_t start = p * geometry.run;
-    backward_by_number<V, T, false, false>(line, g + start, x + start, dx + start,
-                                           weight == nullptr ? nullptr : weight + p, nullptr, nullptr, geometry.run);
+    backward_by_number<V, T, streamed, false, false>(line, g + start, x + start, dx + start,
+                                                     weight == nullptr ? nullptr : weight + p, nullptr, nullptr,
+                                                     geometry.run, geometry.length());
     if (dw != nullptr) {
       dw[p] += (own[2 * p + 1] + (centre - line.mean) * own[2 * p]) * line.exact_r;
       db[p] += own[2 * p];
@@ -336,7 +370,7 @@ void flush(T* sums, double* gradients, int64_t count) {
   std::fill_n(sums, count, T(0));
 }
 
-template <class V, class T>
+template <class V, class T, bool streamed>
 void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
                    const T* variance, double eps, double* gradients, int64_t first, int64_t last) {
   const int64_t length = geometry.length(), parameters = geometry.all_parameters();
@@ -354,14 +388,15 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     const T* w = weight == nullptr ? nullptr : weight + p;
     const T centre = centred ? mean[row] : T(0);
     if (kWidth<V, T> > 1 && geometry.run > 1) {
-      backward_row_by_run<V>(geometry, g, x, dx, w, dw == nullptr ? nullptr : dw + p, dw == nullptr ? nullptr : db + p,
-                             centre, static_cast<double>(variance[row]), eps, centred, own);
+      backward_row_by_run<V, T, streamed>(geometry, g, x, dx, w, dw == nullptr ? nullptr : dw + p,
+                                          dw == nullptr ? nullptr : db + p, centre, static_cast<double>(variance[row]),
+                                          eps, centred, own);
       continue;
     }
     const auto differentiate = [&](auto weighted, auto asked) {
-      backward_row_by_number<V, T, weighted.value, asked.value>(g, x, dx, w, sums + p, sums + parameters + p, centre,
-                                                                static_cast<double>(variance[row]), eps, length,
-                                                                inverse_length, centred);
+      backward_row_by_number<V, T, streamed, weighted.value, asked.value>(g, x, dx, w, sums + p, sums + parameters + p,
+                                                                          centre, static_cast<double>(variance[row]),
+                                                                          eps, length, inverse_length, centred);
     };
     if (dw == nullptr) {
       w == nullptr ? differentiate(std::false_type(), std::false_type())
@@ -373,15 +408,17 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     if ((row + 1 - first) % (kRowsInT * geometry.cycle) == 0) flush(sums, gradients, 2 * parameters);
   }
   if (dw != nullptr && geometry.run == 1) flush(sums, gradients, 2 * parameters);
+  if (streamed) finish_streaming();
 }
 
-template <class V, class T>
+template <class V, class T, bool streamed>
 void backward(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
               const T* variance, double eps, double* grad_weight, double* grad_bias) {
   if (grad_weight == nullptr) {
     const int64_t grain = std::max<int64_t>(1, kGrain / geometry.length());
     parallel_for(0, geometry.rows, grain, [&](int64_t first, int64_t last) {
-      backward_part<V>(geometry, grad, input, grad_input, weight, mean, variance, eps, nullptr, first, last);
+      backward_part<V, T, streamed>(geometry, grad, input, grad_input, weight, mean, variance, eps, nullptr, first,
+                                    last);
     });
     return;
   }
@@ -392,8 +429,8 @@ void backward(const Rows& geometry, const T* grad, const T* input, T* grad_input
   parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
       const int64_t first = geometry.rows * part / parts, last = geometry.rows * (part + 1) / parts;
-      backward_part<V>(geometry, grad, input, grad_input, weight, mean, variance, eps,
-                       gradients.data() + 2 * parameters * part, first, last);
+      backward_part<V, T, streamed>(geometry, grad, input, grad_input, weight, mean, variance, eps,
+                                    gradients.data() + 2 * parameters * part, first, last);
     }
   });
   std::copy_n(gradients.data(), parameters, grad_weight);
@@ -423,8 +460,10 @@ void norm(const Rows& geometry, const T* input, T* output, const T* weight, cons
 template <class T>
 void norm_backward(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
                    const T* variance, double eps, double* grad_weight, double* grad_bias) {
-  const auto& run = holds_vectors<T>(geometry) ? backward<Vec<T>, T> : backward<T, T>;
-  run(geometry, grad, input, grad_input, weight, mean, variance, eps, grad_weight, grad_bias);
+  with_streaming(geometry, grad_input, [&](auto streamed) {
+    const auto& run = holds_vectors<T>(geometry) ? backward<Vec<T>, T, streamed.value> : backward<T, T, streamed.value>;
+    run(geometry, grad, input, grad_input, weight, mean, variance, eps, grad_weight, grad_bias);
+  });
 }
 
 }  // namespace
