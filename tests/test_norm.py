@@ -819,7 +819,7 @@ def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
         (nn.InstanceNorm2d(16, affine=True), (5, 16, 256, 264)),
         (nn.GroupNorm(4, 16), (5, 16, 256, 264)),
         (nn.LayerNorm(768), (10, 600, 768)),
-        (nn.LayerNorm(1040), (10, 440, 1040)),  # rows of which the last vector is not whole with AVX-512 and float32
+        (nn.LayerNorm(1040), (10, 440, 1040)),  # an odd number of vectors
         (nn.RMSNorm(2048), (10, 220, 2048)),
     ],
     ids=str,
