@@ -73,6 +73,12 @@ def _(
     return like(input)
 
 
+def _parameter_gradients(input: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the gradients of weight and bias look like: both of the weight's type."""
+    grad_weight = input.new_empty(input.shape[1], dtype=parameter_dtype(input) if weight is None else weight.dtype)
+    return grad_weight, torch.empty_like(grad_weight)
+
+
 @torch.library.register_fake("scratchnn::batch_norm_backward")
 def _(
     grad: Tensor,
@@ -83,9 +89,7 @@ def _(
     eps: float,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = parameter_dtype(input) if weight is None else weight.dtype
-    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
-    return like(input), grad_weight, torch.empty_like(grad_weight)
+    return like(input), *_parameter_gradients(input, weight)
 
 
 @torch.library.register_fake("scratchnn::batch_norm_backward_")
@@ -98,9 +102,7 @@ def _(
     eps: float,
     training: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = parameter_dtype(input) if weight is None else weight.dtype
-    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
-    return grad_weight, torch.empty_like(grad_weight)
+    return _parameter_gradients(input, weight)
 
 
 @torch.library.register_fake("scratchnn::batch_norm_add_clamp_train")
@@ -147,11 +149,9 @@ def _(
     high: float,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = parameter_dtype(input) if weight is None else weight.dtype
-    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
     limited = low > -math.inf or high < math.inf
     stored = limited and not (residual is None and output is None)
-    return like(input), grad_weight, torch.empty_like(grad_weight), like(input) if stored else input.new_empty(0)
+    return like(input), *_parameter_gradients(input, weight), like(input) if stored else input.new_empty(0)
 
 
 @torch.library.register_fake("scratchnn::batch_norm_add_clamp_backward_")
@@ -168,9 +168,7 @@ def _(
     high: float,
     training: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = parameter_dtype(input) if weight is None else weight.dtype
-    grad_weight = input.new_empty(input.shape[1], dtype=dtype)
-    return grad_weight, torch.empty_like(grad_weight)
+    return _parameter_gradients(input, weight)
 
 
 def count_of(input: Tensor) -> int:
