@@ -261,7 +261,7 @@ void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> we
 
 }  // namespace
 
-// Wider vectors are not used here (choose_instruction_set), and this is much code.
+// Not compiled for wider vectors, since this is much code: where there are any, AVX2 serves (common/dispatch.h).
 #if !defined(CPU_CAPABILITY_AVX512)
 #define SCRATCHNN_REGISTER(S)                                 \
   SCRATCHNN_REGISTER_KERNEL(grouped_forward<S>, &forward<S>); \

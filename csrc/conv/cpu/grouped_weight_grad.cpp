@@ -268,7 +268,7 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
 
 }  // namespace
 
-// Wider vectors are not used here (choose_instruction_set), and this is much code.
+// Not compiled for wider vectors, since this is much code: where there are any, AVX2 serves (common/dispatch.h).
 #if !defined(CPU_CAPABILITY_AVX512)
 SCRATCHNN_REGISTER_KERNEL(grouped_weight_grad<float>, &weight_grad<float>);
 SCRATCHNN_REGISTER_KERNEL(grouped_weight_grad<double>, &weight_grad<double>);
