@@ -30,8 +30,12 @@ COMMON_FLAGS = ["-O3", "-std=c++20", "-Wall", "-Wextra", "-Wno-unused-parameter"
 # gcc and clang flags of each instruction set; the kernels themselves are the same portable vector code.
 X86_FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    # gcc's own header for AVX-512 sets off -Wmaybe-uninitialized
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-Wno-maybe-uninitialized"],
+    # AMX is used where the processor has it (csrc/conv/cpu/matrix_unit.h); no compiler does so by itself.
+    # gcc's own header for AVX-512 sets off -Wmaybe-uninitialized.
+    "AVX512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"),
+        *("-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized"),
+    ],
 }
 INSTRUCTION_SETS = {"DEFAULT": []}
 if platform.machine().lower() in ("x86_64", "amd64"):

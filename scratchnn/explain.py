@@ -33,7 +33,7 @@ class _Algorithm(NamedTuple):
 
     name: str
     reason: str
-    half: str = "float32 copies"  # or "registers", where numbers are widened one by one, or "loops"
+    half: str = "float32 copies"  # or "registers", where numbers are widened as they are read
 
 
 _ONE_PASS = _Algorithm("one pass", "each number is read once and written once", "registers")
@@ -43,7 +43,7 @@ _ASKING = _Algorithm(
     "gathering windows", "each pixel asks its windows: no memory to clear, no two threads at one pixel", "registers"
 )
 _ALGORITHMS = {
-    "channel_sum": _Algorithm("sum in one pass", "it reads every number once, at memory speed", "loops"),
+    "channel_sum": _Algorithm("sum in one pass", "it reads every number once, at memory speed", "registers"),
     "linear": _Algorithm("dot products", "the rows of input and weight lie in memory as they are read", "registers"),
     "linear_input_grad": _TILES,
     "linear_weight_grad": _TILES,
@@ -67,8 +67,12 @@ _ALGORITHMS = {
     "batch_norm_add_clamp_backward": _Algorithm(
         "sums, then gradients", "the clamp's mask is applied on the way", "registers"
     ),
-    "normalize": _Algorithm("statistics, then outputs", "what shares statistics is read again from the cache"),
-    "normalize_backward": _Algorithm("sums, then gradients", "both sums of a set are gathered in one pass"),
+    "normalize": _Algorithm(
+        "statistics, then outputs", "what shares statistics is read again from the cache", "registers"
+    ),
+    "normalize_backward": _Algorithm(
+        "sums, then gradients", "both sums of a set are gathered in one pass", "registers"
+    ),
     "max_pool": _Algorithm("windows over vectors", "many maxima are found at once", "registers"),
     "max_pool_backward": _ASKING,
     "avg_pool": _Algorithm(
@@ -310,9 +314,13 @@ def _on_type(algorithm: _Algorithm, dtype: torch.dtype, name: str) -> tuple[str,
     kernels = _ops.kernels_for(dtype)
     if _ops.kernels_for(torch.float32) == "naive":
         return "naive loops", 'scratchnn.kernels("naive") asks for them'
+    if dtype == torch.bfloat16 and name.startswith("linear"):  # a 1x1 convolution, where that has a matrix unit
+        chosen, reason = _ops.explain_conv([1, 1, 1], [1, 1, 1], [1], [0, 0], [1], 1, "zeros", dtype)
+        if chosen == "matrix unit":
+            return chosen, reason
     if dtype.is_complex and name.startswith(("linear", "channel_sum")):
         return f"{algorithm.name} on real and imaginary parts", algorithm.reason
-    if kernels == "naive" or (kernels == "widened" and algorithm.half == "loops"):
+    if kernels == "naive":
         return "naive loops", f"the fast kernels do not serve {str(dtype).removeprefix('torch.')}"
     if kernels == "widened" and algorithm.half == "float32 copies":
         return f"{algorithm.name} on float32 copies", algorithm.reason

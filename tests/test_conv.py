@@ -323,6 +323,14 @@ HALF_GEOMETRIES = [
     ((1, 3, 40, 41), 40, (7, 7), {"stride": 2, "padding": 3}),
     ((1, 96, 20, 20), 96, (3, 3), {"groups": 96, "padding": 1}),
     ((1, 20, 5, 50), 20, (7, 7), {"groups": 20, "padding": 3, "stride": 2}),
+    # Those of a matrix unit: the rows of an image as one, or one by one, or in patches
+    ((2, 64, 23, 20), 72, (3, 3), {"padding": 1}),
+    ((2, 32, 21, 30), 40, (3, 3), {"padding": 1, "stride": 2}),
+    ((3, 64, 7, 7), 33, (3, 3), {"stride": 2}),
+    ((2, 48, 13, 14), 80, (5, 5), {"padding": 2}),
+    ((2, 32, 15, 17), 96, (3, 2), {"dilation": 2, "padding": 2}),
+    ((2, 96, 14, 14), 120, (3, 3), {"padding": 1, "groups": 3}),
+    ((2, 2048, 3, 4), 40, (1, 1), {}),
 ]
 
 
@@ -352,16 +360,69 @@ def test_half_precision_makes_no_float32_copies(
     out_channels: int, options: dict, memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     """The only tensors made are the results."""
-    x, w, _ = conv_operands((2, 32, 24, 24), out_channels, (3, 3), options, dtype)
+    x, w, b = conv_operands((2, 32, 24, 24), out_channels, (3, 3), options, dtype)
     x, w = (tensor.to(memory_format=memory_format).requires_grad_() for tensor in (x, w))
+    b.requires_grad_()
     with torch.profiler.profile(profile_memory=True) as forward:
-        y = F.conv2d(x, w, **options)
+        y = F.conv2d(x, w, b, **options)
     dy = torch.randn_like(y)
     with torch.profiler.profile(profile_memory=True) as backward:
-        torch.autograd.grad(y, (x, w), dy)
-    for profile, results in ((forward, [y]), (backward, [x, w])):
+        torch.autograd.grad(y, (x, w, b), dy)
+    for profile, results in ((forward, [y]), (backward, [x, w, b])):
         allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
         assert allocated == sum(tensor.nbytes for tensor in results)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_torch_may_use_the_same_unit(dtype: torch.dtype) -> None:
+    """Neither library minds how the other one set up the processor's matrix unit."""
+    x, w, b = conv_operands((2, 64, 10, 12), 48, (3, 3), {"padding": 1}, dtype)
+    functions = (F.conv2d, torch.conv2d)
+    alone = [f(x, w, b, padding=1) for f in functions]
+    for _ in range(3):
+        for f, expected in zip(functions, alone, strict=True):
+            assert torch.equal(f(x, w, b, padding=1), expected)
+
+
+@pytest.mark.parametrize("dtype", [*FAST_DTYPES, *HALF_DTYPES])
+def test_nothing_is_left_of_earlier_calls(dtype: torch.dtype) -> None:
+    """Scratch memory is filled anew: what was not a number in one call is none of the next one's."""
+    for channels, kernel, options in (
+        (3, (7, 7), {"padding": 3, "stride": 2}),
+        (40, (3, 3), {"padding": 1}),
+        (64, (3, 3), {"padding": 1}),
+        (5, (1, 1), {}),
+    ):
+        x, w, b = conv_operands((2, channels, 13, 11), 20, kernel, options, dtype)
+
+        def conv(*operands: Tensor, options: dict = options) -> Tensor:
+            return F.conv2d(*operands, **options)
+
+        for memory_format in formats(2):
+            operands = [x.to(memory_format=memory_format), w, b]
+            dy = torch.randn_like(conv(*operands))
+            expected = gradients(conv, operands, dy)
+            gradients(conv, [torch.full_like(tensor, torch.nan) for tensor in operands], torch.full_like(dy, torch.nan))
+            assert all(map(torch.equal, gradients(conv, operands, dy), expected))
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_half_precision_knows_no_neighbours(dtype: torch.dtype) -> None:
+    """Neither an output nor dx depends on the rest of the batch."""
+    for channels, stride in ((64, 1), (64, 2), (48, 1), (3, 2)):
+        x, w, b = conv_operands((5, channels, 11, 9), 40, (3, 3), {"padding": 1, "stride": stride}, dtype)
+
+        def conv(*operands: Tensor, stride: int = stride) -> Tensor:
+            return F.conv2d(*operands, padding=1, stride=stride)
+
+        for memory_format in formats(2):
+            x = x.to(memory_format=memory_format)
+            dy = torch.randn_like(conv(x, w, b))
+            y, dx, *_ = gradients(conv, [x, w, b], dy)
+            for n in range(5):
+                y_alone, dx_alone, *_ = gradients(conv, [x[n : n + 1], w, b], dy[n : n + 1])
+                assert torch.equal(y_alone, y[n : n + 1])
+                assert torch.equal(dx_alone, dx[n : n + 1])
 
 
 @pytest.mark.parametrize("dtype", [*FAST_DTYPES, *HALF_DTYPES])

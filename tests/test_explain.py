@@ -124,7 +124,12 @@ def test_types() -> None:
     assert scratchnn.explain(torch.nn.Conv2d(3, 4, 3, dtype=torch.complex64), (2, 3, 5, 5)).algorithm == (
         "implicit GEMM on real and imaginary parts"
     )
+    linear = scratchnn.explain(torch.nn.Linear(3, 4, dtype=torch.bfloat16), (2, 3))
+    pointwise = scratchnn.explain(torch.nn.Conv2d(3, 4, 1, dtype=torch.bfloat16), (2, 3, 1, 1))
+    assert linear.algorithm in ("dot products", "matrix unit")  # where the processor has one
+    assert (linear.algorithm == "matrix unit") == (pointwise.algorithm == "matrix unit")
     assert scratchnn.explain(torch.nn.ReLU(), (4,), dtype=torch.bfloat16).algorithm == "one pass"
+    assert scratchnn.explain(torch.nn.LayerNorm(4), (2, 4), dtype=torch.float16).algorithm == "statistics, then outputs"
     assert scratchnn.explain(torch.nn.ReLU(), (4,), dtype=torch.int64).algorithm == "naive loops"
     assert scratchnn.explain(torch.nn.MaxPool2d(2), (1, 1, 4, 4), dtype=torch.bfloat16).dtype == "bfloat16"
 

@@ -281,6 +281,24 @@ def test_layer_norm_2d_is_that_of_convnext() -> None:
         module(torch.randn(2, 5, 4, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_half_precision_makes_no_float32_copies(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """Of whole tensors, that is: one would take twice the memory of the result."""
+    x = torch.randn(4, 64, 30, 30).to(dtype).to(memory_format=layout).requires_grad_()
+    for module in (nn.LayerNorm([64, 30, 30]), nn.GroupNorm(4, 64), nn.InstanceNorm2d(64), nn.LayerNorm2d(64)):
+        if isinstance(module, nn.LayerNorm) and layout == torch.channels_last:
+            continue  # its rows are copied, in their own type
+        module.to(dtype)
+        with torch.profiler.profile(profile_memory=True) as forward:
+            y = module(x)
+        dy = torch.randn_like(y)
+        with torch.profiler.profile(profile_memory=True) as backward:
+            torch.autograd.grad(y, x, dy)
+        for profile in (forward, backward):
+            assert sum(max(event.self_cpu_memory_usage, 0) for event in profile.events()) < 1.5 * x.nbytes
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     """These norms keep the dtype of their input under autocast, in torch and here."""

@@ -35,13 +35,13 @@ at::Tensor channel_sum(const at::Tensor& input) {
   }
   TORCH_CHECK(input.dim() >= 2 && input.dim() <= 5, "channel_sum: expected 2 to 5 dimensions, but got shape ",
               input.sizes());
-  if (!use_fast_kernels(input)) return channel_sum_naive(input);
+  if (!use_vector_kernels(input)) return channel_sum_naive(input);
   const at::MemoryFormat format = memory_format(input);
   const at::Tensor x = input.contiguous(format);
   const at::Tensor sums = at::empty({x.size(1)}, x.options());
-  with_fast_type(x, [&](auto zero) {
-    using T = decltype(zero);
-    channel_sum_kernel<T>(images_of<const T>(x), x.size(0), sums.data_ptr<T>());
+  with_memory_type(x, [&](auto number) {
+    using S = typename decltype(number)::type;
+    channel_sum_kernel<S>(images_of<const S>(x), x.size(0), write_pointer<S>(sums));
   });
   return sums;
 }

@@ -63,12 +63,6 @@ SCRATCHNN_INLINE Vec<T> load_as(const E* p) {
   return v;
 }
 
-// The same from numbers that are not in pairs yet: those of `even` beside those of `odd`.
-template <class E, class T>
-SCRATCHNN_INLINE Vec<T> load_pairs(const E* even, const E* odd) {
-  return (Vec<T>)((FloatBits)read(even) >> 16 | (FloatBits)read(odd));
-}
-
 // The number at p in all lanes, or the pair. Once for all vectors of a row: with two, an instruction that spreads its
 // operand itself would load twice, and wide units wait for loads.
 template <class E, class T>
@@ -307,7 +301,7 @@ __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_st
           if constexpr (step == 1) {
             right[v] = load(row + v * lanes);
           } else {
-            right[v] = load_pairs<E, T>(row + v * lanes, next + v * lanes);
+            right[v] = load_pairs(row + v * lanes, next + v * lanes);
           }
           SCRATCHNN_KEEP_IN_REGISTER(right[v]);
         }

@@ -182,6 +182,26 @@ SCRATCHNN_INLINE void write_partial(S* p, Vec<Wide<S>> v, int64_t count) {
   std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(S));
 }
 
+// Numbers of 16 bits by twos: those of `even` beside those of `odd`, a pair in each lane.
+template <class S>
+SCRATCHNN_INLINE Vec<float> load_pairs(const S* even, const S* odd) {
+  static_assert(sizeof(S) == sizeof(BFloat16));
+  const auto bits = [](const S* p) __attribute__((always_inline)) {  // as the upper half of each lane
+    return (FloatBits)read(reinterpret_cast<const BFloat16*>(p));
+  };
+  return (Vec<float>)(bits(even) >> 16 | bits(odd));
+}
+// Of the first `count` of each; the rest is zero.
+template <class S>
+SCRATCHNN_INLINE Vec<float> load_pairs(const S* even, const S* odd, int64_t count) {
+  static_assert(sizeof(S) == sizeof(BFloat16));
+  if (count >= kLanes<float>) return load_pairs(even, odd);
+  const auto bits = [&](const S* p) __attribute__((always_inline)) {
+    return (FloatBits)read_partial(reinterpret_cast<const BFloat16*>(p), count);
+  };
+  return (Vec<float>)(bits(even) >> 16 | bits(odd));
+}
+
 // to[i] = from[i], widened or rounded where the types differ.
 template <class From, class To>
 SCRATCHNN_INLINE void copy_numbers(const From* from, int64_t count, To* to) {
@@ -195,27 +215,58 @@ SCRATCHNN_INLINE void copy_numbers(const From* from, int64_t count, To* to) {
   }
 }
 
+// out[c][r] = in[r][c] of blocks that are whole in both directions: pairs of rows move like single numbers of 32 bits.
+// Returns how many rows that are.
+template <class S>
+int64_t transpose_pairs(const S* in, int64_t in_stride, S* out, int64_t out_stride, int64_t rows, int64_t columns) {
+  constexpr int n = kLanes<float>;
+  int64_t r = 0;
+  for (; r + 2 * n <= rows; r += 2 * n) {
+    for (int64_t c = 0; c + n <= columns; c += n) {
+      Vec<float> block[n];
+      for (int i = 0; i < n; ++i) {
+        const S* even = in + (r + 2 * i) * in_stride + c;
+        block[i] = load_pairs(even, even + in_stride);
+      }
+      transpose<float>(block);
+      for (int i = 0; i < n; ++i) std::memcpy(out + (c + i) * out_stride + r, &block[i], sizeof(block[i]));
+    }
+  }
+  return r;
+}
+
 // out[c][r] = in[r][c] for a rows x columns block, widened or rounded where the types differ; the strides count
 // elements.
 template <class In, class Out>
 void transpose_block(const In* in, int64_t in_stride, Out* out, int64_t out_stride, int64_t rows, int64_t columns) {
   using T = Wide<In>;
   constexpr int n = kLanes<T>;
+  const int64_t whole_columns = columns / n * n;
   int64_t r = 0;
+  if constexpr (std::is_same_v<In, Out> && sizeof(In) == 2) {
+    r = transpose_pairs(in, in_stride, out, out_stride, rows, columns);
+  }
   for (; r + n <= rows; r += n) {
-    int64_t c = 0;
-    for (; c + n <= columns; c += n) {
+    for (int64_t c = 0; c < whole_columns; c += n) {
       Vec<T> block[n];
       for (int i = 0; i < n; ++i) block[i] = read(in + (r + i) * in_stride + c);
       transpose<T>(block);
       for (int i = 0; i < n; ++i) write(out + (c + i) * out_stride + r, block[i]);
     }
-    for (; c < columns; ++c) {
-      for (int i = 0; i < n; ++i) write_one(out + c * out_stride + r + i, read_one(in + (r + i) * in_stride + c));
+  }
+  // What is left of each side
+  const auto move = [&](int64_t row, int64_t column) {
+    if constexpr (std::is_same_v<In, Out>) {
+      out[column * out_stride + row] = in[row * in_stride + column];
+    } else {
+      write_one(out + column * out_stride + row, read_one(in + row * in_stride + column));
     }
+  };
+  for (int64_t c = whole_columns; c < columns; ++c) {
+    for (int64_t row = 0; row < r; ++row) move(row, c);
   }
   for (; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) write_one(out + c * out_stride + r, read_one(in + r * in_stride + c));
+    for (int64_t c = 0; c < columns; ++c) move(r, c);
   }
 }
 

@@ -2,6 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstdlib>
 #include <memory>
@@ -20,6 +25,22 @@ InstructionSet active_instruction_set() {
     return InstructionSet::DEFAULT;
   }();
   return set;
+}
+
+bool has_matrix_unit() {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool has = [] {
+    constexpr unsigned kTiles = 1u << 24, kBFloat16Products = 1u << 22;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, ...)
+    unsigned a, b, c, d;
+    if (active_instruction_set() != InstructionSet::AVX512 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if ((d & kTiles) == 0 || (d & kBFloat16Products) == 0) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return has;
+#else
+  return false;
+#endif
 }
 
 namespace {

@@ -37,6 +37,10 @@ T* scratch(int64_t count, Scratch which = Scratch::kTask) {
   return static_cast<T*>(detail::scratch(static_cast<size_t>(count) * sizeof(T), static_cast<int>(which)));
 }
 
+// Whether this processor has a unit for products of bfloat16 matrices (AMX), which the operating system lets this
+// process use: common/matrix_unit.h. False where the instruction set is lowered (dispatch.h).
+bool has_matrix_unit();
+
 // True while this thread asked for the readable kernels (scratchnn.kernels("naive")).
 bool naive_kernels_requested();
 bool request_naive_kernels(bool naive);  // returns what was in force before

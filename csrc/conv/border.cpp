@@ -87,7 +87,7 @@ template <class T>
 void add_border_grad(const ConvGeometry& g, const Images<const T>& grad, const Filters<const T>& weight,
                      const Images<T>& grad_input) {
   if (g.border == Border::kZeros || g.batch == 0) return;
-  const bool depthwise = choose_algorithm(g, /*is_float32=*/false).algorithm == ConvAlgorithm::kDepthwise;
+  const bool depthwise = choose_algorithm(g, at::kFloat).algorithm == ConvAlgorithm::kDepthwise;
   const auto& kernel = depthwise ? depthwise_input_grad<T> : implicit_gemm_input_grad<T>;
   for (const Box& box : border_boxes(g)) {
     ConvGeometry of_box = g;

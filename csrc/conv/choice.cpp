@@ -3,15 +3,17 @@
 #include <algorithm>
 #include <atomic>
 
+#include "common/runtime.h"
+
 namespace scratchnn {
 namespace {
 
 std::atomic<bool> winograd_allowed = true;
 
 // The Winograd kernels work on whole vectors of channels, those for AVX2 and before on two at a time.
-int64_t winograd_channels(InstructionSet set, bool in_float32) {
+int64_t winograd_channels(InstructionSet set, at::ScalarType type) {
   const int64_t bytes = set == InstructionSet::DEFAULT ? 32 : 64;
-  return bytes / (in_float32 ? 4 : 8);
+  return bytes / (type == at::kDouble ? 8 : 4);  // half precision is summed in float32
 }
 
 bool is_depthwise(const ConvGeometry& g) {
@@ -33,9 +35,9 @@ bool tiles_pay(const ConvGeometry& g) {
 }
 
 // Why Winograd's kernels cannot, or should not, compute this; null where they do.
-const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
+const char* winograd_refuses(const ConvGeometry& g, at::ScalarType type) {
   const Extent ones{1, 1, 1};
-  const int64_t unit = winograd_channels(active_instruction_set(), in_float32);
+  const int64_t unit = winograd_channels(active_instruction_set(), type);
   if (g.kernel[1] != 3 || g.kernel[2] != 3) return "it serves every kernel; Winograd's serves 3x3 in height and width";
   if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
   if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
@@ -50,14 +52,17 @@ const char* winograd_refuses(const ConvGeometry& g, bool in_float32) {
 
 }  // namespace
 
-ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32) {
+ConvChoice choose_algorithm(const ConvGeometry& geometry, at::ScalarType type) {
   if (is_depthwise(geometry)) {
     return {ConvAlgorithm::kDepthwise, "each channel has a filter of its own: there is no matrix to multiply"};
   }
   if (has_small_groups(geometry)) {
     return {ConvAlgorithm::kGrouped, "its groups have too few channels to fill the tiles of matrix products"};
   }
-  const char* refused = winograd_refuses(geometry, in_float32);
+  if (type == at::kBFloat16 && has_matrix_unit()) {
+    return {ConvAlgorithm::kMatrixUnit, "this processor multiplies matrices of bfloat16 as a whole"};
+  }
+  const char* refused = winograd_refuses(geometry, type);
   if (refused != nullptr) return {ConvAlgorithm::kImplicitGemm, refused};
   return {ConvAlgorithm::kWinograd,
           geometry.kernel[0] == 1

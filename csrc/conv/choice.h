@@ -15,15 +15,14 @@
 
 namespace scratchnn {
 
-enum class ConvAlgorithm { kImplicitGemm, kDepthwise, kGrouped, kWinograd };
+enum class ConvAlgorithm { kImplicitGemm, kMatrixUnit, kDepthwise, kGrouped, kWinograd };
 
 struct ConvChoice {
   ConvAlgorithm algorithm;
   const char* reason;  // the end of a sentence, for people: scratchnn.explain
 };
 
-// `in_float32`: whether sums are, of float32 and of half precision.
-ConvChoice choose_algorithm(const ConvGeometry& geometry, bool in_float32);
+ConvChoice choose_algorithm(const ConvGeometry& geometry, at::ScalarType type);
 
 // The name of the algorithm that the operators take for a convolution with an input and a weight of these sizes, and
 // why. It is the same for the forward pass and both gradients. (In conv.cpp, beside the operators.)

@@ -34,11 +34,13 @@ Filters<T> filters_of(const at::Tensor& weight) {
   return {data, taps * channels, taps, 1};
 }
 
-// The kernel of the chosen algorithm. Half precision is summed in float32.
-template <class S, class Kernel>
-const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const Kernel& depthwise, const Kernel& grouped,
-                     const Kernel& winograd) {
-  switch (choose_algorithm(g, !std::is_same_v<S, double>).algorithm) {
+// The kernel of the chosen algorithm.
+template <class Kernel>
+const Kernel& choose(const ConvGeometry& g, at::ScalarType type, const Kernel& implicit_gemm, const Kernel& matrix_unit,
+                     const Kernel& depthwise, const Kernel& grouped, const Kernel& winograd) {
+  switch (choose_algorithm(g, type).algorithm) {
+    case ConvAlgorithm::kMatrixUnit:
+      return matrix_unit;
     case ConvAlgorithm::kDepthwise:
       return depthwise;
     case ConvAlgorithm::kGrouped:
@@ -52,6 +54,8 @@ const Kernel& choose(const ConvGeometry& g, const Kernel& implicit_gemm, const K
 
 const char* name_of(ConvAlgorithm algorithm) {
   switch (algorithm) {
+    case ConvAlgorithm::kMatrixUnit:
+      return "matrix unit";
     case ConvAlgorithm::kDepthwise:
       return "depthwise";
     case ConvAlgorithm::kGrouped:
@@ -104,8 +108,8 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
   const at::Tensor x = dense(input), w = dense(weight);
   with_memory_type(x, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel =
-        choose<S>(g, implicit_gemm_forward<S>, depthwise_forward<S>, grouped_forward<S>, winograd_forward<S>);
+    const auto kernel = choose(g, x.scalar_type(), implicit_gemm_forward<S>, matrix_unit_forward<S>,
+                               depthwise_forward<S>, grouped_forward<S>, winograd_forward<S>);
     kernel(g, images_of<const S>(x), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
   });
   return output;
@@ -147,8 +151,8 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor dy = dense(input), w = dense(weight);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto& kernel = choose<S>(g, implicit_gemm_input_grad<S>, depthwise_input_grad<S>, grouped_input_grad<S>,
-                                   winograd_input_grad<S>);
+    const auto& kernel = choose(g, dy.scalar_type(), implicit_gemm_input_grad<S>, matrix_unit_input_grad<S>,
+                                depthwise_input_grad<S>, grouped_input_grad<S>, winograd_input_grad<S>);
     kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
     if constexpr (std::is_floating_point_v<S>) {
       add_border_grad<S>(g, images_of<const S>(dy), filters_of<const S>(w), images_of<S>(output));
@@ -184,8 +188,8 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto& kernel = choose<S>(g, implicit_gemm_weight_grad<S>, depthwise_weight_grad<S>, grouped_weight_grad<S>,
-                                   winograd_weight_grad<S>);
+    const auto& kernel = choose(g, dy.scalar_type(), implicit_gemm_weight_grad<S>, matrix_unit_weight_grad<S>,
+                                depthwise_weight_grad<S>, grouped_weight_grad<S>, winograd_weight_grad<S>);
     kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });
   return grad_weight;
@@ -207,7 +211,7 @@ std::tuple<std::string, std::string> explain_conv(at::IntArrayRef input, at::Int
   if (naive_kernels_requested()) return {"naive loops", "scratchnn.kernels(\"naive\") asks for them"};
   if (!use_vector_kernels(probe)) return {"naive loops", "the fast kernels are for floating-point numbers"};
   const ConvGeometry g = conv_geometry(input, weight, {stride, padding, dilation, groups, padding_mode});
-  const ConvChoice choice = choose_algorithm(g, type != at::kDouble);
+  const ConvChoice choice = choose_algorithm(g, type);
   return {name_of(choice.algorithm), choice.reason};
 }
 

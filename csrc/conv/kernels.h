@@ -32,6 +32,15 @@ inline ConvInputGrad<S> implicit_gemm_input_grad;
 template <class S>
 inline ConvWeightGrad<S> implicit_gemm_weight_grad;
 
+// The same by a processor's unit for matrices, where has_matrix_unit() says that there is one: for bfloat16 only
+// (matrix_unit.cpp, matrix_unit_weight_grad.cpp).
+template <class S>
+inline ConvForward<S> matrix_unit_forward;
+template <class S>
+inline ConvInputGrad<S> matrix_unit_input_grad;
+template <class S>
+inline ConvWeightGrad<S> matrix_unit_weight_grad;
+
 // Every channel convolved with a filter of its own: groups = input channels = output channels (depthwise.cpp,
 // depthwise_weight_grad.cpp).
 template <class S>

@@ -8,6 +8,7 @@
 #include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
+#include "conv/kernels.h"
 #include "linear/matrix.h"
 #include "linear/naive.h"
 
@@ -60,6 +61,49 @@ void check_matrices(const at::Tensor& a, const char* name, int64_t a_features, c
   check_same_type(a, name, weight, "weight", operation);
 }
 
+// A fully-connected layer is a 1x1 convolution whose pixels are the rows. It is computed as one where the processor has
+// a unit for matrices of its numbers: the convolution knows how to use that.
+template <class S>
+bool is_convolution(const LinearShape& s) {
+  return std::is_same_v<S, BFloat16> && has_matrix_unit() && s.rows > 0 && s.in_features > 0 && s.out_features > 0;
+}
+
+ConvGeometry as_convolution(const LinearShape& s) {
+  const Extent ones{1, 1, 1}, rows{1, 1, s.rows};
+  return {1, s.in_features, s.out_features, 1, rows, ones, rows, ones, {0, 0, 0}, ones, Border::kZeros};
+}
+
+template <class T>
+Images<T> as_pixels(T* data, int64_t rows, int64_t features) {
+  return {data, features, {1, 1, rows}, true};
+}
+
+template <class T>
+Filters<T> as_filters(T* data, int64_t features) {
+  return {data, features, 1, features};
+}
+
+template <class S>
+void multiply(const LinearShape& s, const S* input, const S* weight, const S* bias, S* output) {
+  if (!is_convolution<S>(s)) return linear_kernel<S>(s, input, weight, bias, output);
+  matrix_unit_forward<S>(as_convolution(s), as_pixels(input, s.rows, s.in_features), as_filters(weight, s.in_features),
+                         bias, as_pixels(output, s.rows, s.out_features));
+}
+
+template <class S>
+void multiply_back(const LinearShape& s, const S* grad, const S* weight, S* grad_input) {
+  if (!is_convolution<S>(s)) return linear_input_grad_kernel<S>(s, grad, weight, grad_input);
+  matrix_unit_input_grad<S>(as_convolution(s), as_pixels(grad, s.rows, s.out_features),
+                            as_filters(weight, s.in_features), nullptr, as_pixels(grad_input, s.rows, s.in_features));
+}
+
+template <class S>
+void multiply_outer(const LinearShape& s, const S* grad, const S* input, S* grad_weight) {
+  if (!is_convolution<S>(s)) return linear_weight_grad_kernel<S>(s, grad, input, grad_weight);
+  matrix_unit_weight_grad<S>(as_convolution(s), as_pixels(grad, s.rows, s.out_features),
+                             as_pixels(input, s.rows, s.in_features), as_filters(grad_weight, s.in_features));
+}
+
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(input.dim() >= 1, "linear: expected input to have at least 1 dimension, but got a scalar");
   check_matrices(input, "input", input.size(-1), weight, weight.dim() == 2 ? weight.size(1) : -1, "linear");
@@ -75,8 +119,8 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& weight, const std::
   if (use_vector_kernels(x)) {
     with_memory_type(x, [&](auto number) {
       using S = typename decltype(number)::type;
-      linear_kernel<S>({x.size(0), w.size(1), w.size(0)}, read_pointer<S>(x), read_pointer<S>(w),
-                       b.defined() ? read_pointer<S>(b) : nullptr, write_pointer<S>(output));
+      multiply<S>({x.size(0), w.size(1), w.size(0)}, read_pointer<S>(x), read_pointer<S>(w),
+                  b.defined() ? read_pointer<S>(b) : nullptr, write_pointer<S>(output));
     });
   } else {
     naive::linear(x, w, b, output);
@@ -93,8 +137,8 @@ at::Tensor linear_input_grad(const at::Tensor& grad, const at::Tensor& weight) {
   if (use_vector_kernels(dy)) {
     with_memory_type(dy, [&](auto number) {
       using S = typename decltype(number)::type;
-      linear_input_grad_kernel<S>({dy.size(0), w.size(1), w.size(0)}, read_pointer<S>(dy), read_pointer<S>(w),
-                                  write_pointer<S>(grad_input));
+      multiply_back<S>({dy.size(0), w.size(1), w.size(0)}, read_pointer<S>(dy), read_pointer<S>(w),
+                       write_pointer<S>(grad_input));
     });
   } else {
     naive::linear_input_grad(dy, w, grad_input);
@@ -114,8 +158,8 @@ at::Tensor linear_weight_grad(const at::Tensor& grad, const at::Tensor& input) {
   if (use_vector_kernels(dy)) {
     with_memory_type(dy, [&](auto number) {
       using S = typename decltype(number)::type;
-      linear_weight_grad_kernel<S>({dy.size(0), x.size(1), dy.size(1)}, read_pointer<S>(dy), read_pointer<S>(x),
-                                   write_pointer<S>(grad_weight));
+      multiply_outer<S>({dy.size(0), x.size(1), dy.size(1)}, read_pointer<S>(dy), read_pointer<S>(x),
+                        write_pointer<S>(grad_weight));
     });
   } else {
     naive::linear_weight_grad(dy, x, grad_weight);

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "common/dispatch.h"
 
@@ -132,22 +133,26 @@ struct Planes {
 };
 constexpr int64_t kFewestPixels = 16;
 
+// What a type in memory is computed in, as Wide is in the kernels (common/half.h).
+template <class S>
+using Computed = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
 // Weight and bias may be null: ones and zeros. So may be grad_weight and grad_bias, together: not asked for.
-template <class Geometry, class T>
-using SetsForward = void(const Geometry& geometry, const T* input, T* output, const T* weight, const T* bias,
+template <class Geometry, class S, class T = Computed<S>>
+using SetsForward = void(const Geometry& geometry, const S* input, S* output, const T* weight, const T* bias,
                          double eps, T* mean, T* variance);
-template <class Geometry, class T>
-using SetsBackward = void(const Geometry& geometry, const T* grad, const T* input, T* grad_input, const T* weight,
+template <class Geometry, class S, class T = Computed<S>>
+using SetsBackward = void(const Geometry& geometry, const S* grad, const S* input, S* grad_input, const T* weight,
                           const T* mean, const T* variance, double eps, double* grad_weight, double* grad_bias);
 
-template <class T>
-inline Kernel<SetsForward<Rows, T>> norm_rows;
-template <class T>
-inline Kernel<SetsBackward<Rows, T>> norm_rows_backward;
-template <class T>
-inline Kernel<SetsForward<Planes, T>> norm_strips;
-template <class T>
-inline Kernel<SetsBackward<Planes, T>> norm_strips_backward;
+template <class S>
+inline Kernel<SetsForward<Rows, S>> norm_rows;
+template <class S>
+inline Kernel<SetsBackward<Rows, S>> norm_rows_backward;
+template <class S>
+inline Kernel<SetsForward<Planes, S>> norm_strips;
+template <class S>
+inline Kernel<SetsBackward<Planes, S>> norm_strips_backward;
 
 // Local response normalization: y = x s^-beta, where s = k + scale * (the sum of x^2 over the channels from
 // `before` before to `after` after one's own, as far as there are any).

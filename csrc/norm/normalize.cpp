@@ -136,11 +136,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
   if (weight) check_parameter(input, sets, *weight, "weight");
   if (bias) check_parameter(input, sets, *bias, "bias");
   if (weight && bias) check_same_type(*weight, "weight", *bias, "bias", "normalize");
-  if (is_widened(input)) {
-    const auto [y, mean, variance] =
-        normalize(input.to(at::kFloat), widened(weight), widened(bias), shape, sharing, centred, eps);
-    return {y.to(input.scalar_type()), mean, variance};
-  }
   if (is_rearranged(input, sharing)) {
     const auto [y, mean, variance] = normalize(input.contiguous(), weight, bias, shape, sharing, centred, eps);
     return {y.contiguous(memory_format(input)), mean, variance};
@@ -151,20 +146,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
   const at::Tensor mean = at::empty(centred ? at::DimVector{sets.samples, inner} : at::DimVector{0}, statistics);
   const at::Tensor variance = at::empty({sets.samples, inner}, statistics);
   if (x.numel() == 0) return {at::empty_like(x), mean.zero_(), variance.zero_()};
-  if (is_small_planes(sets) && use_fast_kernels(x)) {
+  if (is_small_planes(sets) && use_vector_kernels(x)) {
     const auto [y, m, v] =
         normalize(as_rows(x, sets), weight, bias, {sets.samples * sets.pixels, 1, sets.channels, 1}, "row", true, eps);
     return {as_planes(y, x.sizes()), m.view(mean.sizes()), v.view(variance.sizes())};
   }
   const at::Tensor y = at::empty_like(x);
-  if (!use_fast_kernels(x) || shape_of(sets) == Shape::kColumns) {
+  if (!use_vector_kernels(x) || shape_of(sets) == Shape::kColumns) {
     const std::vector<double> w = numbers(weight, sets.parameters(), 1), b = numbers(bias, sets.parameters(), 0);
     std::vector<double> m(sets.sets()), v(sets.sets());
-    if (use_fast_kernels(x)) {
-      with_fast_type(x, [&](auto zero) {
-        using T = decltype(zero);
-        norm_train_columns<T>(columns_of(sets), x.const_data_ptr<T>(), y.data_ptr<T>(), w.data(), b.data(), eps,
-                              m.data(), v.data(), Ending<T>());
+    if (use_vector_kernels(x)) {
+      with_memory_type(x, [&](auto number) {
+        using S = typename decltype(number)::type;
+        norm_train_columns<S>(columns_of(sets), read_pointer<S>(x), write_pointer<S>(y), w.data(), b.data(), eps,
+                              m.data(), v.data(), Ending<S>());
       });
     } else {
       naive::norm_statistics(sets, x, m.data(), v.data());
@@ -174,16 +169,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(const at::Tensor& input
     assign(variance, v);
     return {y, mean, variance};
   }
-  with_fast_type(x, [&](auto zero) {
-    using T = decltype(zero);
+  with_memory_type(x, [&](auto number) {
+    using S = typename decltype(number)::type;
+    using T = Computed<S>;
     const Parameter<T> w(weight, sets), b(bias, sets);
     T* m = centred ? mean.data_ptr<T>() : nullptr;
     T* v = variance.data_ptr<T>();
     if (shape_of(sets) == Shape::kRows) {
-      norm_rows<T>(rows_of(sets), x.const_data_ptr<T>(), y.data_ptr<T>(), w.data, b.data, eps, m, v);
+      norm_rows<S>(rows_of(sets), read_pointer<S>(x), write_pointer<S>(y), w.data, b.data, eps, m, v);
     } else {
-      norm_strips<T>({sets.samples, sets.channels, sets.pixels}, x.const_data_ptr<T>(), y.data_ptr<T>(), w.data, b.data,
-                     eps, m, v);
+      norm_strips<S>({sets.samples, sets.channels, sets.pixels}, read_pointer<S>(x), write_pointer<S>(y), w.data,
+                     b.data, eps, m, v);
     }
   });
   return {y, mean, variance};
@@ -212,11 +208,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
               mean ? mean->numel() : variance.numel(), " means and ", variance.numel(), " variances");
   const int64_t asked = parameters ? sets.parameters() : 0;
   const auto options = input.options().dtype(parameter_type(input, weight));
-  if (is_widened(input)) {
-    const auto [dx, dw, db] = normalize_backward(grad.to(at::kFloat), input.to(at::kFloat), widened(weight), mean,
-                                                 variance, shape, sharing, centred, eps, parameters);
-    return {dx.to(input.scalar_type()), dw.to(options.dtype()), db.to(options.dtype())};
-  }
   if (is_rearranged(input, sharing)) {
     const auto [dx, dw, db] = normalize_backward(grad.contiguous(), input.contiguous(), weight, mean, variance, shape,
                                                  sharing, centred, eps, parameters);
@@ -225,25 +216,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
   const at::MemoryFormat format = format_of(input, sharing);
   const at::Tensor x = input.contiguous(format), g = grad.contiguous(format);
   if (x.numel() == 0) return {at::empty_like(x), at::zeros({asked}, options), at::zeros({asked}, options)};
-  if (is_small_planes(sets) && use_fast_kernels(x)) {
+  if (is_small_planes(sets) && use_vector_kernels(x)) {
     const at::DimVector rows = {sets.samples * sets.pixels, 1, sets.channels, 1};
     const auto [dx, dw, db] = normalize_backward(as_rows(g, sets), as_rows(x, sets), weight, mean, variance, rows,
                                                  "row", true, eps, parameters);
     return {as_planes(dx, x.sizes()), dw, db};
   }
   const at::Tensor dx = at::empty_like(x);
-  const at::Tensor centre = !centred ? at::empty({0}, x.options()) : mean ? *mean : first_numbers(x, shape, sharing);
+  const at::Tensor centre = !centred ? at::empty({0}, x.options())
+                            : mean   ? *mean
+                                     : first_numbers(x, shape, sharing).to(statistics);
   std::vector<double> dw, db;
-  if (!use_fast_kernels(x) || shape_of(sets) == Shape::kColumns) {
+  if (!use_vector_kernels(x) || shape_of(sets) == Shape::kColumns) {
     dw.resize(sets.parameters());
     db.resize(sets.parameters());
     const std::vector<double> w = numbers(weight, sets.parameters(), 1), m = numbers(centre), v = numbers(variance);
-    if (use_fast_kernels(x)) {
-      with_fast_type(x, [&](auto zero) {
-        using T = decltype(zero);
-        norm_backward_columns<T>(columns_of(sets), g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(),
-                                 w.data(), m.data(), v.data(), eps, Origin::kRounded, dw.data(), db.data(), Ending<T>(),
-                                 Gate<T>());
+    if (use_vector_kernels(x)) {
+      with_memory_type(x, [&](auto number) {
+        using S = typename decltype(number)::type;
+        norm_backward_columns<S>(columns_of(sets), read_pointer<S>(g), read_pointer<S>(x), write_pointer<S>(dx),
+                                 w.data(), m.data(), v.data(), eps, Origin::kRounded, dw.data(), db.data(), Ending<S>(),
+                                 Gate<S>());
       });
     } else {
       naive::norm_backward(sets, g, x, dx, w.data(), m.data(), v.data(), eps, true, dw.data(), db.data());
@@ -254,18 +247,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(const at::Tens
     db.resize(spread);
     double* dw_data = parameters ? dw.data() : nullptr;
     double* db_data = parameters ? db.data() : nullptr;
-    with_fast_type(x, [&](auto zero) {
-      using T = decltype(zero);
+    with_memory_type(x, [&](auto number) {
+      using S = typename decltype(number)::type;
+      using T = Computed<S>;
       const Parameter<T> w(weight, sets);
       const at::Tensor own_centre = centre.contiguous(), own_variance = variance.contiguous();
       const T* m = centred ? own_centre.const_data_ptr<T>() : nullptr;
       const T* v = own_variance.const_data_ptr<T>();
       if (shape_of(sets) == Shape::kRows) {
-        norm_rows_backward<T>(rows_of(sets), g.const_data_ptr<T>(), x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data, m,
-                              v, eps, dw_data, db_data);
+        norm_rows_backward<S>(rows_of(sets), read_pointer<S>(g), read_pointer<S>(x), write_pointer<S>(dx), w.data, m, v,
+                              eps, dw_data, db_data);
       } else {
-        norm_strips_backward<T>({sets.samples, sets.channels, sets.pixels}, g.const_data_ptr<T>(),
-                                x.const_data_ptr<T>(), dx.data_ptr<T>(), w.data, m, v, eps, dw_data, db_data);
+        norm_strips_backward<S>({sets.samples, sets.channels, sets.pixels}, read_pointer<S>(g), read_pointer<S>(x),
+                                write_pointer<S>(dx), w.data, m, v, eps, dw_data, db_data);
       }
     });
     dw = gathered(dw, sets);

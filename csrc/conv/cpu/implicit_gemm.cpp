@@ -8,6 +8,7 @@
 
 #include "common/gemm.h"
 #include "conv/cpu/band.h"
+#include "conv/cpu/band_output.h"
 #include "conv/cpu/packed_weight.h"
 #include "conv/kernels.h"
 
@@ -124,34 +125,6 @@ SCRATCHNN_INLINE void multiply_in_slices(std::vector<Alike>& parts, const Range&
   }
 }
 
-// Where position (d, h, w) of a band lies in an image of the output, in pixels from the band's first.
-SCRATCHNN_INLINE int64_t out_pixel(const Correlation& c, const Extent& size, int64_t d, int64_t h, int64_t w) {
-  return (d * c.out_step[0] * size[1] + h * c.out_step[1]) * size[2] + w * c.out_step[2];
-}
-
-// A band's results to the output: `channels` numbers of each position, `stride` apart at `from`, to those at `to`. Each
-// position is one of every `step` columns, or as many columns as there are phases, side by side.
-template <class T, class S>
-void write_band(const Correlation& c, const Band& band, int64_t phases, const T* from, int64_t stride, int64_t channels,
-                const Images<S>& out, S* to) {
-  const int64_t step = phases > 1 ? 1 : c.out_step[2];
-  const int64_t first = c.out_base[2] + band.first[2] * c.out_step[2];
-  const int64_t width = phases > 1 ? std::min(band.size[2] * phases, out.size[2] - first) : band.size[2];
-  for_each_row(band, [&](int64_t p, int64_t n, int64_t d, int64_t h) {
-    const T* row = from + p * phases * stride;
-    S* out_row = to + n * out.image_stride() + out_pixel(c, out.size, d, h, 0) * out.pixel_stride();
-    if (out.channels_last) {
-      for (int64_t w = 0; w < width; ++w) copy_numbers(row + w * stride, channels, out_row + w * step * out.channels);
-    } else if (step == 1) {
-      transpose_block(row, stride, out_row, out.pixels(), width, channels);
-    } else {
-      for (int64_t k = 0; k < channels; ++k) {
-        for (int64_t w = 0; w < width; ++w) write_one(out_row + k * out.pixels() + w * step, row[w * stride + k]);
-      }
-    }
-  });
-}
-
 // out = in (*) w: runs a correlation over all bands of all images and groups; or several phases of a stride along the
 // rows together, the first of which has the most positions: their outputs interleave, and rows of contiguous images are
 // written as a whole. E is the type of the numbers that are multiplied: Wide<S>, or S itself.
@@ -164,31 +137,18 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   const auto phase_count = static_cast<int64_t>(phases.size());
   const Bands bands(batch, correlation.count, kBandPixels, batch);
   if (bands.total() == 0) return;
-  const auto taps_of = [](const Correlation& phase) { return static_cast<int64_t>(phase.taps.size()); };
-  int64_t weight_size = 0;
-  for (const Correlation& phase : phases) weight_size += packed_size(operand, groups, taps_of(phase));
-  T* weight_memory = scratch<T>(weight_size, Scratch::kCall);
-  std::vector<PackedWeight<E>> weights;
-  Extent low = correlation.first_offset(), high = correlation.last_offset();
-  for (const Correlation& phase : phases) {
-    weights.push_back(pack<E>(operand, groups, phase.taps, bias, weight_memory));
-    weight_memory += packed_size(operand, groups, taps_of(phase));
-    const Extent first = phase.first_offset(), last = phase.last_offset();
-    for (int d = 0; d < kSpatialRank; ++d) {
-      low[d] = std::min(low[d], first[d]);
-      high[d] = std::max(high[d], last[d]);
-    }
-  }
+  const PackedPhases<E> weights = pack_phases<E>(phases, operand, groups, bias);
+  const Extent &low = weights.low, &high = weights.high;
 
   const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
   const int64_t band_size = round_up(bands.most_images() * volume(largest.size) * operand.sum, 16);
-  const int64_t pixels = bands.most_pixels(), panels = weights[0].panels, padded_out = panels * columns;
+  const int64_t pixels = bands.most_pixels(), panels = weights.of_phase[0].panels, padded_out = panels * columns;
   // Contiguous outputs are computed channels last, then transposed; half precision is rounded when sums are complete.
   const bool stage = !out.channels_last || !std::is_same_v<S, T>;
   const int64_t stage_size = stage ? round_up(pixels * phase_count * padded_out, 16) : 0;
   // Where little is read, fetching the lines to be written first would take the most time.
   const int64_t inputs = batch * in.image_stride(), outputs = batch * out.image_stride();
-  const bool streamed = !stage && outputs >= 2 * inputs && weights[0].reduction <= kReduction<E, T> &&
+  const bool streamed = !stage && outputs >= 2 * inputs && weights.of_phase[0].reduction <= kReduction<E, T> &&
                         is_worth_streaming(out.data, outputs, operand.out);
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
@@ -212,12 +172,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       const PixelView<E> view =
           view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
 
-      int64_t first_pixel = 0;
-      for (int d = 0; d < kSpatialRank; ++d) {
-        first_pixel = first_pixel * out.size[d] + correlation.out_base[d] + band.first[d] * correlation.out_step[d];
-      }
-      S* out_image = out.data + band.image * out.image_stride() + group * operand.out * out.channel_stride() +
-                     first_pixel * out.pixel_stride();
+      S* out_image = band_output(correlation, band, group * operand.out, out);
       const int64_t in_bytes = correlation.in_step[2] * view.stride[2] * static_cast<int64_t>(sizeof(E));
       const int64_t tile_rows = in_bytes % kPage == 0 ? kRowsOfPages : kTileRows;
       const auto place = [&](int64_t first, int64_t count, int64_t n, int64_t d, int64_t h, int64_t w) {
@@ -229,7 +184,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       };
       for (int64_t phase = 0; phase < phase_count; ++phase) {
         const Correlation& taps = phases[static_cast<size_t>(phase)];
-        const PackedWeight<E>& weight = weights[static_cast<size_t>(phase)];
+        const PackedWeight<E>& weight = weights.of_phase[static_cast<size_t>(phase)];
         parts.lay_out(taps, low, in.size, cuts, view, operand.sum, band, in_offsets, place);
 
         T* result = stage_memory + phase * padded_out;
@@ -246,7 +201,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
           });
         };
         // A 1x1 kernel reads each number once.
-        if (taps_of(taps) == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
+        if (taps.taps.size() == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
           const int64_t asked = operand.sum / std::max<int64_t>(1, own.count());  // numbers of a pixel, by each panel
           multiply_in_stream(
               parts.all, own, tile_rows,

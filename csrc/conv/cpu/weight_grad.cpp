@@ -1,24 +1,22 @@
 // The weight gradient as matrix products: dw[k, c, t] = sum over images and pixels o of dy[k, o] x[c, o S - P + t D].
 //
-// The sum runs over all pixels of the batch, so it is cut into chunks, a fixed number whatever the number of
-// threads, each with sums of its own that are added up in order at the end: the result is the same for any number
-// of threads. Within a band, the rows of a tile are output channels (of dy, packed) and its columns lie along
-// the input's channels, side by side in memory. Where there are too few of those, as in a network's first layer, it is
-// the other way round: rows are the patch's numbers, and columns lie along dy's channels, where they are.
+// Chunk by chunk of the batch (weight_sums.h). Within a band, the rows of a tile are output channels (of dy, packed)
+// and its columns lie along the input's channels, side by side in memory. Where there are too few of those, as in a
+// network's first layer, it is the other way round: rows are the patch's numbers, and columns lie along dy's channels,
+// where they are.
 #include <algorithm>
 
 #include "common/gemm.h"
 #include "conv/cpu/band.h"
+#include "conv/cpu/weight_sums.h"
 #include "conv/kernels.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kChunks = 16;             // of the batch, at most
-constexpr int64_t kChunkPixels = 1536;      // a chunk is worth its sums from here on
-constexpr int64_t kTasksPerThread = 4;      // chunks x blocks of output channels, about
-constexpr int64_t kSumsBytes = 64ll << 20;  // for the sums of all chunks together, at most
+constexpr int64_t kChunks = 16;         // of the batch, at most, where there are few input channels
+constexpr int64_t kChunkPixels = 1536;  // a chunk is worth its sums from here on
 
 // Calls body(p, count, n, d, h, w) for the rows of a band's boxes, box by box: `count` positions from p on, side by
 // side from (d, h, w) of the band on.
@@ -63,52 +61,23 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   const Bands bands(g.batch, g.output, kBandPixels, g.batch);
   const int64_t sum_channels = g.group_in(), out_channels = g.group_out();
 
-  // The columns of the sums: each segment of taps rounded up to whole tiles. Which taps form a segment depends on
-  // whether the band is a copy, so it always is one unless there is a single tap.
-  const bool in_place = g.taps() == 1 && sum_channels % columns == 0;
-  std::vector<Segment> layout;
-  {
-    const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
-    const PixelView<E> copy{
-        nullptr, {largest.size[1] * largest.size[2] * sum_channels, largest.size[2] * sum_channels, sum_channels}, 0};
-    segments_of(correlation, low, copy, sum_channels, layout);
-  }
-  const auto width_of = [&] {
-    int64_t sum = 0;
-    for (const Segment& segment : layout) sum += round_up(segment.length, columns);
-    return sum;
-  };
-  // Where short segments would leave much of their tiles empty, as with three input channels, the pixels' patches are
-  // written out after all, a band at a time: then all taps are one segment.
-  const int64_t patch = g.taps() * sum_channels;
-  const bool writes_patches = !in_place && 5 * width_of() > 6 * round_up(patch, columns);
-  if (writes_patches) layout = {{0, patch}};
-  const int64_t width = width_of();
+  const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
+  const SumLayout<T> layout(g, correlation, largest);
+  const int64_t width = layout.width(), patch = layout.patch;
+  const bool writes_patches = layout.writes_patches;
   // Products with zeros of the border are left out, position by position.
   const bool cuts =
       meets_border(correlation, input.size) && g.border == Border::kZeros && !writes_patches && together == 1;
 
-  // Chunks of bands times blocks of output channels: the tasks.
+  const auto tasks = WeightTasks::of<T>(g, bands, width, kTileRows);
   const int64_t sums_size = g.out_channels * width;
-  const int64_t affordable = kSumsBytes / std::max<int64_t>(1, sums_size * static_cast<int64_t>(sizeof(T)));
-  const int64_t worth = g.batch * volume(g.output) / kChunkPixels;
-  const int64_t chunks = std::clamp<int64_t>(std::min({affordable, worth, bands.total()}), 1, kChunks);
-  const int64_t tasks = kTasksPerThread * thread_count();
-  const int64_t block_rows =
-      std::max<int64_t>(kTileRows, (g.out_channels * chunks + tasks - 1) / tasks);  // about so many tasks in all
-  const int64_t blocks_per_group = std::max<int64_t>(1, out_channels / block_rows);
-  const int64_t groups_per_task = std::clamp<int64_t>(block_rows / out_channels, 1, g.groups);
-  const int64_t group_tasks = (g.groups + groups_per_task - 1) / groups_per_task;
-  const int64_t tasks_per_chunk = group_tasks * blocks_per_group;
-
-  T* sums = scratch<T>(chunks * sums_size, Scratch::kCall);
-  const Rectangle largest = read_by(correlation, low, high, {0, 0, 0}, bands.largest());
+  T* sums = scratch<T>(tasks.chunks() * sums_size, Scratch::kCall);
   const int64_t band_size =
       bands.most_images() * volume(largest.size) * sum_channels + 2 * columns;  // columns may read past the end
   const int64_t pixels = round_up(bands.most_pixels(), together);
   const int64_t patches_size = writes_patches ? round_up(bands.most_pixels() * patch + columns, 16) : 0;
 
-  parallel_for(0, chunks * tasks_per_chunk, 1, [&](int64_t begin, int64_t end) {
+  run_weight_tasks(tasks, layout, g.out_channels, sums, grad_weight, [&](int64_t begin, int64_t end, auto finish) {
     const int64_t grad_size = pixels * out_channels + kCopiedRows<T>;
     E* band_memory = scratch<E>(band_size + 2 * grad_size + patches_size +
                                 pixels * static_cast<int64_t>(sizeof(int64_t) / sizeof(E)) + 16);
@@ -119,34 +88,28 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
     std::vector<Segment> segments;
     std::vector<Band> boxes;
     std::vector<Range> ranges;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t chunk = task / tasks_per_chunk;
-      const int64_t group_task = task % tasks_per_chunk / blocks_per_group;
-      const int64_t block = task % blocks_per_group;
-      const int64_t first_group = group_task * groups_per_task;
-      const int64_t last_group = std::min(g.groups, first_group + groups_per_task);
-      const int64_t first_row = out_channels * block / blocks_per_group;
-      const int64_t row_count = out_channels * (block + 1) / blocks_per_group - first_row;
-      const int64_t first_band = bands.total() * chunk / chunks, last_band = bands.total() * (chunk + 1) / chunks;
-
-      for (int64_t group = first_group; group < last_group; ++group) {
-        T* own = sums + chunk * sums_size + (group * out_channels + first_row) * width;
+    for (int64_t index = begin; index < end; ++index) {
+      const WeightTasks::Task task = tasks[index];
+      const int64_t first_row = task.rows.first, row_count = task.rows.count();
+      for (int64_t group = task.groups.first; group < task.groups.last; ++group) {
+        const int64_t first_channel = group * out_channels + first_row;
+        T* own = sums + task.chunk * sums_size + first_channel * width;
         std::fill(own, own + row_count * width, T(0));
-        for (int64_t index = first_band; index < last_band; ++index) {
-          const Band band = bands[index];
+        for (int64_t i = task.bands.first; i < task.bands.last; ++i) {
+          const Band band = bands[i];
           const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
           const PixelView<E> view = view_rectangle(input, band, group * sum_channels, sum_channels, rectangle, g.border,
-                                                   in_place, band_memory);
+                                                   layout.in_place, band_memory);
           segments_of(correlation, low, view, sum_channels, segments);
-          const PixelView<E> dy = view_rectangle(grad, band, group * out_channels + first_row, row_count,
-                                                 Rectangle{band.first, band.size}, Border::kZeros, true, copied_grad);
+          const PixelView<E> dy = view_rectangle(grad, band, first_channel, row_count, Rectangle{band.first, band.size},
+                                                 Border::kZeros, true, copied_grad);
           boxes.assign(1, band);
           if (cuts) cut_at_border(correlation, input.size, band, boxes);
           for_each_row_of(boxes, band, [&](int64_t p, int64_t count, int64_t n, int64_t d, int64_t h, int64_t w) {
             const int64_t step = g.stride[2] * view.stride[2];
             const int64_t first =
                 n * view.image_stride + d * g.stride[0] * view.stride[0] + h * g.stride[1] * view.stride[1] + w * step;
-            for (int64_t i = 0; i < count; ++i) offsets[p + i] = first + i * step;
+            for (int64_t j = 0; j < count; ++j) offsets[p + j] = first + j * step;
           });
           const E* columns_data = view.data;
           if (writes_patches) {
@@ -158,7 +121,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
               }
               offsets[p] = p * patch;
             }
-            segments = layout;
+            segments = layout.segments;
             columns_data = patches;
           }
           // dy by tiles of rows, each pixel's (or pair of pixels') numbers of a tile side by side.
@@ -185,8 +148,8 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             });
           });
           Upcoming next_input, next_grad;
-          if (index + 1 < last_band) {
-            const Band next = bands[index + 1];
+          if (i + 1 < task.bands.last) {
+            const Band next = bands[i + 1];
             const int64_t steps = width / columns * ((row_count + kTileRows - 1) / kTileRows);
             next_input = upcoming_rows(input, next, read_by(correlation, low, high, next.first, next.size), steps);
             if (row_count == g.out_channels) next_grad = upcoming_rows(grad, next, {next.first, next.size}, steps);
@@ -213,36 +176,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             }
           }
         }
-      }
-    }
-  });
-
-  // Add up the chunks, in order, into the weight's own layout.
-  parallel_for(0, g.out_channels, 1 + 16384 / std::max<int64_t>(1, width * chunks), [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      T* row = sums + k * width;
-      for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-        const T* other = row + chunk * sums_size;
-        for (int64_t i = 0; i < width; i += kLanes<T>) store(row + i, load(row + i) + load(other + i));
-      }
-      S* out = grad_weight.data + k * grad_weight.out_stride;
-      int64_t tap = 0, channel = 0;
-      for (const Segment& segment : layout) {
-        for (int64_t i = 0, count; i < segment.length; i += count) {
-          count = std::min(segment.length - i, sum_channels - channel);
-          S* to = out + channel * grad_weight.in_stride + tap * grad_weight.tap_stride;
-          if (grad_weight.in_stride == 1) {
-            copy_numbers(row + i, count, to);
-          } else {
-            for (int64_t c = 0; c < count; ++c) write_one(to + c * grad_weight.in_stride, row[i + c]);
-          }
-          channel += count;
-          if (channel == sum_channels) {
-            channel = 0;
-            ++tap;
-          }
-        }
-        row += round_up(segment.length, columns);
+        finish(Range{first_channel, first_channel + row_count});
       }
     }
   });

@@ -1,14 +1,15 @@
 // Normalization where each set is one run of memory: layer norm and RMS norm, group norm of N x C x H x W.
 //
-// A row is finished before the next one is begun: it is small enough for the cache more often than not. Rows know
-// nothing of each other, but for the gradients of weight and bias: these are summed over fixed parts of the rows,
-// and the parts in order, so they are the same numbers however many threads there are.
+// A row is finished before the next one is begun: it is small enough for the cache more often than not. Half precision
+// is widened and rounded there, row by row. Rows know nothing of each other, but for the gradients of weight and bias:
+// these are summed over fixed parts of the rows, and the parts in order, so they are the same numbers however many
+// threads there are.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
+#include "common/half.h"
 #include "common/runtime.h"
-#include "common/simd.h"
 #include "common/stream.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
@@ -49,12 +50,44 @@ SCRATCHNN_INLINE void store_result(T* p, V v) {
   }
 }
 
-// body(streamed) for results of all rows at `output`.
-template <class T, class Body>
-void with_streaming(const Rows& geometry, const T* output, const Body& body) {
+// body(streamed) for results of all rows at `output`. Rows that are rounded first are not.
+template <class S, class Body>
+void with_streaming(const Rows& geometry, const S* output, const Body& body) {
   const int64_t step = geometry.run > 1 ? geometry.run : geometry.length();
-  if (!is_worth_streaming(output, geometry.rows * geometry.length(), step)) return body(std::false_type());
+  const bool rounds = !std::is_same_v<S, Wide<S>>;
+  if (rounds || !is_worth_streaming(output, geometry.rows * geometry.length(), step)) return body(std::false_type());
   body(std::true_type());
+}
+
+// A row to compute with: itself, or a copy of it in `memory`.
+template <class S>
+SCRATCHNN_INLINE const Wide<S>* widened(const S* row, int64_t length, Wide<S>* memory) {
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    return row;
+  } else {
+    copy_numbers(row, length, memory);
+    return memory;
+  }
+}
+
+// Where a row of results is computed: where it belongs, or in `memory`; and rounded to where it belongs.
+template <class S>
+SCRATCHNN_INLINE Wide<S>* unrounded(S* row, Wide<S>* memory) {
+  if constexpr (std::is_same_v<S, Wide<S>>) {
+    return row;
+  } else {
+    return memory;
+  }
+}
+template <class S>
+SCRATCHNN_INLINE void round_row(const Wide<S>* memory, int64_t length, S* row) {
+  if constexpr (!std::is_same_v<S, Wide<S>>) copy_numbers(memory, length, row);
+}
+
+// Numbers of memory for `rows` of those.
+template <class S>
+int64_t widened_size(const Rows& geometry, int64_t rows) {
+  return std::is_same_v<S, Wide<S>> ? 0 : rows * geometry.length();
 }
 
 template <class V, class T>
@@ -212,20 +245,23 @@ void forward_row(const Rows& geometry, const T* x, T* y, const T* weight, const 
   }
 }
 
-template <class V, class T>
-void forward(const Rows& geometry, const T* input, T* output, const T* weight, const T* bias, double eps, T* mean,
-             T* variance) {
+template <class V, class S>
+void forward(const Rows& geometry, const S* input, S* output, const Wide<S>* weight, const Wide<S>* bias, double eps,
+             Wide<S>* mean, Wide<S>* variance) {
+  using T = Wide<S>;
   const int64_t length = geometry.length();
   const double inverse_length = 1 / static_cast<double>(length);
   with_streaming(geometry, output, [&](auto streamed) {
     parallel_for(0, geometry.rows, std::max<int64_t>(1, kGrain / length), [&](int64_t first, int64_t last) {
+      T* memory = scratch<T>(widened_size<S>(geometry, 2));
       for (int64_t row = first; row < last; ++row) {
-        const T* x = input + row * length;
+        const T* x = widened(input + row * length, length, memory);
+        T* y = unrounded(output + row * length, memory + length);
         const int64_t parameter = row % geometry.cycle * geometry.parameters;
         const Moments m = moments<V>(x, length, inverse_length, mean != nullptr);
-        forward_row<V, T, streamed.value>(geometry, x, output + row * length,
-                                          weight == nullptr ? nullptr : weight + parameter,
+        forward_row<V, T, streamed.value>(geometry, x, y, weight == nullptr ? nullptr : weight + parameter,
                                           bias == nullptr ? nullptr : bias + parameter, m, eps);
+        round_row(y, length, output + row * length);
         if (mean != nullptr) mean[row] = static_cast<T>(m.mean);
         variance[row] = static_cast<T>(m.variance);
       }
@@ -370,20 +406,24 @@ void flush(T* sums, double* gradients, int64_t count) {
   std::fill_n(sums, count, T(0));
 }
 
-template <class V, class T, bool streamed>
-void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
-                   const T* variance, double eps, double* gradients, int64_t first, int64_t last) {
+template <class V, class S, bool streamed>
+void backward_part(const Rows& geometry, const S* grad, const S* input, S* grad_input, const Wide<S>* weight,
+                   const Wide<S>* mean, const Wide<S>* variance, double eps, double* gradients, int64_t first,
+                   int64_t last) {
+  using T = Wide<S>;
   const int64_t length = geometry.length(), parameters = geometry.all_parameters();
   const double inverse_length = 1 / static_cast<double>(length);
   const bool centred = mean != nullptr;
   double* dw = gradients;
   double* db = gradients == nullptr ? nullptr : gradients + parameters;
-  double* own = scratch<double>(2 * (parameters + geometry.parameters));
+  double* own = scratch<double>(2 * (parameters + geometry.parameters) + widened_size<S>(geometry, 3));
   T* sums = reinterpret_cast<T*>(own + 2 * geometry.parameters);  // in T: the gradients of some rows
+  T* memory = sums + 2 * parameters;
   if (dw != nullptr) std::fill_n(sums, 2 * parameters, T(0));
   for (int64_t row = first; row < last; ++row) {
-    const T *g = grad + row * length, *x = input + row * length;
-    T* dx = grad_input + row * length;
+    const T* g = widened(grad + row * length, length, memory);
+    const T* x = widened(input + row * length, length, memory + length);
+    T* dx = unrounded(grad_input + row * length, memory + 2 * length);
     const int64_t p = row % geometry.cycle * geometry.parameters;
     const T* w = weight == nullptr ? nullptr : weight + p;
     const T centre = centred ? mean[row] : T(0);
@@ -391,6 +431,7 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
       backward_row_by_run<V, T, streamed>(geometry, g, x, dx, w, dw == nullptr ? nullptr : dw + p,
                                           dw == nullptr ? nullptr : db + p, centre, static_cast<double>(variance[row]),
                                           eps, centred, own);
+      round_row(dx, length, grad_input + row * length);
       continue;
     }
     const auto differentiate = [&](auto weighted, auto asked) {
@@ -401,23 +442,24 @@ void backward_part(const Rows& geometry, const T* grad, const T* input, T* grad_
     if (dw == nullptr) {
       w == nullptr ? differentiate(std::false_type(), std::false_type())
                    : differentiate(std::true_type(), std::false_type());
-      continue;
+    } else {
+      w == nullptr ? differentiate(std::false_type(), std::true_type())
+                   : differentiate(std::true_type(), std::true_type());
+      if ((row + 1 - first) % (kRowsInT * geometry.cycle) == 0) flush(sums, gradients, 2 * parameters);
     }
-    w == nullptr ? differentiate(std::false_type(), std::true_type())
-                 : differentiate(std::true_type(), std::true_type());
-    if ((row + 1 - first) % (kRowsInT * geometry.cycle) == 0) flush(sums, gradients, 2 * parameters);
+    round_row(dx, length, grad_input + row * length);
   }
   if (dw != nullptr && geometry.run == 1) flush(sums, gradients, 2 * parameters);
   if (streamed) finish_streaming();
 }
 
-template <class V, class T, bool streamed>
-void backward(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
-              const T* variance, double eps, double* grad_weight, double* grad_bias) {
+template <class V, class S, bool streamed>
+void backward(const Rows& geometry, const S* grad, const S* input, S* grad_input, const Wide<S>* weight,
+              const Wide<S>* mean, const Wide<S>* variance, double eps, double* grad_weight, double* grad_bias) {
   if (grad_weight == nullptr) {
     const int64_t grain = std::max<int64_t>(1, kGrain / geometry.length());
     parallel_for(0, geometry.rows, grain, [&](int64_t first, int64_t last) {
-      backward_part<V, T, streamed>(geometry, grad, input, grad_input, weight, mean, variance, eps, nullptr, first,
+      backward_part<V, S, streamed>(geometry, grad, input, grad_input, weight, mean, variance, eps, nullptr, first,
                                     last);
     });
     return;
@@ -429,7 +471,7 @@ void backward(const Rows& geometry, const T* grad, const T* input, T* grad_input
   parallel_for(0, parts, 1, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
       const int64_t first = geometry.rows * part / parts, last = geometry.rows * (part + 1) / parts;
-      backward_part<V, T, streamed>(geometry, grad, input, grad_input, weight, mean, variance, eps,
+      backward_part<V, S, streamed>(geometry, grad, input, grad_input, weight, mean, variance, eps,
                                     gradients.data() + 2 * parameters * part, first, last);
     }
   });
@@ -450,28 +492,34 @@ bool holds_vectors(const Rows& geometry) {
   return (geometry.run > 1 ? geometry.run : geometry.parameters) >= kLanes<T>;
 }
 
-template <class T>
-void norm(const Rows& geometry, const T* input, T* output, const T* weight, const T* bias, double eps, T* mean,
-          T* variance) {
-  const auto& run = holds_vectors<T>(geometry) ? forward<Vec<T>, T> : forward<T, T>;
+template <class S>
+void norm(const Rows& geometry, const S* input, S* output, const Wide<S>* weight, const Wide<S>* bias, double eps,
+          Wide<S>* mean, Wide<S>* variance) {
+  using T = Wide<S>;
+  const auto& run = holds_vectors<T>(geometry) ? forward<Vec<T>, S> : forward<T, S>;
   run(geometry, input, output, weight, bias, eps, mean, variance);
 }
 
-template <class T>
-void norm_backward(const Rows& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
-                   const T* variance, double eps, double* grad_weight, double* grad_bias) {
+template <class S>
+void norm_backward(const Rows& geometry, const S* grad, const S* input, S* grad_input, const Wide<S>* weight,
+                   const Wide<S>* mean, const Wide<S>* variance, double eps, double* grad_weight, double* grad_bias) {
+  using T = Wide<S>;
   with_streaming(geometry, grad_input, [&](auto streamed) {
-    const auto& run = holds_vectors<T>(geometry) ? backward<Vec<T>, T, streamed.value> : backward<T, T, streamed.value>;
+    const auto& run = holds_vectors<T>(geometry) ? backward<Vec<T>, S, streamed.value> : backward<T, S, streamed.value>;
     run(geometry, grad, input, grad_input, weight, mean, variance, eps, grad_weight, grad_bias);
   });
 }
 
 }  // namespace
 
-SCRATCHNN_REGISTER_KERNEL(norm_rows<float>, &norm<float>);
-SCRATCHNN_REGISTER_KERNEL(norm_rows<double>, &norm<double>);
-SCRATCHNN_REGISTER_KERNEL(norm_rows_backward<float>, &norm_backward<float>);
-SCRATCHNN_REGISTER_KERNEL(norm_rows_backward<double>, &norm_backward<double>);
+#define SCRATCHNN_REGISTER(S)                        \
+  SCRATCHNN_REGISTER_KERNEL(norm_rows<S>, &norm<S>); \
+  SCRATCHNN_REGISTER_KERNEL(norm_rows_backward<S>, &norm_backward<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn

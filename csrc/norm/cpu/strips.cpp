@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/half.h"
 #include "common/runtime.h"
-#include "common/simd.h"
 #include "norm/cpu/formulas.h"
 #include "norm/kernels.h"
 
@@ -102,16 +102,16 @@ struct PixelSums {
   }
 };
 
-template <class T>
-void forward_strip(const Strip<T>& strip, int64_t channels, const T* x, T* y, const T* weight, const T* bias,
+template <class S, class T>
+void forward_strip(const Strip<T>& strip, int64_t channels, const S* x, S* y, const T* weight, const T* bias,
                    double eps, T* mean, T* variance, const PixelSums<T, 2>& sums, T* centre, T* scale, T* offset) {
   const int64_t columns = strip.vectors * kLanes<T>;
   const double count = static_cast<double>(channels);
   sums.add_all(strip, channels,
-               [&](int64_t, int64_t i, int64_t, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA { sum[0] += load(x + i); });
+               [&](int64_t, int64_t i, int64_t, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA { sum[0] += read(x + i); });
   for (int64_t column = 0; column < columns; ++column) centre[column] = static_cast<T>(sums.wide[0][column] / count);
   sums.add_all(strip, channels, [&](int64_t, int64_t i, int64_t column, Vec<T>(&sum)[2]) SCRATCHNN_INLINE_LAMBDA {
-    const Vec<T> d = load(x + i) - load(centre + column);
+    const Vec<T> d = read(x + i) - load(centre + column);
     sum[0] += d;
     sum[1] = fma(d, d, sum[1]);
   });
@@ -136,15 +136,16 @@ void forward_strip(const Strip<T>& strip, int64_t channels, const T* x, T* y, co
     const Vec<T> b = broadcast(bias == nullptr ? T(0) : bias[channel]);
     for (int64_t j = 0; j < strip.vectors; ++j) {
       const int64_t i = channel * strip.stride + strip.offset(j), column = j * kLanes<T>;
-      const Vec<T> x_hat = fma(load(x + i) - load(centre + column), load(scale + column), load(offset + column));
-      store(y + i, fma(x_hat, w, b));
+      const Vec<T> x_hat = fma(read(x + i) - load(centre + column), load(scale + column), load(offset + column));
+      write(y + i, fma(x_hat, w, b));
     }
   }
 }
 
-template <class T>
-void norm(const Planes& geometry, const T* input, T* output, const T* weight, const T* bias, double eps, T* mean,
-          T* variance) {
+template <class S>
+void norm(const Planes& geometry, const S* input, S* output, const Wide<S>* weight, const Wide<S>* bias, double eps,
+          Wide<S>* mean, Wide<S>* variance) {
+  using T = Wide<S>;
   const Strips<T> strips(geometry, 1);
   const int64_t columns = strips.columns();
   parallel_for(0, strips.count, strips.grain(), [&](int64_t first, int64_t last) {
@@ -176,8 +177,8 @@ struct PixelLines {
         x_hat_offset(memory + 5 * columns) {}
 };
 
-template <class T>
-void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T* x, T* dx, const T* weight,
+template <class S, class T>
+void backward_strip(const Strip<T>& strip, int64_t channels, const S* g, const S* x, S* dx, const T* weight,
                     const T* mean, const T* variance, double eps, double* dw, double* db, const PixelSums<T, 3>& sums,
                     const PixelLines<T>& lines) {
   const double count = static_cast<double>(channels);
@@ -185,8 +186,8 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
   // the sums of d = x - centre, of w g and of w g d
   sums.add_all(strip, channels,
                [&](int64_t channel, int64_t i, int64_t column, Vec<T>(&sum)[3]) SCRATCHNN_INLINE_LAMBDA {
-                 const Vec<T> d = load(x + i) - load(lines.centre + column);
-                 const Vec<T> slope = weight == nullptr ? load(g + i) : load(g + i) * broadcast(weight[channel]);
+                 const Vec<T> d = read(x + i) - load(lines.centre + column);
+                 const Vec<T> slope = weight == nullptr ? read(g + i) : read(g + i) * broadcast(weight[channel]);
                  sum[0] += d;
                  sum[1] += slope;
                  sum[2] = fma(slope, d, sum[2]);
@@ -213,12 +214,12 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
     Vec<T> sum_g_x_hat = {}, sum_g = {};
     const auto differentiate = [&](int64_t j, auto mask) SCRATCHNN_INLINE_LAMBDA {
       const int64_t i = channel * strip.stride + strip.offset(j), column = j * kLanes<T>;
-      const Vec<T> d = load(x + i) - load(lines.centre + column), slope = load(g + i);
+      const Vec<T> d = read(x + i) - load(lines.centre + column), slope = read(g + i);
       const Vec<T> r = load(lines.r + column);
       const Vec<T> line = fma(d, load(lines.input_scale + column), load(lines.offset + column));
       Vec<T> wg = w * slope;
       SCRATCHNN_KEEP_IN_REGISTER(wg);  // rounded, as it was when it was summed
-      store(dx + i, fma(wg - load(lines.mean_wg + column), r, line));
+      write(dx + i, fma(wg - load(lines.mean_wg + column), r, line));
       sum_g_x_hat += mask(slope * fma(d, r, load(lines.x_hat_offset + column)));
       sum_g += mask(slope);
     };
@@ -231,9 +232,10 @@ void backward_strip(const Strip<T>& strip, int64_t channels, const T* g, const T
   }
 }
 
-template <class T>
-void norm_backward(const Planes& geometry, const T* grad, const T* input, T* grad_input, const T* weight, const T* mean,
-                   const T* variance, double eps, double* grad_weight, double* grad_bias) {
+template <class S>
+void norm_backward(const Planes& geometry, const S* grad, const S* input, S* grad_input, const Wide<S>* weight,
+                   const Wide<S>* mean, const Wide<S>* variance, double eps, double* grad_weight, double* grad_bias) {
+  using T = Wide<S>;
   const Strips<T> strips(geometry, 2);
   const int64_t columns = strips.columns(), channels = geometry.channels;
   const int64_t parts = std::clamp<int64_t>(strips.count / strips.grain(), 1, kMostParts);
@@ -266,10 +268,14 @@ void norm_backward(const Planes& geometry, const T* grad, const T* input, T* gra
 
 }  // namespace
 
-SCRATCHNN_REGISTER_KERNEL(norm_strips<float>, &norm<float>);
-SCRATCHNN_REGISTER_KERNEL(norm_strips<double>, &norm<double>);
-SCRATCHNN_REGISTER_KERNEL(norm_strips_backward<float>, &norm_backward<float>);
-SCRATCHNN_REGISTER_KERNEL(norm_strips_backward<double>, &norm_backward<double>);
+#define SCRATCHNN_REGISTER(S)                          \
+  SCRATCHNN_REGISTER_KERNEL(norm_strips<S>, &norm<S>); \
+  SCRATCHNN_REGISTER_KERNEL(norm_strips_backward<S>, &norm_backward<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn
