@@ -286,7 +286,7 @@ def test_layer_norm_2d_is_that_of_convnext() -> None:
 def test_half_precision_makes_no_float32_copies(layout: torch.memory_format, dtype: torch.dtype) -> None:
     """Of whole tensors, that is: one would take twice the memory of the result."""
     x = torch.randn(4, 64, 30, 30).to(dtype).to(memory_format=layout).requires_grad_()
-    for module in (nn.LayerNorm([64, 30, 30]), nn.GroupNorm(4, 64), nn.InstanceNorm2d(64), nn.LayerNorm2d(64)):
+    for module in (nn.LayerNorm(30), nn.GroupNorm(4, 64), nn.InstanceNorm2d(64), nn.LayerNorm2d(64)):
         if isinstance(module, nn.LayerNorm) and layout == torch.channels_last:
             continue  # its rows are copied, in their own type
         module.to(dtype)
