@@ -8,6 +8,8 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -74,8 +76,36 @@ void* detail::scratch(size_t bytes, int slot) {
   return own.memory.get();
 }
 
+// Each thread takes its share of the range in pieces, then what others have left of theirs: processors are not equally
+// fast at all times, above all where they are shared.
 void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
-  at::parallel_for(begin, end, grain, [=](int64_t first, int64_t last) { function(context, first, last); });
+  constexpr int64_t kPieces = 8;  // of a share
+  const int64_t count = end - begin, useful = count / std::max<int64_t>(1, grain);
+  const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), useful);
+  if (threads <= 1) {
+    if (count > 0) function(context, begin, end);
+    return;
+  }
+  struct alignas(kAlignment) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const std::unique_ptr<Share[]> shares(new Share[threads]);
+  for (int64_t i = 0; i < threads; ++i) {
+    shares[i].next = begin + count * i / threads;
+    shares[i].end = begin + count * (i + 1) / threads;
+  }
+  const int64_t piece = std::max(grain, (count / threads + kPieces - 1) / kPieces);
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t own = first; own < last; ++own) {
+      for (int64_t i = 0; i < threads; ++i) {
+        Share& share = shares[(own + i) % threads];
+        for (int64_t from; (from = share.next.fetch_add(piece, std::memory_order_relaxed)) < share.end;) {
+          function(context, from, std::min(from + piece, share.end));
+        }
+      }
+    }
+  });
 }
 
 int64_t thread_count() {
