@@ -148,7 +148,7 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
             });
           });
           Upcoming next_input, next_grad;
-          if (i + 1 < task.bands.last) {
+          if (i + 1 < task.bands.last && g.groups == 1) {  // else it would be asked for by every group
             const Band next = bands[i + 1];
             const int64_t steps = width / columns * ((row_count + kTileRows - 1) / kTileRows);
             next_input = upcoming_rows(input, next, read_by(correlation, low, high, next.first, next.size), steps);

@@ -53,6 +53,7 @@ void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S*
     }
   });
 
+  const bool streamed = is_worth_streaming(out, rows * features, features);
   const int64_t panels = (features + columns - 1) / columns;
   const int64_t blocks =
       std::clamp<int64_t>((kTasks + panels - 1) / std::max<int64_t>(1, panels), 1, std::max<int64_t>(1, tiles));
@@ -84,9 +85,16 @@ void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S*
         }
       }
       for (int64_t row = top; row < bottom; ++row) {
-        copy_numbers(sums + (row - top) * columns, width, out + row * features + column);
+        const T* from = sums + (row - top) * columns;
+        S* to = out + row * features + column;
+        if (streamed && width == columns) {
+          for (int64_t c = 0; c < columns; c += kLanes<T>) stream(to + c, load(from + c));
+        } else {
+          copy_numbers(from, width, to);
+        }
       }
     }
+    if (streamed) finish_streaming();
   });
 }
 

@@ -95,11 +95,14 @@ void dot_products(const X* x, const S* w, int64_t features, const S* bias, S* y,
 // `outputs` neighbouring outputs of some rows.
 template <int outputs, class E, class X, class S>
 void outputs_of_rows(const X* x, int64_t rows, const S* w, int64_t features, const S* bias, S* y, int64_t y_stride) {
-  int64_t n = 0;
-  for (; n + kRows <= rows; n += kRows) {
-    dot_products<kRows, outputs, E>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
-  }
-  for (; n < rows; ++n) dot_products<1, outputs, E>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+  for_each_tile(
+      rows,
+      [&](int64_t n, int64_t count) {
+        with_rows<kRows>(count, [&](auto tile_rows) {
+          dot_products<tile_rows, outputs, E>(x + n * features, w, features, bias, y + n * y_stride, y_stride);
+        });
+      },
+      kRows);
 }
 
 // Few features: panel by panel of outputs, for tiles of rows.
@@ -126,13 +129,16 @@ void linear_in_blocks(const LinearShape& s, const S* input, const S* weight, con
   const int64_t block_rows = std::max<int64_t>(kRows, kBlockBytes / row_bytes / kRows * kRows);
   const int64_t row_blocks = (s.rows + block_rows - 1) / block_rows;
   const int64_t output_blocks = (s.out_features + kBlockOutputs - 1) / kBlockOutputs;
+  const bool weight_once = s.out_features > s.rows;  // the larger matrix is read from memory once
   const int64_t most_rows = std::min(block_rows, s.rows);
   const int64_t work = most_rows * std::min(kBlockOutputs, s.out_features) * s.in_features;
   parallel_for(0, row_blocks * output_blocks, 1 + 65536 / std::max<int64_t>(1, work), [&](int64_t begin, int64_t end) {
     [[maybe_unused]] E* widened = widens ? scratch<E>(most_rows * s.in_features) : nullptr;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first_row = task / output_blocks * block_rows, rows = std::min(block_rows, s.rows - first_row);
-      const int64_t first_out = task % output_blocks * kBlockOutputs;
+      const int64_t row_block = weight_once ? task % row_blocks : task / output_blocks;
+      const int64_t output_block = weight_once ? task / row_blocks : task % output_blocks;
+      const int64_t first_row = row_block * block_rows, rows = std::min(block_rows, s.rows - first_row);
+      const int64_t first_out = output_block * kBlockOutputs;
       const int64_t last_out = std::min(s.out_features, first_out + kBlockOutputs);
       const E* x;
       if constexpr (widens) {

@@ -10,7 +10,7 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-constexpr int64_t kPackedBytes = 768 << 10;  // of a matrix that is packed, at most
+constexpr int64_t kPackedBytes = 1 << 20;  // of a matrix that is packed, at most
 
 // out[n, j] = sum over q of x[n, q] m[q, j] + bias[j], summed in runs of `longest_run` products; m[q, j], for the
 // columns j of panel p, at packed + p * reduction * kTileColumns + q * kTileColumns. The biases, if any, are as many as
