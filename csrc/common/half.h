@@ -215,21 +215,35 @@ SCRATCHNN_INLINE void copy_numbers(const From* from, int64_t count, To* to) {
   }
 }
 
-// out[c][r] = in[r][c] of blocks that are whole in both directions: pairs of rows move like single numbers of 32 bits.
-// Returns how many rows that are.
+// Whether the instruction set reads and writes some of a vector's numbers S at once.
+#if defined(CPU_CAPABILITY_AVX512)
+template <class S>
+constexpr bool kHasPartial = true;
+#elif defined(CPU_CAPABILITY_AVX2)
+template <class S>
+constexpr bool kHasPartial = sizeof(S) >= 4;
+#else
+template <class S>
+constexpr bool kHasPartial = false;
+#endif
+
+// out[c][r] = in[r][c] for whole pairs of vectors of rows, which move like single numbers of 32 bits, and for columns
+// that are whole vectors too, or some of one. Returns how many rows that are.
 template <class S>
 int64_t transpose_pairs(const S* in, int64_t in_stride, S* out, int64_t out_stride, int64_t rows, int64_t columns) {
   constexpr int n = kLanes<float>;
+  if (!kHasPartial<S> && columns % n != 0) return 0;
   int64_t r = 0;
   for (; r + 2 * n <= rows; r += 2 * n) {
-    for (int64_t c = 0; c + n <= columns; c += n) {
+    for (int64_t c = 0; c < columns; c += n) {
+      const int64_t width = columns - c < n ? columns - c : n;
       Vec<float> block[n];
       for (int i = 0; i < n; ++i) {
         const S* even = in + (r + 2 * i) * in_stride + c;
-        block[i] = load_pairs(even, even + in_stride);
+        block[i] = load_pairs(even, even + in_stride, width);
       }
       transpose<float>(block);
-      for (int i = 0; i < n; ++i) std::memcpy(out + (c + i) * out_stride + r, &block[i], sizeof(block[i]));
+      for (int i = 0; i < width; ++i) std::memcpy(out + (c + i) * out_stride + r, &block[i], sizeof(block[i]));
     }
   }
   return r;
@@ -240,33 +254,39 @@ int64_t transpose_pairs(const S* in, int64_t in_stride, S* out, int64_t out_stri
 template <class In, class Out>
 void transpose_block(const In* in, int64_t in_stride, Out* out, int64_t out_stride, int64_t rows, int64_t columns) {
   using T = Wide<In>;
-  constexpr int n = kLanes<T>;
-  const int64_t whole_columns = columns / n * n;
-  int64_t r = 0;
+  constexpr int64_t n = kLanes<T>;
+  int64_t first_row = 0;
   if constexpr (std::is_same_v<In, Out> && sizeof(In) == 2) {
-    r = transpose_pairs(in, in_stride, out, out_stride, rows, columns);
+    first_row = transpose_pairs(in, in_stride, out, out_stride, rows, columns);
   }
-  for (; r + n <= rows; r += n) {
-    for (int64_t c = 0; c < whole_columns; c += n) {
-      Vec<T> block[n];
-      for (int i = 0; i < n; ++i) block[i] = read(in + (r + i) * in_stride + c);
-      transpose<T>(block);
-      for (int i = 0; i < n; ++i) write(out + (c + i) * out_stride + r, block[i]);
+  for (int64_t r = first_row; r < rows; r += n) {
+    const int64_t height = rows - r < n ? rows - r : n;
+    for (int64_t c = 0; c < columns; c += n) {
+      const int64_t width = columns - c < n ? columns - c : n;
+      const In* from = in + r * in_stride + c;
+      Out* to = out + c * out_stride + r;
+      if (height == n && width == n) {
+        Vec<T> block[n];
+        for (int i = 0; i < n; ++i) block[i] = read(from + i * in_stride);
+        transpose<T>(block);
+        for (int i = 0; i < n; ++i) write(to + i * out_stride, block[i]);
+      } else if (kHasPartial<In> && kHasPartial<Out> && 4 * height >= n && 4 * width >= n) {
+        Vec<T> block[n] = {};
+        for (int i = 0; i < height; ++i) block[i] = read_partial(from + i * in_stride, width);
+        transpose<T>(block);
+        for (int i = 0; i < width; ++i) write_partial(to + i * out_stride, block[i], height);
+      } else {
+        for (int64_t i = 0; i < height; ++i) {
+          for (int64_t j = 0; j < width; ++j) {
+            if constexpr (std::is_same_v<In, Out>) {
+              to[j * out_stride + i] = from[i * in_stride + j];
+            } else {
+              write_one(to + j * out_stride + i, read_one(from + i * in_stride + j));
+            }
+          }
+        }
+      }
     }
-  }
-  // What is left of each side
-  const auto move = [&](int64_t row, int64_t column) {
-    if constexpr (std::is_same_v<In, Out>) {
-      out[column * out_stride + row] = in[row * in_stride + column];
-    } else {
-      write_one(out + column * out_stride + row, read_one(in + row * in_stride + column));
-    }
-  };
-  for (int64_t c = whole_columns; c < columns; ++c) {
-    for (int64_t row = 0; row < r; ++row) move(row, c);
-  }
-  for (; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) move(r, c);
   }
 }
 
