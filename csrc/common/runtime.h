@@ -38,7 +38,7 @@ T* scratch(int64_t count, Scratch which = Scratch::kTask) {
 }
 
 // Whether this processor has a unit for products of bfloat16 matrices (AMX), which the operating system lets this
-// process use: common/matrix_unit.h. False where the instruction set is lowered (dispatch.h).
+// process use: conv/cpu/matrix_unit.h. False where the instruction set is lowered (dispatch.h).
 bool has_matrix_unit();
 
 // True while this thread asked for the readable kernels (scratchnn.kernels("naive")).

@@ -1,4 +1,4 @@
-// The fast convolution kernels: one algorithm a file in conv/cpu, chosen by geometry alone in choice.cpp.
+// The fast convolution kernels: one algorithm a file in conv/cpu, chosen by geometry and type in choice.cpp.
 //
 // S is what the numbers are in memory: float, double, BFloat16 or Half (common/half.h).
 #pragma once
