@@ -9,6 +9,7 @@
 // files compiled once per instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -124,6 +125,32 @@ SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[vectors], T* c, int64_t 
   for (int64_t j = 0; j < columns; ++j) c[j] = all[j];
 }
 
+// Memory that will be read soon, asked for while tiles are computed: the processor itself looks ahead by less than a
+// tile takes, and would wait wherever a row begins. A line or so for each step of a tile: few can be on their way at a
+// time, and loads would wait behind many.
+class Upcoming {
+ public:
+  Upcoming() = default;
+  // `count` numbers from `first` on, in as many steps.
+  template <class T>
+  Upcoming(const T* first, int64_t count, int64_t steps) : next_(reinterpret_cast<const char*>(first)) {
+    const int64_t bytes = std::max<int64_t>(0, count) * static_cast<int64_t>(sizeof(T));
+    const int64_t parts = std::max<int64_t>(1, steps);
+    stride_ = (bytes + parts - 1) / parts;
+  }
+
+  // Asks for the next part; past the end, too, which does no harm.
+  SCRATCHNN_MEMBER void ask() {
+    prefetch(next_);
+    next_ += stride_;
+  }
+
+ private:
+  static constexpr char kNothing = 0;
+  const char* next_ = &kNothing;
+  int64_t stride_ = 0;
+};
+
 // c[r][j] = sum over the reduction q of a[r][q] * b[q][j] + bias[j], added up in runs of `longest_run` products
 //
 //   a     row r starts at a + a_offsets[r]; its reduction is the segments, one after the other
@@ -132,11 +159,13 @@ SCRATCHNN_INLINE void store_columns(const Vec<T> (&row)[vectors], T* c, int64_t 
 //   bias  kTileColumns numbers, for each row the same, or null for none. Added at the end, once: the sum is more exact
 //         than one that starts with a large number
 //
-// `streamed` says that whole rows are written past the cache (stream.h); it is for the last products of a sum.
+// `streamed` says that whole rows are written past the cache (stream.h); it is for the last products of a sum. Each
+// step asks for some of what is upcoming.
 template <int rows, int64_t longest_run, int vectors, class E, class T>
 __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_offsets, const Segment* segments,
                                                 int64_t segment_count, const E* b, T* c, const int64_t* c_offsets,
-                                                int64_t columns, bool accumulate, const T* bias, bool streamed) {
+                                                int64_t columns, bool accumulate, const T* bias, bool streamed,
+                                                Upcoming& upcoming) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
   const bool whole = columns == vectors * lanes;
@@ -161,7 +190,8 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
       }
     }
   }
-  int64_t skip = 0;  // numbers of the segment that are done
+  Upcoming ahead = upcoming;  // in registers
+  int64_t skip = 0;           // numbers of the segment that are done
   while (true) {
     Vec<T> sums[rows][vectors];
 #pragma GCC unroll 16
@@ -182,11 +212,14 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
 #pragma GCC unroll 1
       for (; i + 2 * step <= length; i += 2 * step, right += 2 * step * kTileColumns<T>) {
         multiply_step<rows, vectors, E, T>(sums, row, i, right);
+        ahead.ask();
         multiply_step<rows, vectors, E, T>(sums, row, i + step, right + step * kTileColumns<T>);
+        ahead.ask();
       }
 #pragma GCC unroll 1
       for (; i < length; i += step, right += step * kTileColumns<T>) {
         multiply_step<rows, vectors, E, T>(sums, row, i, right);
+        ahead.ask();
       }
       run -= length;
       skip += length;
@@ -224,6 +257,7 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
         store_columns(sums[r], c + c_offsets[r], columns);
       }
     }
+    upcoming = ahead;
     return;
   }
 }
@@ -232,13 +266,13 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
 template <int rows, int64_t longest_run, class E, class T>
 SCRATCHNN_INLINE void multiply_tile(const E* a, const int64_t* a_offsets, const Segment* segments,
                                     int64_t segment_count, const E* b, T* c, const int64_t* c_offsets, int64_t columns,
-                                    bool accumulate, const T* bias, bool streamed = false) {
+                                    bool accumulate, const T* bias, bool streamed, Upcoming& upcoming) {
   if (columns <= kLanes<T>) {
     multiply_vectors<rows, longest_run, 1, E, T>(a, a_offsets, segments, segment_count, b, c, c_offsets, columns,
-                                                 accumulate, bias, streamed);
+                                                 accumulate, bias, streamed, upcoming);
   } else {
     multiply_vectors<rows, longest_run, 2, E, T>(a, a_offsets, segments, segment_count, b, c, c_offsets, columns,
-                                                 accumulate, bias, streamed);
+                                                 accumulate, bias, streamed, upcoming);
   }
 }
 
@@ -273,11 +307,13 @@ struct Range {
 template <int rows, int vectors, class E, class T>
 __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_stride, const E* b,
                                                         const int64_t* b_offsets, const Range* ranges,
-                                                        int64_t range_count, T* c, int64_t c_stride) {
+                                                        int64_t range_count, T* c, int64_t c_stride,
+                                                        Upcoming& upcoming) {
   constexpr int lanes = kLanes<T>;
   constexpr int64_t step = kTogether<E, T>;
   [[maybe_unused]] static constexpr E kZeros[kTileColumns<T>] = {};
   const Range* const end = ranges + range_count;
+  Upcoming ahead = upcoming;  // in registers
   int64_t p = range_count > 0 ? ranges->first : 0;
   while (ranges < end) {
     Vec<T> sums[rows][vectors];
@@ -311,6 +347,7 @@ __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_st
 #pragma GCC unroll 2
           for (int v = 0; v < vectors; ++v) multiply_add<E, T>(x, right[v], sums[r][v]);
         }
+        ahead.ask();
       }
       if (p >= ranges->last && ++ranges < end) p = ranges->first;
     }
@@ -323,6 +360,7 @@ __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_st
       }
     }
   }
+  upcoming = ahead;
 }
 
 // The same for the first `columns` numbers of each row of b: of kTileColumns of them, or of the vector that holds
@@ -330,46 +368,22 @@ __attribute__((noinline)) void accumulate_outer_vectors(const E* a, int64_t a_st
 template <int rows, class E, class T>
 SCRATCHNN_INLINE void accumulate_outer_products(const E* a, int64_t a_stride, const E* b, const int64_t* b_offsets,
                                                 const Range* ranges, int64_t range_count, int64_t columns, T* c,
-                                                int64_t c_stride) {
+                                                int64_t c_stride, Upcoming& upcoming) {
   if (columns <= kLanes<T>) {
-    accumulate_outer_vectors<rows, 1, E, T>(a, a_stride, b, b_offsets, ranges, range_count, c, c_stride);
+    accumulate_outer_vectors<rows, 1, E, T>(a, a_stride, b, b_offsets, ranges, range_count, c, c_stride, upcoming);
   } else {
-    accumulate_outer_vectors<rows, 2, E, T>(a, a_stride, b, b_offsets, ranges, range_count, c, c_stride);
+    accumulate_outer_vectors<rows, 2, E, T>(a, a_stride, b, b_offsets, ranges, range_count, c, c_stride, upcoming);
   }
 }
 
 // The same for all p < count.
 template <int rows, class E, class T>
 SCRATCHNN_INLINE void accumulate_outer_products(const E* a, int64_t a_stride, const E* b, const int64_t* b_offsets,
-                                                int64_t count, int64_t columns, T* c, int64_t c_stride) {
+                                                int64_t count, int64_t columns, T* c, int64_t c_stride,
+                                                Upcoming& upcoming) {
   const Range all{0, count};
-  accumulate_outer_products<rows, E, T>(a, a_stride, b, b_offsets, &all, 1, columns, c, c_stride);
+  accumulate_outer_products<rows, E, T>(a, a_stride, b, b_offsets, &all, 1, columns, c, c_stride, upcoming);
 }
-
-// Memory that will be read soon, asked for bit by bit while tiles are computed: the processor itself looks ahead by
-// less than a tile takes, and would wait wherever a row begins.
-class Upcoming {
- public:
-  Upcoming() = default;
-  // `count` numbers from `first` on, in as many steps.
-  template <class T>
-  Upcoming(const T* first, int64_t count, int64_t steps)
-      : next_(first), left_(count > 0 ? count * static_cast<int64_t>(sizeof(T)) : 0) {
-    share_ = (left_ / (steps > 0 ? steps : 1) / kLine + 1) * kLine;
-  }
-
-  SCRATCHNN_MEMBER void step() {
-    const int64_t bytes = share_ < left_ ? share_ : left_;
-    prefetch_far(static_cast<const char*>(next_), bytes);
-    next_ = static_cast<const char*>(next_) + bytes;
-    left_ -= bytes;
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const void* next_ = nullptr;
-  int64_t left_ = 0, share_ = 0;
-};
 
 // Calls body(std::integral_constant<int, rows>) for a number of rows known only at run time.
 template <int most = kTileRows, class Body>

@@ -267,7 +267,10 @@ void transpose_block(const In* in, int64_t in_stride, Out* out, int64_t out_stri
       Out* to = out + c * out_stride + r;
       if (height == n && width == n) {
         Vec<T> block[n];
-        for (int i = 0; i < n; ++i) block[i] = read(from + i * in_stride);
+        for (int i = 0; i < n; ++i) {
+          prefetch(from + (n + i) * in_stride);
+          block[i] = read(from + i * in_stride);
+        }
         transpose<T>(block);
         for (int i = 0; i < n; ++i) write(to + i * out_stride, block[i]);
       } else if (kHasPartial<In> && kHasPartial<Out> && 4 * height >= n && 4 * width >= n) {

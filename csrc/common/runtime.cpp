@@ -78,7 +78,8 @@ void* detail::scratch(size_t bytes, int slot) {
 
 // Each thread takes its share of the range in pieces, then what others have left of theirs: processors are not equally
 // fast at all times, above all where they are shared.
-void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context) {
+void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, bool backwards, RangeFunction function,
+                          void* context) {
   constexpr int64_t kPieces = 8;  // of a share
   const int64_t count = end - begin, useful = count / std::max<int64_t>(1, grain);
   const int64_t threads = at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), useful);
@@ -88,11 +89,11 @@ void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFuncti
   }
   struct alignas(kAlignment) Share {
     std::atomic<int64_t> next;
-    int64_t end;
+    int64_t begin, end;
   };
   const std::unique_ptr<Share[]> shares(new Share[threads]);
   for (int64_t i = 0; i < threads; ++i) {
-    shares[i].next = begin + count * i / threads;
+    shares[i].next = shares[i].begin = begin + count * i / threads;
     shares[i].end = begin + count * (i + 1) / threads;
   }
   const int64_t piece = std::max(grain, (count / threads + kPieces - 1) / kPieces);
@@ -101,7 +102,8 @@ void detail::parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFuncti
       for (int64_t i = 0; i < threads; ++i) {
         Share& share = shares[(own + i) % threads];
         for (int64_t from; (from = share.next.fetch_add(piece, std::memory_order_relaxed)) < share.end;) {
-          function(context, from, std::min(from + piece, share.end));
+          const int64_t to = std::min(from + piece, share.end), ends = share.begin + share.end;
+          function(context, backwards ? ends - to : from, backwards ? ends - from : to);
         }
       }
     }

@@ -11,7 +11,7 @@ namespace scratchnn {
 
 namespace detail {
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
-void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction function, void* context);
+void parallel_for(int64_t begin, int64_t end, int64_t grain, bool backwards, RangeFunction function, void* context);
 void* scratch(size_t bytes, int slot);
 }  // namespace detail
 
@@ -20,7 +20,15 @@ void* scratch(size_t bytes, int slot);
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   auto call = [](void* context, int64_t first, int64_t last) { (*static_cast<const Body*>(context))(first, last); };
-  detail::parallel_for(begin, end, grain, call, const_cast<Body*>(&body));
+  detail::parallel_for(begin, end, grain, /*backwards=*/false, call, const_cast<Body*>(&body));
+}
+
+// The same, but each thread begins with the last of its ranges: what it has just gone through forwards, caches have the
+// end of. Within a range body walks as it likes.
+template <class Body>
+void parallel_for_backwards(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  auto call = [](void* context, int64_t first, int64_t last) { (*static_cast<const Body*>(context))(first, last); };
+  detail::parallel_for(begin, end, grain, /*backwards=*/true, call, const_cast<Body*>(&body));
 }
 
 // How many threads parallel_for uses at most. For sharing out work, never for choosing how a number is computed.

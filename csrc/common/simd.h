@@ -68,18 +68,27 @@ SCRATCHNN_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0, not 0 + x: keeps the sign of -0.0
 }
 
-// Asks memory for the cache line at p, to be read soon. Any address will do, also one past the end of an array.
+// Asks memory for the cache line at p, to be read soon. Any address will do, also one past the end of an array. To the
+// second-level cache: more lines can be on their way there than to the first.
 template <class T>
 SCRATCHNN_INLINE void prefetch(const T* p) {
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, 2);
 }
 
-// The same for `count` numbers, to the second-level cache: for what is used some thousand cycles later.
+// The same for `count` numbers.
 template <class T>
-SCRATCHNN_INLINE void prefetch_far(const T* p, int64_t count) {
+SCRATCHNN_INLINE void prefetch(const T* p, int64_t count) {
   constexpr int64_t line = 64;
   const char* from = reinterpret_cast<const char*>(p);
-  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += line) __builtin_prefetch(from + i, 0, 2);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += line) prefetch(from + i);
+}
+
+// For loops that read arrays from one end to the other: asks for what comes so many numbers later. The processor looks
+// ahead itself, but keeps fewer lines on their way.
+constexpr int64_t kAhead = 2048;
+template <class T>
+SCRATCHNN_INLINE void prefetch_ahead(const T* p) {
+  prefetch(p + kAhead);
 }
 
 // a * b + c, rounded once where the processor can.

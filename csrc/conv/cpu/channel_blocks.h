@@ -98,7 +98,7 @@ class UpcomingPixels {
 
   SCRATCHNN_MEMBER void step() {
     for (int64_t i = 0; i < lines_ && slices_ > 0; ++i, at_ += kLine) {
-      prefetch_far(at_, 1);
+      prefetch(at_);
       if (at_ + kLine < end_) continue;
       if (++piece_ == pieces_) {
         piece_ = 0;

@@ -88,20 +88,21 @@ struct Parts {
   }
 };
 
-// multiply(part, panel, position, rows) for all parts, tile by tile, each by all panels; ask(panel, position, end) for
-// the positions of the next tile meanwhile. For a weight that stays in the cache while images stream by.
-template <class Ask, class Multiply>
+// multiply(part, panel, position, rows, upcoming) for all parts, tile by tile, each by all panels;
+// upcoming_at(position, end) is what the positions of the next tile will read. For a weight that stays in the cache
+// while images stream by.
+template <class At, class Multiply>
 SCRATCHNN_INLINE void multiply_in_stream(const std::vector<Alike>& parts, const Range& panels, int64_t tile_rows,
-                                         const Ask& ask, const Multiply& multiply) {
+                                         const At& upcoming_at, const Multiply& multiply) {
   for (const Alike& part : parts) {
     const int64_t end = part.first + part.box.pixels();
     for_each_tile(
         part.box.pixels(),
         [&](int64_t tile, int64_t rows) {
           const int64_t p = part.first + tile;
+          Upcoming upcoming = upcoming_at(p + rows, std::min(p + 2 * rows, end));
           for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-            ask(panel, p + rows, std::min(p + 2 * rows, end));
-            multiply(part.segments, panel, p, rows);
+            multiply(part.segments, panel, p, rows, upcoming);
           }
         },
         tile_rows);
@@ -172,6 +173,14 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       const PixelView<E> view =
           view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
 
+      // The input of the band that comes next, for so many steps of each tile.
+      const auto next_band = [&](int64_t task, int64_t tile_steps) {
+        const int64_t next = (task + 1) / shares / groups;
+        if (task + 1 == end || next == block / groups) return Upcoming();
+        const int64_t tiles = (band.pixels() + kTileRows - 1) / kTileRows;
+        const Rectangle r = read_by(correlation, low, high, bands[next].first, bands[next].size);
+        return upcoming_rows(in, bands[next], r, tiles * tile_steps / together);
+      };
       S* out_image = band_output(correlation, band, group * operand.out, out);
       const int64_t in_bytes = correlation.in_step[2] * view.stride[2] * static_cast<int64_t>(sizeof(E));
       const int64_t tile_rows = in_bytes % kPage == 0 ? kRowsOfPages : kTileRows;
@@ -190,36 +199,38 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
         T* result = stage_memory + phase * padded_out;
         if constexpr (std::is_same_v<S, T>) result = stage ? result : out_image;
         const auto multiply = [&](const std::vector<Segment>& segments, bool accumulate, bool last, int64_t panel,
-                                  int64_t p, int64_t rows) __attribute__((always_inline)) {
+                                  int64_t p, int64_t rows, Upcoming& upcoming) __attribute__((always_inline)) {
           const int64_t used = std::min(columns, operand.out - panel * columns);
           with_rows(rows, [&](auto count) {
             multiply_tile<count, together * kProductsInTile, E, T>(
                 view.data, in_offsets + p, segments.data(), static_cast<int64_t>(segments.size()),
                 weight.panel(group, panel), result + panel * columns, out_offsets + p,
                 stage ? round_up(used, kLanes<T>) : used, accumulate, last ? weight.bias_of(group, panel) : nullptr,
-                streamed);
+                streamed, upcoming);
           });
         };
         // A 1x1 kernel reads each number once.
         if (taps.taps.size() == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
-          const int64_t asked = operand.sum / std::max<int64_t>(1, own.count());  // numbers of a pixel, by each panel
+          const int64_t steps = own.count() * operand.sum / together;
           multiply_in_stream(
               parts.all, own, tile_rows,
-              [&](int64_t panel, int64_t first, int64_t last) {
-                for (int64_t p = first; p < last; ++p) {
-                  prefetch_far(view.data + in_offsets[p] + (panel - own.first) * asked, asked + 1);
-                  if (!streamed) prefetch_far(result + out_offsets[p] + panel * columns, columns);
-                }
+              [&](int64_t first, int64_t last) {
+                if (first == last) return Upcoming();
+                const int64_t numbers = in_offsets[last - 1] - in_offsets[first] + operand.sum;
+                if (numbers > (last - first) * view.stride[2]) return Upcoming();  // much between them is not read
+                return Upcoming(view.data + in_offsets[first], numbers, steps);
               },
-              [&](const auto& segments, int64_t panel, int64_t p, int64_t rows)
-                  __attribute__((always_inline)) { multiply(segments, false, true, panel, p, rows); });
+              [&](const auto& segments, int64_t panel, int64_t p, int64_t rows, Upcoming& upcoming)
+                  __attribute__((always_inline)) { multiply(segments, false, true, panel, p, rows, upcoming); });
           continue;
         }
         const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
-        multiply_in_slices(
-            parts.all, own, slices, kReduction<E, T>, tile_rows,
-            [&](const auto& segments, int64_t s, int64_t panel, int64_t p, int64_t rows)
-                __attribute__((always_inline)) { multiply(segments, s > 0, s + 1 == slices, panel, p, rows); });
+        Upcoming upcoming = next_band(task, weight.reduction * own.count());
+        multiply_in_slices(parts.all, own, slices, kReduction<E, T>, tile_rows,
+                           [&](const auto& segments, int64_t s, int64_t panel, int64_t p, int64_t rows)
+                               __attribute__((always_inline)) {
+                                 multiply(segments, s > 0, s + 1 == slices, panel, p, rows, upcoming);
+                               });
       }
 
       if (stage) {

@@ -147,13 +147,16 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
                   });
             });
           });
-          Upcoming next_input, next_grad;
+          Upcoming upcoming[2];  // of the input and, where one task reads all of it, of dy: tiles take turns
+          const int64_t kinds = row_count == g.out_channels ? 2 : 1;
           if (i + 1 < task.bands.last && g.groups == 1) {  // else it would be asked for by every group
             const Band next = bands[i + 1];
-            const int64_t steps = width / columns * ((row_count + kTileRows - 1) / kTileRows);
-            next_input = upcoming_rows(input, next, read_by(correlation, low, high, next.first, next.size), steps);
-            if (row_count == g.out_channels) next_grad = upcoming_rows(grad, next, {next.first, next.size}, steps);
+            const int64_t tiles = width / columns * ((row_count + kTileRows - 1) / kTileRows);
+            const int64_t steps = tiles * packed_pixels / together / kinds;
+            upcoming[0] = upcoming_rows(input, next, read_by(correlation, low, high, next.first, next.size), steps);
+            if (kinds == 2) upcoming[1] = upcoming_rows(grad, next, {next.first, next.size}, steps);
           }
+          int64_t turn = 0;
           T* column = own;
           for (const Segment& segment : segments) {
             for (int64_t c = 0; c < segment.length; c += columns, column += columns) {
@@ -165,12 +168,11 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
                            (segment.first + last) / sum_channels, ranges);
               }
               for_each_tile(row_count, [&](int64_t first, int64_t rows) {
-                next_input.step();
-                next_grad.step();
+                Upcoming& now = upcoming[turn++ % kinds];
                 with_rows(rows, [&](auto count) {
                   accumulate_outer_products<count, E, T>(packed_grad + first * packed_pixels, count, b, offsets,
                                                          ranges.data(), static_cast<int64_t>(ranges.size()),
-                                                         segment.length - c, column + first * width, width);
+                                                         segment.length - c, column + first * width, width, now);
                 });
               });
             }
@@ -182,33 +184,42 @@ void weight_grad_in(const ConvGeometry& geometry, Images<const S> grad, Images<c
   });
 }
 
-// sums[r][j] += sum over p of x[x_offsets[p] + r] dy[dy_offsets[p] + j] for kTileColumns j.
-template <int rows, class T>
+// sums[r][j] += sum over p of x[x_offsets[p] + r] dy[dy_offsets[p] + j] for the lanes j of one or two vectors.
+template <int rows, int vectors, class T>
 __attribute__((noinline)) void accumulate_in_place(const T* x, const int64_t* x_offsets, const T* dy,
                                                    const int64_t* dy_offsets, int64_t count, T* sums, int64_t stride) {
   constexpr int lanes = kLanes<T>;
   for (int64_t p = 0; p < count;) {
     const int64_t last = std::min(p + kOuterProducts, count);
-    Vec<T> own[rows][2];
+    Vec<T> own[rows][vectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) own[r][0] = own[r][1] = Vec<T>{};
+    for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) own[r][v] = Vec<T>{};
+    }
 #pragma GCC unroll 2
     for (; p < last; ++p) {
-      const T* numbers = x + x_offsets[p];
-      Vec<T> b0 = load(dy + dy_offsets[p]), b1 = load(dy + dy_offsets[p] + lanes);
-      SCRATCHNN_KEEP_IN_REGISTER(b0);
-      SCRATCHNN_KEEP_IN_REGISTER(b1);
+      const T *numbers = x + x_offsets[p], *row = dy + dy_offsets[p];
+      Vec<T> b[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        b[v] = load(row + v * lanes);
+        SCRATCHNN_KEEP_IN_REGISTER(b[v]);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
         const Vec<T> number = spread<T, T>(numbers + r);
-        multiply_add<T, T>(number, b0, own[r][0]);
-        multiply_add<T, T>(number, b1, own[r][1]);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) multiply_add<T, T>(number, b[v], own[r][v]);
       }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      store(sums + r * stride, load(sums + r * stride) + own[r][0]);
-      store(sums + r * stride + lanes, load(sums + r * stride + lanes) + own[r][1]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        T* to = sums + r * stride + v * lanes;
+        store(to, load(to) + own[r][v]);
+      }
     }
   }
 }
@@ -222,7 +233,7 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
   const Correlation correlation = forward_correlation(g);
   const Extent low = correlation.first_offset(), high = correlation.last_offset();
   const Bands bands(g.batch, g.output, kBandPixels, g.batch);
-  const int64_t patch = g.taps() * g.in_channels, width = round_up(g.out_channels, columns);
+  const int64_t patch = g.taps() * g.in_channels, width = round_up(g.out_channels, kLanes<T>);
   const int64_t worth = g.batch * volume(g.output) / kChunkPixels;
   const int64_t chunks = std::clamp<int64_t>(std::min(worth, bands.total()), 1, kChunks);
   T* sums = scratch<T>(chunks * patch * width, Scratch::kCall);  // sums[chunk][number of the patch][k]
@@ -230,7 +241,7 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
   const int64_t x_size = round_up(bands.most_images() * volume(largest.size) * g.in_channels, 16);
   const int64_t dy_size =
       round_up(bands.most_pixels() * g.out_channels + columns, 16);  // columns may read past the end
-  const bool in_place = g.out_channels % columns == 0;
+  const bool in_place = g.out_channels == width;
 
   parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     T* x_memory =
@@ -260,8 +271,10 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
           for (const Segment& segment : segments) {
             for_each_tile(segment.length, [&](int64_t first, int64_t rows) {
               with_rows(rows, [&](auto count) {
-                accumulate_in_place<count>(x.data + segment.offset + first, x_offsets, dy.data + k, dy_offsets,
-                                           band.pixels(), to + first * width, width);
+                auto* accumulate =
+                    width - k == kLanes<T> ? &accumulate_in_place<count, 1, T> : &accumulate_in_place<count, 2, T>;
+                accumulate(x.data + segment.offset + first, x_offsets, dy.data + k, dy_offsets, band.pixels(),
+                           to + first * width, width);
               });
             });
             to += segment.length * width;

@@ -64,7 +64,7 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, 
 #pragma GCC unroll 4
       for (int i = 0; i < kOut; ++i) {
 #pragma GCC unroll 4
-        for (int j = 0; j < kOut; ++j) __builtin_prefetch(y + i * row_stride + (kOut + j) * pixel_stride + c, 1);
+        for (int j = 0; j < kOut; ++j) prefetch(y + i * row_stride + (kOut + j) * pixel_stride + c);
       }
     }
     Vec<T> half[kIn][kOut];
@@ -168,7 +168,7 @@ class Sums {
   void lay_out(const Depth& depth, const Range& slices, int64_t tiles, int64_t channels, int64_t* in_offsets) {
     parts.clear();
     segments.clear();
-    calls = 0;
+    steps = 0;
     const int64_t slice_size = tiles * channels, first_read = depth.read_by(slices).first;
     for (int64_t d = slices.first, row = 0; d < slices.last; ++d) {
       const int64_t first = (depth.first + d + depth.taps_of(d).first - first_read) * slice_size;
@@ -193,7 +193,7 @@ class Sums {
           q = last;
         }
         part.segments = static_cast<int64_t>(segments.size()) - part.segment;
-        calls += (part.rows + kTileRows - 1) / kTileRows;
+        steps += (part.rows + kTileRows - 1) / kTileRows * std::max<int64_t>(0, end - from);
         parts.push_back(part);
       }
     }
@@ -201,7 +201,7 @@ class Sums {
 
   std::vector<Part> parts;
   std::vector<Segment> segments;
-  int64_t calls = 0;  // of multiply_tile
+  int64_t steps = 0;  // of all tiles
 };
 
 // products[p] = points[p] filters[p] for the rows of a block and one panel of `outputs` channels: a product for each
@@ -212,16 +212,15 @@ void multiply_points(const Sums& sums, const T* points, int64_t in_plane, const 
                      int64_t filter_plane, const T* next, int64_t outputs, T* products, int64_t out_plane,
                      const int64_t* out_offsets, int64_t p) {
   constexpr int64_t columns = kTileColumns<T>;
-  Upcoming upcoming(next, filter_plane, sums.calls);
+  Upcoming upcoming(next, filter_plane, sums.steps);
   for (const Sums::Part& part : sums.parts) {
     for_each_tile(part.rows, [&](int64_t first, int64_t rows) {
-      upcoming.step();
       const int64_t row = part.first_row + first;
       with_rows(rows, [&](auto n) {
         multiply_tile<n, kPointsInTile, T, T>(
             points + p * in_plane, in_offsets + row, sums.segments.data() + part.segment, part.segments,
             filters + p * filter_plane + part.filter * columns, products + p * out_plane, out_offsets + row,
-            std::min(columns, outputs), part.accumulate, nullptr);
+            std::min(columns, outputs), part.accumulate, nullptr, false, upcoming);
       });
     });
   }
@@ -385,14 +384,13 @@ void correlate_in_panels(const Work<S>& w) {
             for (int64_t p = 0; p < kPoints; ++p) {
               const T* a = points + p * in_plane;
               Upcoming upcoming(a + in_plane + segment.offset + in_offsets[first_row], own * block,
-                                (rows + kTileRows - 1) / kTileRows);
+                                (rows + kTileRows - 1) / kTileRows * channels);
               for_each_tile(rows, [&](int64_t tile, int64_t tile_rows) {
-                upcoming.step();
                 const int64_t row = first_row + tile;
                 with_rows(tile_rows, [&](auto n) {
                   multiply_tile<n, kPointsInTile, T, T>(a, in_offsets + row, &segment, 1, filters + p * filter_plane,
                                                         products + p * out_plane, out_offsets + row, outputs,
-                                                        accumulate, nullptr);
+                                                        accumulate, nullptr, false, upcoming);
                 });
               });
             }

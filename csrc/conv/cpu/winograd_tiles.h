@@ -115,7 +115,7 @@ SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel
         for (int i = 0; i < size; ++i) {
 #pragma GCC unroll 4
           for (int j = size - kOut; j < size; ++j) {
-            __builtin_prefetch(rows[i] + (ahead * kOut + j) * pixel_stride + block + c);
+            prefetch(rows[i] + (ahead * kOut + j) * pixel_stride + block + c);
           }
         }
       }

@@ -82,10 +82,9 @@ SCRATCHNN_INLINE void multiply_panels(const T* grad, int64_t outputs, const T* i
                                       const int64_t* offsets, int64_t count, T* sums, int64_t sums_stride,
                                       Upcoming& upcoming) {
   for_each_tile(outputs, [&](int64_t r, int64_t rows) {
-    upcoming.step();
     with_rows(rows, [&](auto n) {
       accumulate_outer_products<n, T>(grad + r, kTileColumns<T>, in, offsets, count, inputs, sums + r * sums_stride,
-                                      sums_stride);
+                                      sums_stride, upcoming);
     });
   });
 }
@@ -272,7 +271,8 @@ void weight_grad_in_blocks(const ConvGeometry& g, Images<const S> grad, Images<c
               const bool asks_grad = c > 0;
               const T* next =
                   asks_grad ? a + grad_plane + k / columns * grad_panel : b + in_plane + k / columns * in_panel;
-              Upcoming upcoming(next, asks_grad ? grad_panel : in_panel, 3);
+              const int64_t steps = (columns + kTileRows - 1) / kTileRows * slices.count() * count;
+              Upcoming upcoming(next, asks_grad ? grad_panel : in_panel, steps);
               multiply_slices(depth, slices, count, a + k / columns * grad_panel, std::min(columns, outputs - k),
                               b + c / columns * in_panel, inputs - c, offsets, own + p * point_sums + k * width + c,
                               width, kPoints * point_sums, upcoming);

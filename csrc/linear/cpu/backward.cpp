@@ -20,6 +20,7 @@ inline namespace CPU_CAPABILITY {
 namespace {
 
 constexpr int64_t kReduction = 256;          // rows of the right matrix packed at a time
+constexpr int64_t kRowsAhead = 16;           // of it are asked of memory
 constexpr int64_t kPackedNumbers = 4 << 20;  // of the left matrix, at a time
 constexpr int64_t kMostRows = 16384;         // of the left matrix, at a time
 constexpr int64_t kTasks = 16;               // about, where there are as many tiles
@@ -65,6 +66,7 @@ void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S*
     T* sums = packed_right + depth * columns;
     int64_t* offsets = reinterpret_cast<int64_t*>(sums + block_rows * columns);
     for (int64_t p = 0; p < depth; ++p) offsets[p] = p * columns;
+    Upcoming nothing;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t column = task / blocks * columns, width = std::min(columns, features - column);
       const int64_t first_tile = tiles * (task % blocks) / blocks, last_tile = tiles * (task % blocks + 1) / blocks;
@@ -74,13 +76,15 @@ void product_of_rows(int64_t rows, int64_t reduction, int64_t features, const S*
         const int64_t count = std::min(depth, reduction - first);
         if (width < columns) std::fill_n(packed_right, count * columns, T(0));
         for (int64_t p = 0; p < count; ++p) {
-          copy_numbers(right + (first + p) * features + column, width, packed_right + p * columns);
+          const S* from = right + (first + p) * features + column;
+          prefetch(from + kRowsAhead * features, width);
+          copy_numbers(from, width, packed_right + p * columns);
         }
         for (int64_t tile = first_tile; tile < last_tile; ++tile) {
           const int64_t row = first_row(tile);
           with_rows(first_row(tile + 1) - row, [&](auto n) {
             accumulate_outer_products<n, T>(packed_left + row * reduction + first * n, n, packed_right, offsets, count,
-                                            width, sums + (row - top) * columns, columns);
+                                            width, sums + (row - top) * columns, columns, nothing);
           });
         }
       }
@@ -150,16 +154,18 @@ void weight_grad_in_chunks(const LinearShape& s, const S* grad, const S* input, 
           for (int64_t p = 0; p < count; ++p) copy_numbers(input + (row + p) * in, in, copied_input + p * width);
         }
         const int64_t ahead = std::min(kBatchRows, last_row - row - count);
-        const int64_t steps = panels * ((outputs + kTileRows - 1) / kTileRows);
-        Upcoming next_input(input + (row + count) * in, ahead * in, steps);
-        Upcoming next_grad(grad + (row + count) * out, blocks == 1 ? ahead * out : 0, steps);
+        Upcoming upcoming[2];  // of both matrices, of dy where one task reads all of it: tiles take turns
+        const int64_t kinds = blocks == 1 ? 2 : 1;
+        const int64_t steps = panels * ((outputs + kTileRows - 1) / kTileRows) * count / kinds;
+        upcoming[0] = Upcoming(input + (row + count) * in, ahead * in, steps);
+        if (kinds == 2) upcoming[1] = Upcoming(grad + (row + count) * out, ahead * out, steps);
+        int64_t turn = 0;
         for (int64_t panel = 0; panel < panels; ++panel) {
           for_each_tile(outputs, [&](int64_t first, int64_t rows) {
-            next_input.step();
-            next_grad.step();
+            Upcoming& now = upcoming[turn++ % kinds];
             with_rows(rows, [&](auto n) {
               accumulate_outer_products<n, T>(packed_grad + first * count, n, right + panel * columns, offsets, count,
-                                              in - panel * columns, own + first * width + panel * columns, width);
+                                              in - panel * columns, own + first * width + panel * columns, width, now);
             });
           });
         }

@@ -30,16 +30,13 @@ void multiply_by_panels(int64_t rows, int64_t reduction, int64_t columns, const 
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
       const int64_t ahead = std::min<int64_t>(kTileRows, rows - row - count);
-      Upcoming next_input(x + (row + count) * reduction, ahead * reduction, panels);
-      Upcoming next_output(out + (row + count) * columns, ahead * columns, panels);
+      Upcoming next_input(x + (row + count) * reduction, ahead * reduction, panels * reduction);
       for (int64_t panel = 0; panel < panels; ++panel) {
-        next_input.step();
-        next_output.step();
         with_rows(count, [&](auto n) {
           multiply_tile<n, longest_run, T, T>(x + row * reduction, in_offsets, &whole, 1,
                                               packed + panel * reduction * width, out + row * columns + panel * width,
                                               out_offsets, std::min(width, columns - panel * width), false,
-                                              bias != nullptr ? bias + panel * width : nullptr);
+                                              bias != nullptr ? bias + panel * width : nullptr, false, next_input);
         });
       }
     }

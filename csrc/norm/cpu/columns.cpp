@@ -26,7 +26,6 @@ constexpr int64_t kChunk = 65536;                   // numbers in a chunk, at th
 constexpr int64_t kMostChunks = 64;
 constexpr int64_t kMostParts = 32;  // of a batch
 constexpr int64_t kGrain = 32768;   // numbers a thread must have to be worth waking
-constexpr int64_t kAhead = 1024;    // numbers: memory is asked for those this far ahead while others are summed
 
 // `rows` x `width` numbers and a remainder of less than a row.
 struct Table {
@@ -75,12 +74,18 @@ struct Table {
   template <class Body>
   void for_each_chunk(bool backwards, const Body& body) const {
     const int64_t grain = std::max<int64_t>(1, kGrain / (chunk_rows * width));
-    parallel_for(0, chunks, grain, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t chunk = backwards ? first + last - 1 - i : i;
-        body(chunk, chunk * chunk_rows, std::min((chunk + 1) * chunk_rows, rows));
-      }
-    });
+    const auto visit = [&](int64_t chunk) {
+      body(chunk, chunk * chunk_rows, std::min((chunk + 1) * chunk_rows, rows));
+    };
+    if (backwards) {
+      parallel_for_backwards(0, chunks, grain, [&](int64_t first, int64_t last) {
+        for (int64_t chunk = last - 1; chunk >= first; --chunk) visit(chunk);
+      });
+    } else {
+      parallel_for(0, chunks, grain, [&](int64_t first, int64_t last) {
+        for (int64_t chunk = first; chunk < last; ++chunk) visit(chunk);
+      });
+    }
   }
 };
 
@@ -153,7 +158,7 @@ void chunk_moments(const Table& table, const S* input, int64_t first, int64_t la
       const S* x = input + panel * width;
       sum_panel(panel_end - panel, width, sums,
                 [&](int64_t i, int64_t column, Vec<T>(&own)[2]) SCRATCHNN_INLINE_LAMBDA {
-                  prefetch(x + i + kAhead);
+                  prefetch_ahead(x + i);
                   const Vec<T> d = read(x + i) - load(sums.shift + column);
                   own[0] += d;
                   own[1] = fma(d, d, own[1]);
@@ -334,8 +339,8 @@ void chunk_grad_sums(const Table& table, const S* grad, const S* input, const T*
       const int64_t start = panel * width;
       sum_panel(panel_end - panel, width, sums,
                 [&](int64_t i, int64_t column, Vec<T>(&own)[n]) SCRATCHNN_INLINE_LAMBDA {
-                  prefetch(input + start + i + kAhead);
-                  prefetch(grad + start + i + kAhead);
+                  prefetch_ahead(input + start + i);
+                  prefetch_ahead(grad + start + i);
                   arrived.prepare(start + i + kAhead);
                   const Vec<T> d = read(input + start + i) - load(centre + column);
                   const Vec<T> factor = load(scale + column);

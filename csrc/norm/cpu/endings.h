@@ -148,7 +148,7 @@ struct Scale {
   S* grad_input;
   // Asks memory for what will be written to soon.
   SCRATCHNN_MEMBER void prepare(int64_t i) const {
-    if (!streamed) __builtin_prefetch(grad_input + i, 1);
+    if (!streamed) prefetch(grad_input + i);
   }
   template <class Part, class V>
   SCRATCHNN_MEMBER void operator()(Part part, int64_t i, V g, V scale) const {

@@ -205,7 +205,7 @@ SCRATCHNN_INLINE void apply_by_number(const ForwardLine<T>& line, const T* x, T*
   const V centre = all<V>(line.centre), scale = all<V>(line.scale), offset = all<V>(line.offset);
   const bool asks = streamed && ahead >= kBlock;
   const auto normalize = [&](int64_t i) SCRATCHNN_INLINE_LAMBDA {
-    if (asks) __builtin_prefetch(x + i + ahead, 0, 2);
+    if (asks) prefetch(x + i + ahead);
     V v = fma(load_as<V>(x + i) - centre, scale, offset);
     if constexpr (weighted && biased) {
       v = fma(v, load_as<V>(weight + i), load_as<V>(bias + i));
@@ -341,8 +341,8 @@ SCRATCHNN_INLINE void backward_by_number(const RowLine<T>& line, const T* g, con
   const bool asks = streamed && ahead >= kBlock;
   const auto differentiate = [&](int64_t i, auto mask) SCRATCHNN_INLINE_LAMBDA {
     if (asks) {
-      __builtin_prefetch(x + i + ahead, 0, 2);
-      __builtin_prefetch(g + i + ahead, 0, 2);
+      prefetch(x + i + ahead);
+      prefetch(g + i + ahead);
     }
     const V d = load_as<V>(x + i) - centre;
     const V slope = load_as<V>(g + i);

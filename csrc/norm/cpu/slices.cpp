@@ -35,9 +35,16 @@ struct Runs {
     chunks = (sets.outer + chunk_runs - 1) / chunk_runs;
   }
 
-  // From a number to what memory is asked for meanwhile: its like in the next run, where runs are too short for the
-  // processor to see what comes.
+  // From a number to its like in the next run, where that is to be written and runs are too short for the processor to
+  // see what comes.
   int64_t ahead() const { return geometry.inner <= kLongRun ? geometry.sets * geometry.inner : 0; }
+
+  // From number i of a run to what comes about kAhead numbers later of the same set, in this run or a later one.
+  int64_t later(int64_t i) const {
+    const int64_t inner = geometry.inner, run = geometry.sets * inner;
+    if (inner <= kLongRun) return run;
+    return i + kAhead < inner ? kAhead : kAhead - inner + run;
+  }
 
   // From a number to its like in the next set, asked of memory while a set that is in the cache is gone through for the
   // second time: memory would have nothing to do but to take what is written. `bytes`: that a set has of each number.
@@ -106,8 +113,8 @@ SCRATCHNN_INLINE double total(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// n sums over a chunk of a set, taken block by block: add(position, part, sums) for the vectors of a block, then
-// fold(count, sums in double).
+// n sums over a chunk of a set, taken block by block: add(position, a later position, part, sums) for the vectors of a
+// block, then fold(count, sums in double). Memory is to be asked for the later one.
 template <class T, int n, class Add, class Fold>
 SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, const Add& add, const Fold& fold) {
   constexpr int64_t block = kBlockVectors * kLanes<T>;
@@ -126,7 +133,8 @@ SCRATCHNN_INLINE void sum_chunk(const Runs& runs, int64_t set, int64_t chunk, co
     for (int64_t done = 0; done < runs.geometry.inner; done += block) {
       const int64_t length = std::min(block, runs.geometry.inner - done);
       for_each_vector<T>(length, Whole(), [&](int64_t i, int lane, auto part) SCRATCHNN_INLINE_LAMBDA {
-        add(start + done + i, part, sums[lane]);
+        const int64_t here = start + done + i;
+        add(here, here + runs.later(done + i), part, sums[lane]);
       });
       pending += length;
       if (pending >= block) flush();
@@ -160,10 +168,9 @@ Moments chunk_moments(const Runs& runs, const S* input, int64_t set, int64_t chu
     mean_square += x * x * static_cast<T>(kShortestSlice);
   }
   T shift = shift_of(mean, mean_square);
-  const int64_t ahead = runs.ahead();
   Moments moments = {0, 0, 0};
-  const auto add = [&](int64_t i, auto part, Vec<T>(&sums)[2]) SCRATCHNN_INLINE_LAMBDA {
-    prefetch(input + i + ahead);
+  const auto add = [&](int64_t i, int64_t later, auto part, Vec<T>(&sums)[2]) SCRATCHNN_INLINE_LAMBDA {
+    prefetch(input + later);
     const Vec<T> d = counted<T>(part.read(input + i) - broadcast(shift), part);
     sums[0] += d;
     sums[1] = fma(d, d, sums[1]);
@@ -183,8 +190,8 @@ SCRATCHNN_INLINE void apply_forward(const ForwardLine<Wide<S>>& line, const S* x
   using T = Wide<S>;
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), offset = broadcast(line.offset);
   for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
-    if constexpr (!std::is_same_v<Full, Streamed>) __builtin_prefetch(y + start + i + ahead, 1);
-    __builtin_prefetch(x + start + i + next, 0, 2);
+    if constexpr (!std::is_same_v<Full, Streamed>) prefetch(y + start + i + ahead);
+    prefetch(x + start + i + next);
     const Vec<T> n = fma(part.read(x + start + i) - centre, scale, offset);
     part.write(y + start + i, finish(part, n, start + i));
   });
@@ -256,13 +263,12 @@ GradSums chunk_grad_sums(const Runs& runs, const S* grad, const S* input, int64_
   using T = Wide<S>;
   constexpr int n = measured ? 3 : 2;
   GradSums all = {0, 0, 0};
-  const int64_t ahead = runs.ahead();
   const Vec<T> centre = broadcast(line.centre), scale = broadcast(line.scale), shift = broadcast(line.offset);
   // Beyond the end of a run the gradient is zero.
-  const auto add = [&](int64_t i, auto part, Vec<T>(&sums)[n]) SCRATCHNN_INLINE_LAMBDA {
-    prefetch(input + i + ahead);
-    prefetch(grad + i + ahead);
-    arrived.prepare(i + ahead);
+  const auto add = [&](int64_t i, int64_t later, auto part, Vec<T>(&sums)[n]) SCRATCHNN_INLINE_LAMBDA {
+    prefetch(input + later);
+    prefetch(grad + later);
+    arrived.prepare(later);
     const Vec<T> d = part.read(input + i) - centre;
     const Vec<T> slope = gate(part, grad, i, fma(d, scale, shift));
     sums[0] += slope;
@@ -285,9 +291,9 @@ SCRATCHNN_INLINE void apply_backward(const BackwardLine<Wide<S>>& line, const S*
   const Vec<T> centre = broadcast(line.centre), grad_scale = broadcast(line.grad_scale);
   const Vec<T> input_scale = broadcast(line.input_scale), offset = broadcast(line.offset);
   for_each_vector<T>(length, full, [&](int64_t i, int, auto part) SCRATCHNN_INLINE_LAMBDA {
-    if constexpr (!std::is_same_v<Full, Streamed>) __builtin_prefetch(dx + start + i + ahead, 1);
-    __builtin_prefetch(x + start + i + next, 0, 2);
-    __builtin_prefetch(g + start + i + next, 0, 2);
+    if constexpr (!std::is_same_v<Full, Streamed>) prefetch(dx + start + i + ahead);
+    prefetch(x + start + i + next);
+    prefetch(g + start + i + next);
     const Vec<T> by_input = fma(part.read(x + start + i) - centre, input_scale, offset);
     part.write(dx + start + i, fma(part.read(g + start + i), grad_scale, by_input));
   });

@@ -25,6 +25,7 @@ template <bool kStream, class S>
 void average_row(const Relation& forward, const S* source, int64_t channels, const SourceRow* rows, int64_t row_count,
                  Columns result, S* output) {
   using T = Wide<S>;
+  const int64_t known = known_rows(forward, row_count);
   for (int64_t x = result.begin; x < result.end; ++x, output += channels) {
     const Link* columns = forward.along[2].begin(x);
     const int64_t column_count = forward.along[2].count(x);
@@ -37,7 +38,10 @@ void average_row(const Relation& forward, const S* source, int64_t channels, con
         for (int64_t k = 0; k < column_count; ++k) {
           const S* p = source + (rows[r].pixel + columns[k].source) * channels + block.channel;
 #pragma GCC unroll 4
-          for (int v = 0; v < block.vectors; ++v) row_sum[v] += load_vector(p, v, block);
+          for (int v = 0; v < block.vectors; ++v) {
+            if (r >= known) prefetch_ahead(p + v * kLanes<T>);
+            row_sum[v] += load_vector(p, v, block);
+          }
         }
 #pragma GCC unroll 4
         for (int v = 0; v < block.vectors; ++v) sum[v] += row_sum[v];
@@ -216,7 +220,10 @@ SCRATCHNN_INLINE Vec<T> partial_sums(const S* p, int64_t count, Vec<IntOf<T>> la
     Vec<T> sums[4] = {};
     const int64_t end = std::min(count, i + kRun);
     for (; i + 4 * n <= end; i += 4 * n) {
-      for (int v = 0; v < 4; ++v) sums[v] += read(p + i + v * n);
+      for (int v = 0; v < 4; ++v) {
+        prefetch_ahead(p + i + v * n);
+        sums[v] += read(p + i + v * n);
+      }
     }
     for (; i + n <= end; i += n) sums[0] += read(p + i);
     total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
@@ -261,6 +268,7 @@ void add_pixels(const S* pixel, int64_t stride, int64_t channels, bool first, bo
 #pragma GCC unroll 8
     for (int i = 0; i < kPixels; ++i) {
       const S* p = pixel + i * stride + c;
+      prefetch(p + kPixels * stride);
       sum += lanes == kLanes<T> ? read(p) : read_partial(p, lanes);
     }
     if (last) {

@@ -13,7 +13,7 @@ namespace {
 // A block of channels of the pixels in a window, row by row.
 template <class S, bool kOffsets, bool kNaN, class Block>
 SCRATCHNN_INLINE void max_of_window(const S* source, int64_t channels, const SourceRow* rows, int64_t row_count,
-                                    const Link* columns, int64_t column_count, const Block& block,
+                                    int64_t known, const Link* columns, int64_t column_count, const Block& block,
                                     Running<Wide<S>, kOffsets, kNaN> (&running)[Block::vectors], NaNs<Wide<S>>& nans) {
   using T = Wide<S>;
   using Int = IntOf<T>;
@@ -28,6 +28,7 @@ SCRATCHNN_INLINE void max_of_window(const S* source, int64_t channels, const Sou
       Vec<T> values[Block::vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < Block::vectors; ++v) {
+        if (r >= known) prefetch_ahead(p + v * kLanes<T>);
         values[v] = load_vector(p, v, block);
         running[v].take(values[v], tap);
       }
@@ -46,6 +47,7 @@ template <bool kOffsets, class S, class To, class Offset>
 void max_row(const Relation& forward, const S* source, int64_t channels, const SourceRow* rows, int64_t row_count,
              Columns result, To* output, Offset* offsets) {
   using T = Wide<S>;
+  const int64_t known = known_rows(forward, row_count);
   for (int64_t x = result.begin; x < result.end; ++x, output += channels) {
     const Link* columns = forward.along[2].begin(x);
     const int64_t column_count = forward.along[2].count(x);
@@ -61,13 +63,13 @@ void max_row(const Relation& forward, const S* source, int64_t channels, const S
       };
       NaNs<T> nans;
       Running<T, kOffsets, false> running[block.vectors];
-      max_of_window(source, channels, rows, row_count, columns, column_count, block, running, nans);
+      max_of_window(source, channels, rows, row_count, known, columns, column_count, block, running, nans);
       put(block, running);
       if (!nans.any()) return;
       for (int v = 0; v < block.vectors; ++v) {
         const Block<1, block.partial> single{block.channel + v * kLanes<T>, block.lanes};
         Running<T, kOffsets, true> minding[1];
-        max_of_window(source, channels, rows, row_count, columns, column_count, single, minding, nans);
+        max_of_window(source, channels, rows, row_count, known, columns, column_count, single, minding, nans);
         put(single, minding);
       }
     });
@@ -189,7 +191,7 @@ void take_pixels(const S* pixel, int64_t stride, int64_t channels, int64_t tap, 
                  IntOf<Wide<S>>* best_tap) {
   using T = Wide<S>;
   for_each_vector_or_part<T>(channels, [&](int64_t c, int64_t lanes) {
-    prefetch_far(pixel + kPixels * (stride + c), kPixels * kLanes<T>);  // of the pixels after these
+    prefetch(pixel + kPixels * (stride + c), kPixels * kLanes<T>);  // of the pixels after these
     Running<T, true, true> running{load(best + c), load(best_tap + c)};
 #pragma GCC unroll 8
     for (int i = 0; i < kPixels; ++i) {

@@ -67,6 +67,12 @@ SCRATCHNN_INLINE int64_t source_rows(const Relation& relation, int64_t z, int64_
   return count;
 }
 
+// Of the source rows of a result row, in their order, about as many as the result row before it has read already:
+// memory is to be asked for the others.
+SCRATCHNN_INLINE int64_t known_rows(const Relation& relation, int64_t row_count) {
+  return row_count - (relation.source[1] + relation.result[1] - 1) / relation.result[1];
+}
+
 SCRATCHNN_INLINE Region whole(const Relation& relation) {
   return {0, relation.source[0], 0, relation.source[1], 0, relation.source[2]};
 }
