@@ -182,6 +182,10 @@ GEOMETRIES = [
     ((2, 1, 8, 8), 1, (3, 3), {"padding": 1}),
     ((1, 70, 3, 3), 66, (3, 3), {"padding": 1}),
     ((1, 2, 30, 500), 3, (3, 3), {"padding": 1}),  # rows longer than a block of pixels
+    # First layers, whose weight gradient has outputs in the lanes: a vector of them, less than two, more.
+    ((2, 3, 19, 21), 16, (3, 3), {"padding": 1}),
+    ((2, 3, 19, 21), 24, (3, 3), {"padding": 1}),
+    ((2, 3, 19, 21), 41, (5, 5), {"padding": 2, "stride": 2}),
     # Groups of few channels, by how many there are in and out: as many as a vector has room for and some more, groups
     # that fill their lanes and groups that do not, a vector each and several.
     ((2, 10, 9, 11), 10, (3, 3), {"groups": 5, "padding": 1}),  # 2, 2

@@ -171,6 +171,7 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
   const bool whole = columns == vectors * lanes;
   int64_t products = 0;
   for (int64_t s = 0; s < segment_count; ++s) products += segments[s].length;
+  Upcoming ahead = upcoming;  // in registers
 
   // Rows of the result lie too far apart to be foreseen: they are asked for now, to be there when the sums are.
   if (!streamed) {
@@ -190,8 +191,7 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
       }
     }
   }
-  Upcoming ahead = upcoming;  // in registers
-  int64_t skip = 0;           // numbers of the segment that are done
+  int64_t skip = 0;  // numbers of the segment that are done
   while (true) {
     Vec<T> sums[rows][vectors];
 #pragma GCC unroll 16
