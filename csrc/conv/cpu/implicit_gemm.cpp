@@ -89,19 +89,20 @@ struct Parts {
 };
 
 // multiply(part, panel, position, rows, upcoming) for all parts, tile by tile, each by all panels;
-// upcoming_at(position, end) is what the positions of the next tile will read. For a weight that stays in the cache
-// while images stream by.
-template <class At, class Multiply>
+// look_ahead(panel, position, end, upcoming) says what of the positions of the next tile is to be asked for meanwhile.
+// For a weight that stays in the cache while images stream by.
+template <class LookAhead, class Multiply>
 SCRATCHNN_INLINE void multiply_in_stream(const std::vector<Alike>& parts, const Range& panels, int64_t tile_rows,
-                                         const At& upcoming_at, const Multiply& multiply) {
+                                         const LookAhead& look_ahead, const Multiply& multiply) {
   for (const Alike& part : parts) {
     const int64_t end = part.first + part.box.pixels();
     for_each_tile(
         part.box.pixels(),
         [&](int64_t tile, int64_t rows) {
           const int64_t p = part.first + tile;
-          Upcoming upcoming = upcoming_at(p + rows, std::min(p + 2 * rows, end));
+          Upcoming upcoming;
           for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+            look_ahead(panel, p + rows, std::min(p + 2 * rows, end), upcoming);
             multiply(part.segments, panel, p, rows, upcoming);
           }
         },
@@ -211,14 +212,20 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
         };
         // A 1x1 kernel reads each number once.
         if (taps.taps.size() == 1 && weight.reduction * padded_out * static_cast<int64_t>(sizeof(E)) <= kStreamBytes) {
-          const int64_t steps = own.count() * operand.sum / together;
           multiply_in_stream(
               parts.all, own, tile_rows,
-              [&](int64_t first, int64_t last) {
-                if (first == last) return Upcoming();
+              [&](int64_t panel, int64_t first, int64_t last, Upcoming& upcoming) {
+                if (first == last) return;
+                const int64_t steps = operand.sum / together, positions = last - first;
                 const int64_t numbers = in_offsets[last - 1] - in_offsets[first] + operand.sum;
-                if (numbers > (last - first) * view.stride[2]) return Upcoming();  // much between them is not read
-                return Upcoming(view.data + in_offsets[first], numbers, steps);
+                if (numbers <= positions * view.stride[2]) {  // in one piece
+                  if (panel == own.first) {
+                    upcoming = Upcoming(view.data + in_offsets[first], numbers, steps * own.count());
+                  }
+                  return;
+                }
+                const int64_t share = positions * (panel - own.first) / own.count();
+                upcoming = Upcoming(view.data + in_offsets[first + share], operand.sum, steps);
               },
               [&](const auto& segments, int64_t panel, int64_t p, int64_t rows, Upcoming& upcoming)
                   __attribute__((always_inline)) { multiply(segments, false, true, panel, p, rows, upcoming); });
