@@ -103,6 +103,17 @@ inline std::vector<Correlation> input_grad_correlations(const ConvGeometry& g) {
   return phases;
 }
 
+// body(phases) for those correlations, one by one; of contiguous images those of a row at once, whose outputs
+// interleave, so that rows are written as a whole.
+template <class Body>
+void for_phases_of_input_grad(const ConvGeometry& g, bool channels_last, const Body& body) {
+  const std::vector<Correlation> phases = input_grad_correlations(g);
+  const int64_t together = channels_last ? 1 : std::min(g.stride[2], g.input[2]);
+  for (auto phase = phases.begin(); phase != phases.end(); phase += together) {
+    body(std::vector<Correlation>(phase, phase + together));
+  }
+}
+
 // How a correlation is cut into bands: positions [first, first + size) of one image, or all positions of several.
 struct Band {
   int64_t image;

@@ -174,8 +174,8 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       const PixelView<E> view =
           view_rectangle(in, band, group * operand.sum, operand.sum, rectangle, correlation.border, true, band_memory);
 
-      // The input of the band that comes next, for so many steps of each tile.
-      const auto next_band = [&](int64_t task, int64_t tile_steps) {
+      // The input of the band that comes next, if another one does, for so many steps of each tile.
+      const auto next_band = [&](int64_t tile_steps) {
         const int64_t next = (task + 1) / shares / groups;
         if (task + 1 == end || next == block / groups) return Upcoming();
         const int64_t tiles = (band.pixels() + kTileRows - 1) / kTileRows;
@@ -232,7 +232,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
           continue;
         }
         const int64_t slices = std::max<int64_t>(1, (weight.reduction + kReduction<E, T> - 1) / kReduction<E, T>);
-        Upcoming upcoming = next_band(task, weight.reduction * own.count());
+        Upcoming upcoming = next_band(weight.reduction * own.count());
         multiply_in_slices(parts.all, own, slices, kReduction<E, T>, tile_rows,
                            [&](const auto& segments, int64_t s, int64_t panel, int64_t p, int64_t rows)
                                __attribute__((always_inline)) {
@@ -272,11 +272,9 @@ template <class S>
 void input_grad(const ConvGeometry& geometry, Images<const S> grad, Filters<const S> weight, const S* bias,
                 Images<S> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
-  const std::vector<Correlation> phases = input_grad_correlations(g);
-  const int64_t together = grad_input.channels_last ? 1 : std::min(g.stride[2], g.input[2]);  // one row's
-  for (auto phase = phases.begin(); phase != phases.end(); phase += together) {
-    correlate({phase, phase + together}, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
-  }
+  for_phases_of_input_grad(g, grad_input.channels_last, [&](const std::vector<Correlation>& phases) {
+    correlate(phases, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
+  });
 }
 
 }  // namespace

@@ -253,11 +253,9 @@ void forward(const ConvGeometry& geometry, Images<const Number> input, Filters<c
 void input_grad(const ConvGeometry& geometry, Images<const Number> grad, Filters<const Number> weight,
                 const Number* bias, Images<Number> grad_input) {
   const ConvGeometry g = flatten_pointwise(geometry, grad, grad_input);
-  const std::vector<Correlation> phases = input_grad_correlations(g);
-  const int64_t together = grad_input.channels_last ? 1 : std::min(g.stride[2], g.input[2]);  // one row's
-  for (auto phase = phases.begin(); phase != phases.end(); phase += together) {
-    correlate({phase, phase + together}, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
-  }
+  for_phases_of_input_grad(g, grad_input.channels_last, [&](const std::vector<Correlation>& phases) {
+    correlate(phases, input_grad_operand(g, weight), g.batch, g.groups, grad, bias, grad_input);
+  });
 }
 
 }  // namespace
