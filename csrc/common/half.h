@@ -268,7 +268,7 @@ void transpose_block(const In* in, int64_t in_stride, Out* out, int64_t out_stri
       if (height == n && width == n) {
         Vec<T> block[n];
         for (int i = 0; i < n; ++i) {
-          prefetch(from + (n + i) * in_stride);
+          prefetch(from + (n + i) * in_stride);  // of the rows after these
           block[i] = read(from + i * in_stride);
         }
         transpose<T>(block);
