@@ -1318,6 +1318,119 @@ def test_winograd_with_a_panel_of_channels_partly_empty(channels: int, filters: 
         check_against_torch(F.conv2d, torch.conv2d, operands, WINOGRAD)
 
 
+# Channels of a group, groups, image: a vector of each instruction set and several, groups that share a vector, dense
+# layers of the same widths; one tile, less than a block of tiles, several, and parts of one.
+NARROW = [
+    (8, 6, (9, 13)),
+    (8, 2, (3, 4)),
+    (16, 1, (33, 20)),
+    (16, 3, (14, 14)),
+    (32, 1, (17, 9)),
+    (32, 2, (7, 7)),
+    (64, 1, (12, 11)),
+    (64, 2, (8, 15)),
+]
+
+
+@pytest.mark.parametrize("dtype", [*FAST_DTYPES, *HALF_DTYPES])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("channels", "groups", "size"), NARROW)
+def test_winograd_of_few_channels(
+    channels: int, groups: int, size: tuple, padding: int, dtype: torch.dtype, winograd_setting: None
+) -> None:
+    """In groups and dense: each against float64 as torch, and against the direct sum."""
+    if padding == 0 and min(size) < 5:
+        padding = 1
+    all_channels = channels * groups
+    options = {"padding": padding, "groups": groups}
+    x, w, b = conv_operands((3, all_channels, *size), all_channels, (3, 3), options, dtype)
+    for x_format, w_format in itertools.product(formats(2), repeat=2):
+        operands = [x.to(memory_format=x_format), w.to(memory_format=w_format), b]
+        found = {}
+        for allow in (True, False):
+            scratchnn.backends.conv.allow_winograd = allow
+            ours = functools.partial(F.conv2d, **options)
+            if dtype in HALF_DTYPES:
+                assert_rounded_once(ours, operands)
+            else:
+                check_against_torch(ours, functools.partial(torch.conv2d, **options), operands, WINOGRAD)
+            found[allow] = ours(*operands)
+        if dtype == torch.float32:
+            assert not torch.equal(found[True], found[False]), "Winograd did not run"
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("channels", "groups", "size"), [(8, 4, (9, 6)), (16, 1, (5, 13)), (32, 2, (8, 8))])
+def test_winograd_of_few_channels_reads_borders(channels: int, groups: int, size: tuple, mode: str) -> None:
+    layers = [
+        n.Conv2d(channels * groups, channels * groups, 3, padding=(1, 2), groups=groups, padding_mode=mode)
+        for n in (nn, torch.nn)
+    ]
+    ours, theirs = (
+        lambda x, w, b, layer=layer: functional_call(layer, {"weight": w, "bias": b}, (x,)).contiguous()
+        for layer in layers
+    )
+    for memory_format in formats(2):
+        x = torch.randn(2, channels * groups, *size).to(memory_format=memory_format)
+        check_against_torch(ours, theirs, [x, *(p.detach() for p in layers[1].parameters())], WINOGRAD)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(16, 1), (8, 6), (32, 3)])
+def test_winograd_of_few_channels_in_flat_volumes(channels: int, groups: int) -> None:
+    """Kernels of 1x3x3: every slice is an image of its own."""
+    all_channels, options = channels * groups, {"padding": (0, 1, 1), "groups": groups}
+    w, b = torch.randn(all_channels, channels, 1, 3, 3) / 4, torch.randn(all_channels)
+    for memory_format in formats(3):
+        x = torch.randn(2, all_channels, 5, 9, 7).to(memory_format=memory_format)
+        ours, theirs = (lambda *o, f=f: f(*o, **options).contiguous() for f in (F.conv3d, torch.conv3d))
+        check_against_torch(ours, theirs, [x, w, b], WINOGRAD)
+
+
+@pytest.mark.parametrize("dtype", [*FAST_DTYPES, *HALF_DTYPES])
+@pytest.mark.parametrize("channels", [8, 16, 32])
+def test_winograd_of_groups_lets_no_infinity_into_another(channels: int, dtype: torch.dtype) -> None:
+    x, w, _ = conv_operands((2, 6 * channels, 9, 10), 6 * channels, (3, 3), {"groups": 6}, dtype)
+    conv = functools.partial(F.conv2d, padding=1, groups=6)
+    for memory_format in formats(2):
+        operands = [x.clone(memory_format=memory_format), w.to(memory_format=memory_format)]
+        dy = torch.ones_like(conv(*operands))
+        clean = gradients(conv, operands, dy)
+        operands[0][:, channels : 2 * channels] = torch.inf
+        dy[:, 3 * channels : 4 * channels] = torch.nan
+        spoilt = gradients(conv, operands, dy)
+        for result, spoils in zip(range(3), ([1], [3], [1, 3]), strict=True):
+            dim = 0 if result == 2 else 1
+            pairs = zip(spoilt[result].chunk(6, dim), clean[result].chunk(6, dim), strict=True)
+            for group, (found, wanted) in enumerate(pairs):
+                if group in spoils:
+                    assert not found.isfinite().all()
+                else:
+                    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (16, 1), (16, 2), (32, 1), (64, 1)])
+def test_winograd_of_few_channels_gives_the_same_bits(channels: int, groups: int) -> None:
+    """For any batch, and any number of threads."""
+    all_channels = channels * groups
+    x, g = torch.randn(2, 41, all_channels, 13, 10)
+    w = torch.randn(all_channels, channels, 3, 3)
+    window = ([1, 1], [1] * 4, [1, 1], groups, "zeros")
+
+    def results(x: Tensor, g: Tensor) -> list[Tensor]:
+        return [_ops.conv(x, w, None, *window), _ops.conv_transpose(g, w, None, [13, 10], *window)]
+
+    for memory_format in formats(2):
+        x, g = x.contiguous(memory_format=memory_format), g.contiguous(memory_format=memory_format)
+        whole, filters = results(x, g), _ops.conv_weight_grad(g, x, [3, 3], *window, False)
+        torch.set_num_threads(1)
+        alone, same_filters = results(x, g), _ops.conv_weight_grad(g, x, [3, 3], *window, False)
+        torch.set_num_threads(2)
+        parts = [torch.cat(p) for p in zip(results(x[:3], g[:3]), results(x[3:], g[3:]), strict=True)]
+        assert torch.equal(filters, same_filters)
+        for other in (alone, parts):
+            assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+
+
 @pytest.mark.parametrize("size", [(11, 10), (9, 11, 10), (40, 5, 6)])
 def test_winograd_gives_the_same_bits_for_any_batch_and_threads(size: tuple) -> None:
     rank = len(size)

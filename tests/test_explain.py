@@ -30,14 +30,20 @@ CASES = [
     (GEMM, "serves every kernel", torch.nn.Conv1d(32, 32, 3), (2, 32, 12)),
     (GEMM, "serves every stride", torch.nn.Conv2d(32, 32, 3, stride=2), (2, 32, 12, 12)),
     (GEMM, "serves every stride", torch.nn.Conv2d(32, 32, 3, dilation=2), (2, 32, 12, 12)),
-    (GEMM, "serves groups", torch.nn.Conv2d(64, 64, 3, groups=2), (2, 64, 12, 12)),
+    (WINOGRAD, "quarter of the multiplications", torch.nn.Conv2d(64, 64, 3, groups=2), (2, 64, 12, 12)),
+    (WINOGRAD, "quarter of the multiplications", torch.nn.Conv2d(64, 64, 3, groups=8), (2, 64, 12, 12)),
+    (WINOGRAD, "quarter of the multiplications", torch.nn.Conv3d(64, 64, (1, 3, 3), groups=2), (1, 64, 3, 12, 12)),
+    (GEMM, "every kind of groups", torch.nn.Conv2d(96, 96, 3, groups=2), (2, 96, 12, 12)),
+    (GEMM, "every kind of groups", torch.nn.Conv2d(64, 128, 3, groups=2), (2, 64, 12, 12)),
+    (GEMM, "every kind of groups", torch.nn.Conv3d(64, 64, 3, groups=2), (1, 64, 5, 12, 12)),
     (GEMM, "takes multiples of", torch.nn.Conv2d(3, 32, 3), (2, 3, 12, 12)),
     (GEMM, "too small", torch.nn.Conv2d(32, 32, 3), (2, 32, 4, 4)),
     (WINOGRAD, "quarter of the multiplications", torch.nn.Conv2d(32, 32, 3).double(), (2, 32, 12, 12)),
     (DEPTHWISE, "filter of its own", torch.nn.Conv2d(32, 32, 3, groups=32), (2, 32, 12, 12)),
     (DEPTHWISE, "filter of its own", torch.nn.Conv3d(4, 4, 3, groups=4), (2, 4, 6, 6, 6)),
-    (GROUPED, "too few channels", torch.nn.Conv2d(64, 64, 3, groups=8), (2, 64, 12, 12)),
-    (GEMM, "serves groups", torch.nn.Conv2d(64, 64, 3, groups=2).double(), (2, 64, 12, 12)),
+    (GROUPED, "too few channels", torch.nn.Conv2d(64, 64, 3, groups=16), (2, 64, 12, 12)),
+    (WINOGRAD, "quarter of the multiplications", torch.nn.Conv2d(64, 64, 3, groups=2).double(), (2, 64, 12, 12)),
+    (GEMM, "every kind of groups", torch.nn.Conv2d(128, 128, 3, groups=2).double(), (2, 128, 12, 12)),
     (GROUPED, "too few channels", torch.nn.Conv2d(8, 16, 3, groups=8), (2, 8, 12, 12)),
     (GROUPED, "too few channels", torch.nn.ConvTranspose1d(64, 32, 3, groups=8), (2, 64, 12)),
 ]
@@ -79,8 +85,9 @@ def test_the_algorithm_is_the_one_that_runs(winograd, algorithm, reason, layer, 
     same = [torch.equal(a, b) for a, b in zip(with_it, without, strict=True)]
     assert same == [algorithm != WINOGRAD] * 3
     again = scratchnn.explain(layer, shape)
-    assert again.algorithm == (GEMM if algorithm == WINOGRAD else algorithm)
-    if algorithm == WINOGRAD:
+    summed = GROUPED if layer.groups > 1 and layer.in_channels // layer.groups == 8 else GEMM
+    assert again.algorithm == (summed if algorithm == WINOGRAD else algorithm)
+    if algorithm == WINOGRAD and summed == GEMM:
         assert "allow_winograd is off" in str(again)
 
 

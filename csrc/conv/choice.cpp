@@ -34,14 +34,30 @@ bool tiles_pay(const ConvGeometry& g) {
   return 3 * 36 * tiles <= 2 * 9 * g.output[1] * g.output[2];
 }
 
+// Whether a Winograd convolution has few channels, or groups of few, of a number that the kernels for those take: they
+// have from one vector to 256 bytes of numbers at a time, which are one group's, or of several that fill a vector.
+bool is_narrow(const ConvGeometry& g, at::ScalarType type) {
+  const int64_t size = type == at::kDouble ? 8 : 4, channels = g.group_in();
+  const InstructionSet set = active_instruction_set();
+  const int64_t lanes = (set == InstructionSet::AVX512 ? 64 : set == InstructionSet::AVX2 ? 32 : 16) / size;
+  const bool has_width = channels == 8 || channels == 16 || channels == 32 || channels == 64;
+  if (g.kernel[0] != 1 || g.padding[0] != 0 || g.group_out() != channels || !has_width) return false;
+  if (channels * size > 256 || g.in_channels % std::max(lanes, channels) != 0) return false;
+  return g.groups > 1 || channels >= 16;
+}
+
 // Why Winograd's kernels cannot, or should not, compute this; null where they do.
 const char* winograd_refuses(const ConvGeometry& g, at::ScalarType type) {
   const Extent ones{1, 1, 1};
   const int64_t unit = winograd_channels(active_instruction_set(), type);
   if (g.kernel[1] != 3 || g.kernel[2] != 3) return "it serves every kernel; Winograd's serves 3x3 in height and width";
   if (g.stride != ones || g.dilation != ones) return "it serves every stride and dilation; Winograd's has 1 for both";
-  if (g.groups != 1) return "it serves groups of channels; Winograd's does not";
-  if (g.in_channels < 16 || g.out_channels < 16 || g.in_channels % unit != 0 || g.out_channels % unit != 0) {
+  const bool narrow = is_narrow(g, type);
+  if (g.groups != 1 && !narrow) {
+    return "it serves every kind of groups; Winograd's serves 8, 16, 32 or 64 channels in each, as many out as in";
+  }
+  const auto is_taken = [&](int64_t channels) { return channels >= 16 && channels % unit == 0; };
+  if (!narrow && !(is_taken(g.in_channels) && is_taken(g.out_channels))) {
     return unit == 16  ? "Winograd's takes multiples of 16 channels on this processor"
            : unit == 8 ? "Winograd's takes multiples of 8 channels on this processor, from 16 on"
                        : "Winograd's takes multiples of 4 channels on this processor, from 16 on";
@@ -56,13 +72,17 @@ ConvChoice choose_algorithm(const ConvGeometry& geometry, at::ScalarType type) {
   if (is_depthwise(geometry)) {
     return {ConvAlgorithm::kDepthwise, "each channel has a filter of its own: there is no matrix to multiply"};
   }
+  const bool matrix_unit = type == at::kBFloat16 && has_matrix_unit();
+  const char* refused = winograd_refuses(geometry, type);
+  if (refused == nullptr && is_narrow(geometry, type) && !(matrix_unit && geometry.group_in() > 8)) {
+    return {ConvAlgorithm::kNarrowWinograd, "it takes a quarter of the multiplications of a 3x3 kernel of stride 1"};
+  }
   if (has_small_groups(geometry)) {
     return {ConvAlgorithm::kGrouped, "its groups have too few channels to fill the tiles of matrix products"};
   }
-  if (type == at::kBFloat16 && has_matrix_unit()) {
+  if (matrix_unit) {
     return {ConvAlgorithm::kMatrixUnit, "this processor multiplies matrices of bfloat16 as a whole"};
   }
-  const char* refused = winograd_refuses(geometry, type);
   if (refused != nullptr) return {ConvAlgorithm::kImplicitGemm, refused};
   return {ConvAlgorithm::kWinograd,
           geometry.kernel[0] == 1

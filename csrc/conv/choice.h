@@ -15,7 +15,7 @@
 
 namespace scratchnn {
 
-enum class ConvAlgorithm { kImplicitGemm, kMatrixUnit, kDepthwise, kGrouped, kWinograd };
+enum class ConvAlgorithm { kImplicitGemm, kMatrixUnit, kDepthwise, kGrouped, kWinograd, kNarrowWinograd };
 
 struct ConvChoice {
   ConvAlgorithm algorithm;

@@ -37,7 +37,8 @@ Filters<T> filters_of(const at::Tensor& weight) {
 // The kernel of the chosen algorithm.
 template <class Kernel>
 const Kernel& choose(const ConvGeometry& g, at::ScalarType type, const Kernel& implicit_gemm, const Kernel& matrix_unit,
-                     const Kernel& depthwise, const Kernel& grouped, const Kernel& winograd) {
+                     const Kernel& depthwise, const Kernel& grouped, const Kernel& winograd,
+                     const Kernel& narrow_winograd) {
   switch (choose_algorithm(g, type).algorithm) {
     case ConvAlgorithm::kMatrixUnit:
       return matrix_unit;
@@ -47,6 +48,8 @@ const Kernel& choose(const ConvGeometry& g, at::ScalarType type, const Kernel& i
       return grouped;
     case ConvAlgorithm::kWinograd:
       return winograd;
+    case ConvAlgorithm::kNarrowWinograd:
+      return narrow_winograd;
     default:
       return implicit_gemm;
   }
@@ -61,6 +64,7 @@ const char* name_of(ConvAlgorithm algorithm) {
     case ConvAlgorithm::kGrouped:
       return "grouped";
     case ConvAlgorithm::kWinograd:
+    case ConvAlgorithm::kNarrowWinograd:
       return "Winograd F(4x4, 3x3)";
     default:
       return "implicit GEMM";
@@ -108,8 +112,9 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
   const at::Tensor x = dense(input), w = dense(weight);
   with_memory_type(x, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto kernel = choose(g, x.scalar_type(), implicit_gemm_forward<S>, matrix_unit_forward<S>,
-                               depthwise_forward<S>, grouped_forward<S>, winograd_forward<S>);
+    const auto kernel =
+        choose(g, x.scalar_type(), implicit_gemm_forward<S>, matrix_unit_forward<S>, depthwise_forward<S>,
+               grouped_forward<S>, winograd_forward<S>, narrow_winograd_forward<S>);
     kernel(g, images_of<const S>(x), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
   });
   return output;
@@ -151,8 +156,9 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
   const at::Tensor dy = dense(input), w = dense(weight);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto& kernel = choose(g, dy.scalar_type(), implicit_gemm_input_grad<S>, matrix_unit_input_grad<S>,
-                                depthwise_input_grad<S>, grouped_input_grad<S>, winograd_input_grad<S>);
+    const auto& kernel =
+        choose(g, dy.scalar_type(), implicit_gemm_input_grad<S>, matrix_unit_input_grad<S>, depthwise_input_grad<S>,
+               grouped_input_grad<S>, winograd_input_grad<S>, narrow_winograd_input_grad<S>);
     kernel(g, images_of<const S>(dy), filters_of<const S>(w), data_or_null<S>(b), images_of<S>(output));
     if constexpr (std::is_floating_point_v<S>) {
       add_border_grad<S>(g, images_of<const S>(dy), filters_of<const S>(w), images_of<S>(output));
@@ -188,8 +194,9 @@ at::Tensor conv_weight_grad(const at::Tensor& grad, const at::Tensor& input, at:
   const at::Tensor dy = dense(grad), x = dense(input);
   with_memory_type(dy, [&](auto number) {
     using S = typename decltype(number)::type;
-    const auto& kernel = choose(g, dy.scalar_type(), implicit_gemm_weight_grad<S>, matrix_unit_weight_grad<S>,
-                                depthwise_weight_grad<S>, grouped_weight_grad<S>, winograd_weight_grad<S>);
+    const auto& kernel =
+        choose(g, dy.scalar_type(), implicit_gemm_weight_grad<S>, matrix_unit_weight_grad<S>, depthwise_weight_grad<S>,
+               grouped_weight_grad<S>, winograd_weight_grad<S>, narrow_winograd_weight_grad<S>);
     kernel(g, images_of<const S>(dy), images_of<const S>(x), filters_of<S>(grad_weight));
   });
   return grad_weight;

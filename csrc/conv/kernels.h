@@ -67,4 +67,12 @@ inline ConvInputGrad<S> winograd_input_grad;
 template <class S>
 inline ConvWeightGrad<S> winograd_weight_grad;
 
+// The same of few channels, or of groups of few (winograd_narrow.cpp, winograd_narrow_weight_grad.cpp).
+template <class S>
+inline ConvForward<S> narrow_winograd_forward;
+template <class S>
+inline ConvInputGrad<S> narrow_winograd_input_grad;
+template <class S>
+inline ConvWeightGrad<S> narrow_winograd_weight_grad;
+
 }  // namespace scratchnn

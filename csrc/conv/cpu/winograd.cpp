@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "conv/cpu/packed_weight.h"
+#include "conv/cpu/winograd_filters.h"
 #include "conv/cpu/winograd_tiles.h"
 #include "conv/kernels.h"
 
@@ -34,98 +35,6 @@ template <class T>
 int64_t block_tiles(int64_t channels, int64_t depth_taps) {
   const int64_t tiles = channels <= 16 ? 96 : depth_taps > 1 ? 64 : 48;
   return tiles * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
-}
-
-// The filters of a panel, input channel and depth tap to points: taps lie `tap_plane` apart, points `plane`.
-template <class T>
-void transform_filters(const T* taps, int64_t tap_plane, T* points, int64_t plane) {
-  for (int64_t k = 0; k < kTileColumns<T>; k += kLanes<T>) {
-    Vec<T> half[kTaps][kIn];
-    for (int j = 0; j < kTaps; ++j) {
-      Vec<T> column[kTaps];
-      for (int i = 0; i < kTaps; ++i) column[i] = load(taps + (i * kTaps + j) * tap_plane + k);
-      filter_transform<T>(column, half[j]);
-    }
-    for (int i = 0; i < kIn; ++i) {
-      const Vec<T> row[kTaps] = {half[0][i], half[1][i], half[2][i]};
-      Vec<T> out[kIn];
-      filter_transform<T>(row, out);
-      for (int j = 0; j < kIn; ++j) store(points + (i * kIn + j) * plane + k, out[j]);
-    }
-  }
-}
-
-// Points of one tile to its outputs, for `channels` channels from `m` on. Only height x width of the 4x4 are written.
-template <bool full, class T, class Y>
-SCRATCHNN_INLINE void outputs_of_tile(const T* m, int64_t plane, const T* bias, int64_t channels, Y* y,
-                                      int64_t row_stride, int64_t pixel_stride, int64_t height, int64_t width) {
-  for (int64_t c = 0; c < channels; c += kLanes<T>) {
-    if (c % (64 / static_cast<int64_t>(sizeof(Y))) == 0) {  // where the next tile's outputs will go
-#pragma GCC unroll 4
-      for (int i = 0; i < kOut; ++i) {
-#pragma GCC unroll 4
-        for (int j = 0; j < kOut; ++j) prefetch(y + i * row_stride + (kOut + j) * pixel_stride + c);
-      }
-    }
-    Vec<T> half[kIn][kOut];
-#pragma GCC unroll 6
-    for (int j = 0; j < kIn; ++j) {
-      Vec<T> column[kIn];
-#pragma GCC unroll 6
-      for (int i = 0; i < kIn; ++i) column[i] = load(m + (i * kIn + j) * plane + c);
-      output_transform<T>(column, half[j]);
-    }
-    const Vec<T> b = bias != nullptr ? load(bias + c) : Vec<T>{};
-#pragma GCC unroll 4
-    for (int i = 0; i < kOut; ++i) {
-      if (!full && i >= height) break;
-      Vec<T> row[kIn], out[kOut];
-#pragma GCC unroll 6
-      for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
-      output_transform<T>(row, out);
-#pragma GCC unroll 4
-      for (int j = 0; j < kOut; ++j) {
-        if (full || j < width) write(y + i * row_stride + j * pixel_stride + c, bias != nullptr ? out[j] + b : out[j]);
-      }
-    }
-  }
-}
-
-// Points of the tiles [first, last) of one slice to the output channels [channel, channel + channels). m is at point p
-// of tile t and channel c: m + p * plane + t * stride + c. Contiguous outputs go through `memory`, one row of tiles.
-template <class T, class S>
-void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, int64_t plane, int64_t stride,
-                   const T* bias, int64_t channel, int64_t channels, const Images<S>& out, int64_t slice, T* memory) {
-  const int64_t out_height = tiles.size[1], out_width = tiles.size[2];
-  for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
-    const T* from = m + position * stride;
-    const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, out_height - y);
-    S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride() +
-               slice * out_height * out_width * out.pixel_stride();
-    if (out.channels_last) {
-      const int64_t row_stride = out_width * out.channels;
-      for (int64_t t = 0; t < run.count; ++t, from += stride) {
-        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, out_width - x);
-        S* to = image + (y * out_width + x) * out.channels;
-        if (height == kOut && width == kOut) {
-          outputs_of_tile<true>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
-        } else {
-          outputs_of_tile<false>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
-        }
-      }
-      return;
-    }
-    const int64_t row_stride = run.count * kOut * channels;
-    for (int64_t t = 0; t < run.count; ++t, from += stride) {
-      outputs_of_tile<true>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels, kOut,
-                            kOut);
-    }
-    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, out_width - x);
-    for (int64_t i = 0; i < height; ++i) {
-      transpose_block(memory + i * row_stride, channels, image + (y + i) * out_width + x, out.pixels(), width,
-                      channels);
-    }
-  });
 }
 
 // out = in (*) w for filters w of 3x3 in any depth; the first tap reads pixel (depth.first, top, left) of `in`, or its
@@ -296,8 +205,9 @@ void correlate_in_blocks(const Work<S>& w) {
           }
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
-          write_outputs(tiles, first, last, products + (d - slices.first) * (last - first) * stride, out_plane, stride,
-                        w.bias != nullptr ? packed.bias + channel : nullptr, channel, count, w.out, d, out_scratch);
+          write_outputs<true>(tiles, first, last, products + (d - slices.first) * (last - first) * stride, out_plane,
+                              stride, w.bias != nullptr ? packed.bias + channel : nullptr, channel, count, w.out, d,
+                              out_scratch);
         }
       }
     }
@@ -398,9 +308,9 @@ void correlate_in_panels(const Work<S>& w) {
           }
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
-          write_outputs(tiles, first + from, first + from + own, products + (d - slices.first) * own * columns,
-                        out_plane, columns, w.bias != nullptr ? bias : nullptr, channel, outputs, w.out, d,
-                        out_scratch);
+          write_outputs<true>(tiles, first + from, first + from + own, products + (d - slices.first) * own * columns,
+                              out_plane, columns, w.bias != nullptr ? bias : nullptr, channel, outputs, w.out, d,
+                              out_scratch);
         }
       }
     });

@@ -94,7 +94,8 @@ SCRATCHNN_INLINE void for_each_run(const Tiles& tiles, int64_t first, int64_t la
 }
 
 // Where a transformed tile goes: point p of channel c of tile t is at
-// data + p * plane + t * tile + c / block * block_stride + c % block.
+// data + p * plane + t * tile + c / block * block_stride + c % block. Where these are known to the compiler, it has a
+// type of its own, and so have numbers of channels: most of the time that addresses take is saved.
 template <class T>
 struct Points {
   T* data;
@@ -102,12 +103,12 @@ struct Points {
 };
 
 // One tile, all channels: `size` rows and columns of pixels, of which columns outside [first, last) are zero.
-template <int size, bool border, class R, class T, class Transform>
+template <int size, bool border, class R, class T, class Count, class To, class Transform>
 SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel_stride, int64_t first, int64_t last,
-                                     int64_t channels, const Points<T>& out, T* to, const Transform& transform) {
+                                     Count channels, const To& out, T* to, const Transform& transform) {
   const int64_t ahead = channels <= 32 ? 2 : 1;  // tiles
   for (int64_t block = 0; block < channels; block += out.block, to += out.block_stride) {
-    const int64_t count = std::min(out.block, channels - block);
+    const int64_t count = std::min<int64_t>(out.block, channels - block);
     for (int64_t c = 0; c < count; c += kLanes<T>) {
       constexpr int64_t line = 64 / sizeof(T), read_line = 64 / sizeof(R);
       if (c % read_line == 0) {  // the same channels of a tile to come, a line at a time
@@ -159,13 +160,16 @@ int64_t tile_memory(const Images<const S>& images, int64_t channels, int64_t mos
 
 // Transforms the tiles [first, last) of one slice of the images. Tile (r, c) reads size x size pixels from
 // (r * kOut + top, c * kOut + left), of the image or its border; `channels` of them from `channel` on.
-template <int size, class S, class Transform>
+template <int size, class S, class Count, class To, class Transform>
 void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t slice,
-                     Border border, int64_t top, int64_t left, int64_t channel, int64_t channels,
-                     const Points<Wide<S>>& out, Wide<S>* memory, const Transform& transform) {
+                     Border border, int64_t top, int64_t left, int64_t channel, Count channels, const To& out,
+                     Wide<S>* memory, const Transform& transform) {
   using T = Wide<S>;
   const bool zeros = border == Border::kZeros;
-  if (images.channels_last && zeros) std::fill_n(memory, size * images.channels, T(0));
+  S* const zero_row = reinterpret_cast<S*>(memory);
+  if (images.channels_last && zeros) {
+    for (int64_t i = 0; i < size; ++i) std::fill_n(zero_row + i * images.channels, channels, S());
+  }
   const int64_t height = images.size[1], width = images.size[2];
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
     const int64_t y = run.row * kOut + top;
@@ -195,7 +199,7 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
       }
       for (int i = 0; i < size; ++i) {
         const bool row_inside = y + i >= 0 && y + i < height;
-        rows[i] = row_inside ? image + ((y + i) * width + x) * images.channels : reinterpret_cast<const S*>(memory);
+        rows[i] = row_inside ? image + ((y + i) * width + x) * images.channels : zero_row;
       }
       if (inside) {
         transform_tile<size, false, S>(rows, images.channels, 0, size, channels, out, to, transform);
@@ -204,6 +208,80 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
       const int64_t first_column = std::clamp<int64_t>(-x, 0, size);
       const int64_t last_column = std::clamp<int64_t>(width - x, first_column, size);
       transform_tile<size, true, S>(rows, images.channels, first_column, last_column, channels, out, to, transform);
+    }
+  });
+}
+
+// Points of one tile to its outputs, for `channels` channels from `m` on. Only height x width of the 4x4 are written.
+// Where `asks`, the next tile's are asked of memory.
+template <bool full, bool asks, class T, class Y, class Plane, class Count>
+SCRATCHNN_INLINE void outputs_of_tile(const T* m, Plane plane, const T* bias, Count channels, Y* y, int64_t row_stride,
+                                      int64_t pixel_stride, int64_t height, int64_t width) {
+  for (int64_t c = 0; c < channels; c += kLanes<T>) {
+    if (asks && c % (64 / static_cast<int64_t>(sizeof(Y))) == 0) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kOut; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kOut; ++j) prefetch(y + i * row_stride + (kOut + j) * pixel_stride + c);
+      }
+    }
+    Vec<T> half[kIn][kOut];
+#pragma GCC unroll 6
+    for (int j = 0; j < kIn; ++j) {
+      Vec<T> column[kIn];
+#pragma GCC unroll 6
+      for (int i = 0; i < kIn; ++i) column[i] = load(m + (i * kIn + j) * plane + c);
+      output_transform<T>(column, half[j]);
+    }
+    const Vec<T> b = bias != nullptr ? load(bias + c) : Vec<T>{};
+#pragma GCC unroll 4
+    for (int i = 0; i < kOut; ++i) {
+      if (!full && i >= height) break;
+      Vec<T> row[kIn], out[kOut];
+#pragma GCC unroll 6
+      for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
+      output_transform<T>(row, out);
+#pragma GCC unroll 4
+      for (int j = 0; j < kOut; ++j) {
+        if (full || j < width) write(y + i * row_stride + j * pixel_stride + c, bias != nullptr ? out[j] + b : out[j]);
+      }
+    }
+  }
+}
+
+// Points of the tiles [first, last) of one slice to the output channels [channel, channel + channels). m is at point p
+// of tile t and channel c: m + p * plane + t * stride + c. Contiguous outputs go through `memory`, one row of tiles.
+template <bool asks, class T, class S, class Plane, class Count>
+void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, Plane plane, int64_t stride,
+                   const T* bias, int64_t channel, Count channels, const Images<S>& out, int64_t slice, T* memory) {
+  const int64_t out_height = tiles.size[1], out_width = tiles.size[2];
+  for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
+    const T* from = m + position * stride;
+    const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, out_height - y);
+    S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride() +
+               slice * out_height * out_width * out.pixel_stride();
+    if (out.channels_last) {
+      const int64_t row_stride = out_width * out.channels;
+      for (int64_t t = 0; t < run.count; ++t, from += stride) {
+        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, out_width - x);
+        S* to = image + (y * out_width + x) * out.channels;
+        if (height == kOut && width == kOut) {
+          outputs_of_tile<true, asks>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
+        } else {
+          outputs_of_tile<false, asks>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
+        }
+      }
+      return;
+    }
+    const int64_t row_stride = run.count * kOut * channels;
+    for (int64_t t = 0; t < run.count; ++t, from += stride) {
+      outputs_of_tile<true, false>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels,
+                                   kOut, kOut);
+    }
+    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, out_width - x);
+    for (int64_t i = 0; i < height; ++i) {
+      transpose_block(memory + i * row_stride, channels, image + (y + i) * out_width + x, out.pixels(), width,
+                      channels);
     }
   });
 }

@@ -8,6 +8,7 @@
 // chunks, a fixed number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
+#include "conv/cpu/winograd_filters.h"
 #include "conv/cpu/winograd_tiles.h"
 #include "conv/kernels.h"
 
@@ -46,33 +47,6 @@ void grad_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t sli
   transform_tiles<kOut>(tiles, first, last, grad, slice, Border::kZeros, 0, 0, channel, channels, points, memory,
                         [](const auto& y, auto& m)
                             __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
-}
-
-// From the sums of one depth tap, output channel and kLanes input channels, a function of the point, to the gradients
-// of its taps.
-template <class S, class Sum>
-SCRATCHNN_INLINE void write_taps(const Filters<S>& grad_weight, int64_t tap, int64_t k, int64_t c, const Sum& sum) {
-  using T = Wide<S>;
-  Vec<T> half[kIn][kTaps];
-  for (int j = 0; j < kIn; ++j) {
-    Vec<T> column[kIn];
-    for (int i = 0; i < kIn; ++i) column[i] = sum(i * kIn + j);
-    filter_transform_adjoint<T>(column, half[j]);
-  }
-  for (int i = 0; i < kTaps; ++i) {
-    Vec<T> row[kIn], taps[kTaps];
-    for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
-    filter_transform_adjoint<T>(row, taps);
-    for (int j = 0; j < kTaps; ++j) {
-      S* to = grad_weight.data + k * grad_weight.out_stride + ((tap * kTaps + i) * kTaps + j) * grad_weight.tap_stride +
-              c * grad_weight.in_stride;
-      if (grad_weight.in_stride == 1) {
-        write(to, taps[j]);
-      } else {
-        for (int lane = 0; lane < kLanes<T>; ++lane) write_one(to + lane * grad_weight.in_stride, taps[j][lane]);
-      }
-    }
-  }
 }
 
 // sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and `inputs` of
@@ -190,7 +164,7 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
       const int64_t tap = i / g.out_channels, k = i % g.out_channels;
       for (int64_t c = 0; c < g.in_channels; c += kLanes<T>) {
         const T* from = sums + tap * tap_sums + k * sums_stride + c;
-        write_taps<S>(grad_weight, tap, k, c, [&](int64_t p) __attribute__((always_inline)) {
+        write_taps<S>(grad_weight, tap, k, c, kLanes<T>, [&](int64_t p) __attribute__((always_inline)) {
           Vec<T> sum = load(from + p * plane);
           for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += load(from + chunk * chunk_sums + p * plane);
           return sum;
@@ -284,7 +258,7 @@ void weight_grad_in_blocks(const ConvGeometry& g, Images<const S> grad, Images<c
           const int64_t tap = i / outputs, r = i % outputs;
           for (int64_t c = 0; c < inputs; c += kLanes<T>) {
             const T* from = own + tap * kPoints * point_sums + r * width + c;
-            write_taps<S>(grad_weight, tap, first_k + r, first_c + c,
+            write_taps<S>(grad_weight, tap, first_k + r, first_c + c, kLanes<T>,
                           [&](int64_t p) __attribute__((always_inline)) { return load(from + p * point_sums); });
           }
         }

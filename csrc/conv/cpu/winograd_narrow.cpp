@@ -1,0 +1,229 @@
+// 3x3 convolutions of stride 1 of few channels by Winograd's F(4x4, 3x3) (winograd_narrow.h): forward pass and input
+// gradient, which is the same computation with the filters turned round.
+#include "conv/cpu/winograd_narrow.h"
+
+#include <algorithm>
+
+#include "conv/cpu/winograd_filters.h"
+#include "conv/kernels.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+namespace {
+
+using namespace winograd;
+
+constexpr int64_t kTiles = 12;             // of a block: the rows of a tile of products
+constexpr int64_t kRunTiles = 8 * kTiles;  // of a task, at most
+
+// Number c of each group's numbers in all of the group's lanes.
+template <int64_t group, int64_t c, class T, int... i>
+SCRATCHNN_INLINE Vec<T> spread_in_groups(Vec<T> v, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(v, v, (i / group * group + c)...);
+}
+
+// products = points filters, for one point of a block. Products may be written over other points. A row of filters is
+// those of one number of the sum: of several groups that fill a vector, side by side.
+template <int64_t width, int64_t group, class T>
+SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* products) {
+  constexpr int lanes = kLanes<T>, vectors = width == lanes ? 1 : 2;
+  constexpr int rows = vectors == 1 ? static_cast<int>(kTiles) : kTileRows;
+  static_assert(kTiles % rows == 0 && width % (vectors * lanes) == 0);
+  for (int64_t k = 0; k < width; k += vectors * lanes) {
+    for (int64_t t = 0; t < kTiles; t += rows) {
+      Vec<T> sums[rows][vectors];
+#pragma GCC unroll 12
+      for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sums[r][v] = Vec<T>{};
+      }
+      const auto step = [&](auto c) __attribute__((always_inline)) {
+        Vec<T> column[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+          column[v] = load(filters + c * width + k + v * lanes);
+          SCRATCHNN_KEEP_IN_REGISTER(column[v]);
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; ++r) {
+          const T* row = points + (t + r) * width;
+          Vec<T> x;
+          if constexpr (group < width) {
+            x = spread_in_groups<group, c, T>(load(row), std::make_integer_sequence<int, lanes>());
+          } else {
+            x = broadcast(row[c]);
+            if constexpr (vectors > 1) SCRATCHNN_KEEP_IN_REGISTER(x);
+          }
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) sums[r][v] = fma(x, column[v], sums[r][v]);
+        }
+      };
+      if constexpr (group < width) {
+        [&]<int64_t... c>(std::integer_sequence<int64_t, c...>) __attribute__((always_inline)) {
+          (step(std::integral_constant<int64_t, c>()), ...);
+        }(std::make_integer_sequence<int64_t, group>());
+      } else {
+#pragma GCC unroll 4
+        for (int64_t c = 0; c < width; ++c) step(c);
+      }
+#pragma GCC unroll 12
+      for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) store(products + (t + r) * width + k + v * lanes, sums[r][v]);
+      }
+    }
+  }
+}
+
+// Where the outputs of a block will be written, asked of memory while its points are multiplied: a part at each point.
+template <class S>
+class UpcomingOutputs {
+ public:
+  // `channels` of them from `channel` on, for the tiles [first, last) of one slice.
+  UpcomingOutputs(const Tiles& tiles, int64_t first, int64_t last, const Images<S>& out, int64_t slice, int64_t channel,
+                  int64_t channels)
+      : pixels_(out.channels_last ? (last - first) * kOut * kOut : 0),
+        channels_(channels),
+        row_stride_(out.size[2] * out.channels),
+        pixel_stride_(out.channels) {
+    for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
+      const int64_t row = slice * out.size[1] + run.row * kOut;
+      const S* tile = out.data + run.image * out.image_stride() + row * row_stride_ + channel;
+      for (int64_t t = 0; t < run.count; ++t) {
+        tiles_[position + t] = tile + (run.column + t) * kOut * pixel_stride_;
+      }
+    });
+  }
+
+  SCRATCHNN_MEMBER void ask(int64_t point) const {
+    for (int64_t i = pixels_ * point / kPoints; i < pixels_ * (point + 1) / kPoints; ++i) {
+      prefetch(tiles_[i / (kOut * kOut)] + i / kOut % kOut * row_stride_ + i % kOut * pixel_stride_, channels_);
+    }
+  }
+
+ private:
+  const S* tiles_[kTiles];
+  int64_t pixels_, channels_, row_stride_, pixel_stride_;
+};
+
+// out = in (*) w for 3x3 filters w of groups; the first tap reads pixel (0, top, left) of `in`, or its border, for
+// output pixel (0, 0, 0).
+template <class S>
+struct Work {
+  Operand<S> operand;
+  int64_t groups;
+  std::vector<Tap> taps;
+  Border border;
+  int64_t top, left;
+  Tiles tiles;
+  Images<const S> in;
+  const S* bias;
+  Images<S> out;
+};
+
+// The filters' points: for each block of channels and point a matrix of group x width, those of the block's groups side
+// by side.
+template <int64_t width, int64_t group, class S>
+void write_filters(const Work<S>& w, Wide<S>* filters, Wide<S>* memory) {
+  using T = Wide<S>;
+  constexpr int64_t columns = kTileColumns<T>;
+  const PackedWeight<T> packed = pack<T>(w.operand, w.groups, w.taps, w.bias, memory);
+  parallel_for(0, w.groups, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      T* matrix = filters + g * group / width * kPoints * group * width + g * group % width;
+      for (int64_t panel = 0; panel < packed.panels; ++panel) {
+        const int64_t first = panel * columns, outputs = std::min(columns, group - first);
+        for (int64_t c = 0; c < group; ++c) {
+          T points[kPoints * columns];
+          transform_filters(packed.panel(g, panel) + c * columns, group * columns, points, columns);
+          for (int64_t p = 0; p < kPoints; ++p) {
+            std::copy_n(points + p * columns, outputs, matrix + (p * group + c) * width + first);
+          }
+        }
+      }
+    }
+  });
+}
+
+template <int64_t width, int64_t group, class S>
+void correlate(const Work<S>& w) {
+  using T = Wide<S>;
+  using Points = NarrowPoints<T, width, kTiles>;
+  constexpr std::integral_constant<int64_t, width> all_channels;
+  constexpr std::integral_constant<int64_t, Points::plane> plane;
+  const Tiles& tiles = w.tiles;
+  const int64_t channels = w.out.channels, blocks = channels / width, filters_size = kPoints * group * width;
+  T* filters =
+      scratch<T>(blocks * filters_size + channels + packed_size(w.operand, w.groups, kTaps * kTaps), Scratch::kCall);
+  T* bias = filters + blocks * filters_size;
+  write_filters<width, group>(w, filters, bias + channels);
+  if (w.bias != nullptr) copy_numbers(w.bias, channels, bias);
+
+  // Enough runs of tiles for all threads: which tiles share a run never changes a result.
+  const int64_t depth = tiles.size[0], wanted = std::max<int64_t>(1, 4 * thread_count() / (blocks * depth));
+  const int64_t most = std::clamp<int64_t>(tiles.total() / wanted, 1, kRunTiles);
+  const int64_t runs = (tiles.total() + most - 1) / most;
+  const int64_t in_memory = round_up(tile_memory<kIn>(w.in, width, kTiles), 16);
+  const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * kTiles * width;
+  parallel_for(0, depth * runs * blocks, 1, [&](int64_t begin, int64_t end) {
+    T* products = scratch<T>(Points::plane + Points::size + in_memory + out_memory);
+    T* points = products + Points::plane;  // each product where the point before it was
+    T* in_scratch = points + Points::size;
+    T* out_scratch = in_scratch + in_memory;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t slice = task / (blocks * runs), run = task / blocks % runs, block = task % blocks;
+      const int64_t channel = block * width, last = tiles.total() * (run + 1) / runs;
+      const T* own = filters + block * filters_size;
+      for (int64_t t = tiles.total() * run / runs, until; t < last; t = until) {
+        until = std::min(last, t + kTiles);
+        if (until - t < kTiles) std::fill_n(points, Points::size, T(0));  // all of a block are multiplied
+        transform_tiles<kIn>(tiles, t, until, w.in, slice, w.border, w.top, w.left, channel, all_channels,
+                             Points{points}, in_scratch,
+                             [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+        const UpcomingOutputs<S> upcoming(tiles, t, until, w.out, slice, channel, width);
+        for (int64_t p = 0; p < kPoints; ++p) {
+          upcoming.ask(p);
+          multiply_point<width, group>(points + p * Points::plane, own + p * group * width,
+                                       products + p * Points::plane);
+        }
+        write_outputs<false>(tiles, t, until, products, plane, width, w.bias != nullptr ? bias + channel : nullptr,
+                             channel, all_channels, w.out, slice, out_scratch);
+      }
+    }
+  });
+}
+
+template <class S>
+void correlate(const Work<S>& w) {
+  if (w.tiles.total() * w.tiles.size[0] == 0) return;
+  with_width<Wide<S>>(w.operand.sum, [&](auto width, auto group) { correlate<width, group>(w); });
+}
+
+template <class S>
+void forward(const ConvGeometry& g, Images<const S> input, Filters<const S> weight, const S* bias, Images<S> output) {
+  correlate<S>({forward_operand(g, weight), g.groups, forward_correlation(g).taps, g.border, -g.padding[1],
+                -g.padding[2], Tiles{g.batch, output.size}, input, bias, output});
+}
+
+template <class S>
+void input_grad(const ConvGeometry& g, Images<const S> grad, Filters<const S> weight, const S* bias,
+                Images<S> grad_input) {
+  std::vector<Tap> turned = forward_correlation(g).taps;
+  std::reverse(turned.begin(), turned.end());
+  correlate<S>({input_grad_operand(g, weight), g.groups, turned, Border::kZeros, g.padding[1] - (kTaps - 1),
+                g.padding[2] - (kTaps - 1), Tiles{g.batch, grad_input.size}, grad, bias, grad_input});
+}
+
+}  // namespace
+
+#define SCRATCHNN_REGISTER(S)                                         \
+  SCRATCHNN_REGISTER_KERNEL(narrow_winograd_forward<S>, &forward<S>); \
+  SCRATCHNN_REGISTER_KERNEL(narrow_winograd_input_grad<S>, &input_grad<S>);
+SCRATCHNN_REGISTER(float)
+SCRATCHNN_REGISTER(double)
+SCRATCHNN_REGISTER(BFloat16)
+SCRATCHNN_REGISTER(Half)
+#undef SCRATCHNN_REGISTER
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn
