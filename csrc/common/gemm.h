@@ -191,75 +191,69 @@ __attribute__((noinline)) void multiply_vectors(const E* a, const int64_t* a_off
       }
     }
   }
-  int64_t skip = 0;  // numbers of the segment that are done
-  while (true) {
-    Vec<T> sums[rows][vectors];
+  Vec<T> sums[rows][vectors];
+  const auto clear = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sums[r][v] = Vec<T>{};
     }
-    int64_t run = products < longest_run ? products : longest_run;
-    products -= run;
-    while (run > 0) {
-      const E* row[rows];
+  };
+  clear();
+  for (int64_t left = longest_run; products > 0; ++segments) {
+    const E* row[rows];
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset + skip;
-      const E* right = b + (segments->first + skip) * kTileColumns<T>;
-      const int64_t length = segments->length - skip < run ? segments->length - skip : run;
-      int64_t i = 0;
+    for (int r = 0; r < rows; ++r) row[r] = a + a_offsets[r] + segments->offset;
+    const E* right = b + segments->first * kTileColumns<T>;
+    for (int64_t i = 0; i < segments->length;) {
+      const int64_t length = segments->length - i < left ? segments->length - i : left, end = i + length;
+      left -= length;
+      products -= length;
       // Two at a time: four spill registers.
 #pragma GCC unroll 1
-      for (; i + 2 * step <= length; i += 2 * step, right += 2 * step * kTileColumns<T>) {
+      for (; i + 2 * step <= end; i += 2 * step, right += 2 * step * kTileColumns<T>) {
         multiply_step<rows, vectors, E, T>(sums, row, i, right);
         ahead.ask();
         multiply_step<rows, vectors, E, T>(sums, row, i + step, right + step * kTileColumns<T>);
         ahead.ask();
       }
 #pragma GCC unroll 1
-      for (; i < length; i += step, right += step * kTileColumns<T>) {
+      for (; i < end; i += step, right += step * kTileColumns<T>) {
         multiply_step<rows, vectors, E, T>(sums, row, i, right);
         ahead.ask();
       }
-      run -= length;
-      skip += length;
-      if (skip == segments->length) {
-        skip = 0;
-        ++segments;
-      }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) {
-        if (products == 0 && bias != nullptr) sums[r][v] += load(bias + v * lanes);
-        if (accumulate) sums[r][v] += before[r][v];
-      }
-    }
-    if (products > 0) {
-      accumulate = true;
+      if (left > 0 || products == 0) continue;
+      left = longest_run;
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) before[r][v] = sums[r][v];
+        for (int v = 0; v < vectors; ++v) before[r][v] = accumulate ? before[r][v] + sums[r][v] : sums[r][v];
       }
-      continue;
+      accumulate = true;
+      clear();
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      if (whole && streamed) {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) stream(c + c_offsets[r] + v * lanes, sums[r][v]);
-      } else if (whole) {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) store(c + c_offsets[r] + v * lanes, sums[r][v]);
-      } else {
-        store_columns(sums[r], c + c_offsets[r], columns);
-      }
-    }
-    upcoming = ahead;
-    return;
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      if (bias != nullptr) sums[r][v] += load(bias + v * lanes);
+      if (accumulate) sums[r][v] += before[r][v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    if (whole && streamed) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) stream(c + c_offsets[r] + v * lanes, sums[r][v]);
+    } else if (whole) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) store(c + c_offsets[r] + v * lanes, sums[r][v]);
+    } else {
+      store_columns(sums[r], c + c_offsets[r], columns);
+    }
+  }
+  upcoming = ahead;
 }
 
 // The same: of few columns only the vector that holds them is multiplied.

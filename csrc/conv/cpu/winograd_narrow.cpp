@@ -16,6 +16,10 @@ using namespace winograd;
 constexpr int64_t kTiles = 12;             // of a block: the rows of a tile of products
 constexpr int64_t kRunTiles = 8 * kTiles;  // of a task, at most
 
+// Of a group's sums, the products that are summed up at a time: as where there are more channels (gemm.h).
+template <int64_t group>
+constexpr int64_t kRun = std::min(group, kPointsInTile);
+
 // Number c of each group's numbers in all of the group's lanes.
 template <int64_t group, int64_t c, class T, int... i>
 SCRATCHNN_INLINE Vec<T> spread_in_groups(Vec<T> v, std::integer_sequence<int, i...>) {
@@ -31,45 +35,50 @@ SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* produ
   static_assert(kTiles % rows == 0 && width % (vectors * lanes) == 0);
   for (int64_t k = 0; k < width; k += vectors * lanes) {
     for (int64_t t = 0; t < kTiles; t += rows) {
-      Vec<T> sums[rows][vectors];
+      for (int64_t first = 0; first < group; first += kRun<group>) {
+        Vec<T> sums[rows][vectors];
 #pragma GCC unroll 12
-      for (int r = 0; r < rows; ++r) {
+        for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sums[r][v] = Vec<T>{};
-      }
-      const auto step = [&](auto c) __attribute__((always_inline)) {
-        Vec<T> column[vectors];
+          for (int v = 0; v < vectors; ++v) sums[r][v] = Vec<T>{};
+        }
+        const auto step = [&](auto c) __attribute__((always_inline)) {
+          Vec<T> column[vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) {
-          column[v] = load(filters + c * width + k + v * lanes);
-          SCRATCHNN_KEEP_IN_REGISTER(column[v]);
+          for (int v = 0; v < vectors; ++v) {
+            column[v] = load(filters + c * width + k + v * lanes);
+            SCRATCHNN_KEEP_IN_REGISTER(column[v]);
+          }
+#pragma GCC unroll 12
+          for (int r = 0; r < rows; ++r) {
+            const T* row = points + (t + r) * width;
+            Vec<T> x;
+            if constexpr (group < width) {
+              x = spread_in_groups<group, c, T>(load(row), std::make_integer_sequence<int, lanes>());
+            } else {
+              x = broadcast(row[c]);
+              if constexpr (vectors > 1) SCRATCHNN_KEEP_IN_REGISTER(x);
+            }
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) sums[r][v] = fma(x, column[v], sums[r][v]);
+          }
+        };
+        if constexpr (group < width) {
+          [&]<int64_t... c>(std::integer_sequence<int64_t, c...>) __attribute__((always_inline)) {
+            (step(std::integral_constant<int64_t, c>()), ...);
+          }(std::make_integer_sequence<int64_t, group>());
+        } else {
+#pragma GCC unroll 4
+          for (int64_t c = first; c < first + kRun<group>; ++c) step(c);
         }
 #pragma GCC unroll 12
         for (int r = 0; r < rows; ++r) {
-          const T* row = points + (t + r) * width;
-          Vec<T> x;
-          if constexpr (group < width) {
-            x = spread_in_groups<group, c, T>(load(row), std::make_integer_sequence<int, lanes>());
-          } else {
-            x = broadcast(row[c]);
-            if constexpr (vectors > 1) SCRATCHNN_KEEP_IN_REGISTER(x);
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) {
+            T* to = products + (t + r) * width + k + v * lanes;
+            store(to, first > 0 ? load(to) + sums[r][v] : sums[r][v]);
           }
-#pragma GCC unroll 2
-          for (int v = 0; v < vectors; ++v) sums[r][v] = fma(x, column[v], sums[r][v]);
         }
-      };
-      if constexpr (group < width) {
-        [&]<int64_t... c>(std::integer_sequence<int64_t, c...>) __attribute__((always_inline)) {
-          (step(std::integral_constant<int64_t, c>()), ...);
-        }(std::make_integer_sequence<int64_t, group>());
-      } else {
-#pragma GCC unroll 4
-        for (int64_t c = 0; c < width; ++c) step(c);
-      }
-#pragma GCC unroll 12
-      for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) store(products + (t + r) * width + k + v * lanes, sums[r][v]);
       }
     }
   }
