@@ -137,18 +137,15 @@ void write_filters(const Work<S>& w, Wide<S>* filters, Wide<S>* memory) {
   using T = Wide<S>;
   constexpr int64_t columns = kTileColumns<T>;
   const PackedWeight<T> packed = pack<T>(w.operand, w.groups, w.taps, w.bias, memory);
-  parallel_for(0, w.groups, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      T* matrix = filters + g * group / width * kPoints * group * width + g * group % width;
-      for (int64_t panel = 0; panel < packed.panels; ++panel) {
-        const int64_t first = panel * columns, outputs = std::min(columns, group - first);
-        for (int64_t c = 0; c < group; ++c) {
-          T points[kPoints * columns];
-          transform_filters(packed.panel(g, panel) + c * columns, group * columns, points, columns);
-          for (int64_t p = 0; p < kPoints; ++p) {
-            std::copy_n(points + p * columns, outputs, matrix + (p * group + c) * width + first);
-          }
-        }
+  parallel_for(0, w.groups * packed.panels * group, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t g = i / (packed.panels * group), panel = i / group % packed.panels, c = i % group;
+      T points[kPoints * columns];
+      transform_filters(packed.panel(g, panel) + c * columns, group * columns, points, columns);
+      const int64_t first = panel * columns, outputs = std::min(columns, group - first);
+      const int64_t block = g * group / width, column = g * group % width + first;
+      for (int64_t p = 0; p < kPoints; ++p) {
+        std::copy_n(points + p * columns, outputs, filters + ((block * kPoints + p) * group + c) * width + column);
       }
     }
   });
