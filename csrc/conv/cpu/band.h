@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "common/gemm.h"
-#include "common/half.h"
 #include "common/runtime.h"
+#include "common/transpose.h"
 #include "conv/geometry.h"
 
 namespace scratchnn {
@@ -265,6 +265,13 @@ void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channe
       }
     }
   };
+  // Whole rows lie side by side.
+  const bool whole = r.first[1] >= 0 && r.first[1] + r.size[1] <= size[1] && r.size[2] == size[2] && r.first[2] == 0;
+  if (!images.channels_last && whole && r.size[0] == 1 && r.first[0] >= 0 && r.first[0] < size[0]) {
+    const S* first = source + (r.first[0] * size[1] + r.first[1]) * size[2];
+    if (channels == 1) return copy_numbers(first, r.size[1] * r.size[2], out);
+    return transpose_block<true>(first, images.pixels(), out, channels, channels, r.size[1] * r.size[2]);
+  }
   for (int64_t d = r.first[0]; d < r.first[0] + r.size[0]; ++d) {
     for (int64_t h = r.first[1]; h < r.first[1] + r.size[1]; ++h, out += r.size[2] * channels) {
       const int64_t plane = border_pixel(d, size[0], border), line = border_pixel(h, size[1], border);
@@ -282,7 +289,7 @@ void copy_rectangle(const Images<const S>& images, int64_t image, int64_t channe
       if (!images.channels_last && channels == 1) {
         copy_numbers(row, count, to);
       } else if (!images.channels_last) {
-        transpose_block(row, images.pixels(), to, channels, channels, count);
+        transpose_block<true>(row, images.pixels(), to, channels, channels, count);
       } else if (channels == images.channels) {
         copy_numbers(row, count * channels, to);
       } else {

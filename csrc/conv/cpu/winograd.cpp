@@ -56,9 +56,9 @@ template <class S>
 void transform_inputs(const Work<S>& w, int64_t first, int64_t last, int64_t slice, const Points<Wide<S>>& points,
                       Wide<S>* memory) {
   using T = Wide<S>;
-  transform_tiles<kIn>(w.tiles, first, last, w.in, border_pixel(slice, w.depth.size, w.depth.border), w.depth.border,
-                       w.top, w.left, 0, w.operand.sum, points, memory,
-                       [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+  const Pixels<const S> in{w.in, border_pixel(slice, w.depth.size, w.depth.border), 0, w.top, w.left};
+  transform_any_tiles<kIn>(w.tiles, first, last, in, w.depth.border, w.operand.sum, points, memory,
+                           [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
 }
 
 // The sums of a block's products, in parts so small that a panel's filters stay in the first-level cache: so many of
@@ -169,8 +169,8 @@ void correlate_in_blocks(const Work<S>& w) {
   const int64_t splits = std::clamp<int64_t>(thread_count() / blocks, 1, chunks);
   const int64_t in_plane = w.depth.most_read(most_slices) * most * in_channels + kPlanePad;
   const int64_t most_rows = most_slices * most, out_plane = most_rows * width + kPlanePad;
-  const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
-  const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * width;
+  const int64_t in_memory = round_up(tile_memory<kIn>(tiles, w.in, in_channels), 16);
+  const int64_t out_memory = output_memory(tiles, w.out, width);
 
   parallel_for(0, blocks * splits, 1, [&](int64_t begin, int64_t end) {
     T* points = scratch<T>(kPoints * (in_plane + out_plane) + in_memory + out_memory + 2 * 2 * most_rows + 16);
@@ -205,9 +205,9 @@ void correlate_in_blocks(const Work<S>& w) {
           }
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
-          write_outputs<true>(tiles, first, last, products + (d - slices.first) * (last - first) * stride, out_plane,
-                              stride, w.bias != nullptr ? packed.bias + channel : nullptr, channel, count, w.out, d,
-                              out_scratch);
+          write_any_outputs(tiles, first, last, products + (d - slices.first) * (last - first) * stride, out_plane,
+                            stride, w.bias != nullptr ? packed.bias + channel : nullptr, count,
+                            Pixels<S>{w.out, d, channel}, out_scratch);
         }
       }
     }
@@ -238,8 +238,8 @@ void correlate_in_panels(const Work<S>& w) {
   const int64_t most_rows = most_slices * ((most + parts - 1) / parts);
   const int64_t in_block = most_read * most * block, in_plane = blocks * in_block + kPlanePad;
   const int64_t out_plane = most_rows * columns + kPlanePad;
-  const int64_t in_memory = round_up(tile_memory<kIn>(w.in, in_channels, most), 16);
-  const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * most * columns;
+  const int64_t in_memory = round_up(tile_memory<kIn>(tiles, w.in, in_channels), 16);
+  const int64_t out_memory = output_memory(tiles, w.out, columns);
   const int64_t filter_plane = block * columns + kPlanePad;
   std::vector<std::vector<Tap>> taps(depth.taps);
   for (int64_t j = 0; j < depth.taps; ++j) {
@@ -308,9 +308,9 @@ void correlate_in_panels(const Work<S>& w) {
           }
         }
         for (int64_t d = slices.first; d < slices.last; ++d) {
-          write_outputs<true>(tiles, first + from, first + from + own, products + (d - slices.first) * own * columns,
-                              out_plane, columns, w.bias != nullptr ? bias : nullptr, channel, outputs, w.out, d,
-                              out_scratch);
+          write_any_outputs(tiles, first + from, first + from + own, products + (d - slices.first) * own * columns,
+                            out_plane, columns, w.bias != nullptr ? bias : nullptr, outputs,
+                            Pixels<S>{w.out, d, channel}, out_scratch);
         }
       }
     });

@@ -14,6 +14,7 @@ namespace {
 using namespace winograd;
 
 constexpr int64_t kTiles = 12;             // of a block: the rows of a tile of products
+constexpr int64_t kFewTiles = kTiles / 2;  // of a block that has no more: half of the products
 constexpr int64_t kRunTiles = 8 * kTiles;  // of a task, at most
 
 // Of a group's sums, the products that are summed up at a time: as where there are more channels (gemm.h).
@@ -26,15 +27,15 @@ SCRATCHNN_INLINE Vec<T> spread_in_groups(Vec<T> v, std::integer_sequence<int, i.
   return __builtin_shufflevector(v, v, (i / group * group + c)...);
 }
 
-// products = points filters, for one point of a block. Products may be written over other points. A row of filters is
-// those of one number of the sum: of several groups that fill a vector, side by side.
-template <int64_t width, int64_t group, class T>
+// products = points filters, for one point of the first `tiles` of a block. Products may be written over other points.
+// A row of filters is those of one number of the sum: of several groups that fill a vector, side by side.
+template <int64_t width, int64_t group, int64_t tiles, class T>
 SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* products) {
   constexpr int lanes = kLanes<T>, vectors = width == lanes ? 1 : 2;
-  constexpr int rows = vectors == 1 ? static_cast<int>(kTiles) : kTileRows;
-  static_assert(kTiles % rows == 0 && width % (vectors * lanes) == 0);
+  constexpr int rows = std::min(static_cast<int>(tiles), vectors == 1 ? static_cast<int>(kTiles) : kTileRows);
+  static_assert(tiles % rows == 0 && width % (vectors * lanes) == 0);
   for (int64_t k = 0; k < width; k += vectors * lanes) {
-    for (int64_t t = 0; t < kTiles; t += rows) {
+    for (int64_t t = 0; t < tiles; t += rows) {
       for (int64_t first = 0; first < group; first += kRun<group>) {
         Vec<T> sums[rows][vectors];
 #pragma GCC unroll 12
@@ -88,16 +89,15 @@ SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* produ
 template <class S>
 class UpcomingOutputs {
  public:
-  // `channels` of them from `channel` on, for the tiles [first, last) of one slice.
-  UpcomingOutputs(const Tiles& tiles, int64_t first, int64_t last, const Images<S>& out, int64_t slice, int64_t channel,
-                  int64_t channels)
-      : pixels_(out.channels_last ? (last - first) * kOut * kOut : 0),
+  // `channels` of them, for the tiles [first, last).
+  UpcomingOutputs(const Tiles& tiles, int64_t first, int64_t last, const Pixels<S>& out, int64_t channels)
+      : pixels_((last - first) * kOut * kOut),
         channels_(channels),
-        row_stride_(out.size[2] * out.channels),
-        pixel_stride_(out.channels) {
+        row_stride_(out.images.size[2] * out.images.channels),
+        pixel_stride_(out.images.channels) {
     for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
-      const int64_t row = slice * out.size[1] + run.row * kOut;
-      const S* tile = out.data + run.image * out.image_stride() + row * row_stride_ + channel;
+      const int64_t row = out.slice * out.images.size[1] + run.row * kOut;
+      const S* tile = out.images.data + run.image * out.images.image_stride() + row * row_stride_ + out.channel;
       for (int64_t t = 0; t < run.count; ++t) {
         tiles_[position + t] = tile + (run.column + t) * kOut * pixel_stride_;
       }
@@ -151,12 +151,39 @@ void write_filters(const Work<S>& w, Wide<S>* filters, Wide<S>* memory) {
   });
 }
 
+// The tiles [first, last) of one slice, for one block of channels: those filters, bias null for none.
+template <int64_t width, int64_t group, class S, class T>
+void correlate_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<const S>& in, Border border,
+                     const T* filters, const T* bias, const Pixels<S>& out, T* products, T* memory) {
+  using Points = NarrowPoints<T, width, kTiles>;
+  constexpr std::integral_constant<int64_t, width> channels;
+  constexpr std::integral_constant<int64_t, Points::plane> plane;
+  T* points = products + Points::plane;  // each product where the point before it was
+  for (int64_t t = first, until; t < last; t = until) {
+    until = std::min(last, t + kTiles);
+    if (until - t < kTiles) std::fill_n(points, Points::size, T(0));  // more are multiplied
+    transform_tiles<kIn>(tiles, t, until, in, border, channels, Points{points}, memory,
+                         [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+    const UpcomingOutputs<S> upcoming(tiles, t, until, out, width);
+    const auto multiply = [&](auto count) __attribute__((always_inline)) {
+      for (int64_t p = 0; p < kPoints; ++p) {
+        upcoming.ask(p);
+        multiply_point<width, group, count>(points + p * Points::plane, filters + p * group * width,
+                                            products + p * Points::plane);
+      }
+    };
+    if (until - t > kFewTiles) {
+      multiply(std::integral_constant<int64_t, kTiles>());
+    } else {
+      multiply(std::integral_constant<int64_t, kFewTiles>());
+    }
+    write_outputs<false>(tiles, t, until, products, plane, width, bias, channels, out);
+  }
+}
+
 template <int64_t width, int64_t group, class S>
 void correlate(const Work<S>& w) {
   using T = Wide<S>;
-  using Points = NarrowPoints<T, width, kTiles>;
-  constexpr std::integral_constant<int64_t, width> all_channels;
-  constexpr std::integral_constant<int64_t, Points::plane> plane;
   const Tiles& tiles = w.tiles;
   const int64_t channels = w.out.channels, blocks = channels / width, filters_size = kPoints * group * width;
   T* filters =
@@ -165,36 +192,42 @@ void correlate(const Work<S>& w) {
   write_filters<width, group>(w, filters, bias + channels);
   if (w.bias != nullptr) copy_numbers(w.bias, channels, bias);
 
-  // Enough runs of tiles for all threads: which tiles share a run never changes a result.
-  const int64_t depth = tiles.size[0], wanted = std::max<int64_t>(1, 4 * thread_count() / (blocks * depth));
-  const int64_t most = std::clamp<int64_t>(tiles.total() / wanted, 1, kRunTiles);
-  const int64_t runs = (tiles.total() + most - 1) / most;
-  const int64_t in_memory = round_up(tile_memory<kIn>(w.in, width, kTiles), 16);
-  const int64_t out_memory = w.out.channels_last ? 0 : kOut * kOut * kTiles * width;
+  // Enough runs of tiles for all threads: which tiles share a run never changes a result. Of contiguous images a run is
+  // whole rows, so that all it writes is its own.
+  const bool in_place = w.in.channels_last && w.out.channels_last;
+  const int64_t piece_tiles = narrow_piece_tiles<T>(tiles, width, kTiles);
+  const int64_t step = in_place ? 1 : tiles.columns(), steps = tiles.total() / step, depth = tiles.size[0];
+  const int64_t wanted = std::max<int64_t>(1, 4 * thread_count() / (blocks * depth));
+  const int64_t most =
+      std::clamp<int64_t>(steps / wanted, 1, std::max<int64_t>(1, (in_place ? kRunTiles : piece_tiles) / step));
+  const int64_t runs = (steps + most - 1) / most;
+  const int64_t points = (kPoints + 1) * kTiles * width, zeros = round_up(kIn * kIn * w.in.channels, 16);
+  const int64_t in_size = in_place ? 0 : round_up(piece_pixels(tiles, kIn, piece_tiles) * width, 16);
+  const int64_t out_size = in_place ? 0 : piece_pixels(tiles, kOut, piece_tiles) * width;
   parallel_for(0, depth * runs * blocks, 1, [&](int64_t begin, int64_t end) {
-    T* products = scratch<T>(Points::plane + Points::size + in_memory + out_memory);
-    T* points = products + Points::plane;  // each product where the point before it was
-    T* in_scratch = points + Points::size;
-    T* out_scratch = in_scratch + in_memory;
+    T* products = scratch<T>(points + zeros + in_size + out_size);
+    T* memory = products + points;
+    T* in_copy = memory + zeros;
+    T* out_copy = in_copy + in_size;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t slice = task / (blocks * runs), run = task / blocks % runs, block = task % blocks;
-      const int64_t channel = block * width, last = tiles.total() * (run + 1) / runs;
-      const T* own = filters + block * filters_size;
-      for (int64_t t = tiles.total() * run / runs, until; t < last; t = until) {
-        until = std::min(last, t + kTiles);
-        if (until - t < kTiles) std::fill_n(points, Points::size, T(0));  // all of a block are multiplied
-        transform_tiles<kIn>(tiles, t, until, w.in, slice, w.border, w.top, w.left, channel, all_channels,
-                             Points{points}, in_scratch,
-                             [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
-        const UpcomingOutputs<S> upcoming(tiles, t, until, w.out, slice, channel, width);
-        for (int64_t p = 0; p < kPoints; ++p) {
-          upcoming.ask(p);
-          multiply_point<width, group>(points + p * Points::plane, own + p * group * width,
-                                       products + p * Points::plane);
-        }
-        write_outputs<false>(tiles, t, until, products, plane, width, w.bias != nullptr ? bias + channel : nullptr,
-                             channel, all_channels, w.out, slice, out_scratch);
+      const int64_t channel = block * width, first = steps * run / runs, last = steps * (run + 1) / runs;
+      const T* own_filters = filters + block * filters_size;
+      const T* own_bias = w.bias != nullptr ? bias + channel : nullptr;
+      const Pixels<const S> in{w.in, slice, channel, w.top, w.left};
+      const Pixels<S> out{w.out, slice, channel};
+      if (in_place) {
+        correlate_tiles<width, group>(tiles, first, last, in, w.border, own_filters, own_bias, out, products, memory);
+        continue;
       }
+      for_each_piece(tiles, first * step, last * step, piece_tiles, [&](const Piece& piece, int64_t) {
+        const Tiles own = piece.tiles(tiles);
+        const Pixels<const T> own_in = copy_piece<kIn>(piece, in, w.border, width, in_copy);
+        const Images<T> copy{out_copy, width, own.size, true};
+        correlate_tiles<width, group>(own, 0, own.total(), own_in, w.border, own_filters, own_bias,
+                                      Pixels<T>{copy, 0, 0}, products, memory);
+        write_piece(piece, copy, out);
+      });
     }
   });
 }

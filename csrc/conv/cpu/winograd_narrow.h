@@ -21,6 +21,14 @@ struct NarrowPoints {
   static constexpr int64_t size = kPoints * plane;
 };
 
+// Of a piece of contiguous images, which has several blocks. Parts of rows are cut where a block of `block` tiles ends.
+template <class T>
+int64_t narrow_piece_tiles(const Tiles& tiles, int64_t width, int64_t block) {
+  constexpr int64_t kPieceBytes = 128 << 10;  // of outputs
+  const int64_t most = kPieceBytes / (kOut * kOut * width * static_cast<int64_t>(sizeof(T)));
+  return most < tiles.columns() ? std::max(block, most / block * block) : most;
+}
+
 // body(width, group), constants both, for groups of so many channels: those that choice.cpp calls narrow.
 template <class T, class Body>
 SCRATCHNN_INLINE void with_width(int64_t channels, const Body& body) {

@@ -61,47 +61,69 @@ SCRATCHNN_INLINE void multiply(const T* grad, const T* in, int64_t count, T* sum
   }
 }
 
+// Adds the products of the tiles [first, last) of one slice, of one block of channels, to its sums.
+template <int64_t width, class S, class T>
+void add_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<const S>& grad, const Pixels<const S>& in,
+               Border border, T* sums, T* points, T* memory) {
+  using Points = NarrowPoints<T, width, kTiles>;
+  constexpr std::integral_constant<int64_t, width> channels;
+  T* grad_points = points + Points::size;
+  for (int64_t t = first, until; t < last; t = until) {
+    until = std::min(last, t + kTiles);
+    transform_tiles<kIn>(tiles, t, until, in, border, channels, Points{points}, memory,
+                         [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+    transform_tiles<kOut>(tiles, t, until, grad, Border::kZeros, channels, Points{grad_points}, memory,
+                          [](const auto& y, auto& m)
+                              __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
+    for (int64_t p = 0; p < kPoints; ++p) {
+      multiply<width>(grad_points + p * Points::plane, points + p * Points::plane, until - t, sums + p * width * width);
+    }
+  }
+}
+
 template <int64_t width, class S>
 void weight_grad(const ConvGeometry& g, const Images<const S>& grad, const Images<const S>& input,
                  const Filters<S>& grad_weight) {
   using T = Wide<S>;
-  using Points = NarrowPoints<T, width, kTiles>;
-  constexpr std::integral_constant<int64_t, width> all_channels;
   constexpr int64_t point_sums = width * width, block_sums = kPoints * point_sums;
   const Tiles tiles{g.batch, g.output};
   const int64_t channels = g.group_in(), blocks = g.in_channels / width, total = tiles.total() * tiles.size[0];
+  // Of contiguous images a chunk is whole rows.
+  const bool in_place = input.channels_last && grad.channels_last;
+  const int64_t piece_tiles = narrow_piece_tiles<T>(tiles, width, kTiles);
+  const int64_t step = in_place ? 1 : std::max<int64_t>(1, tiles.columns()), slice_steps = tiles.total() / step;
   const int64_t chunks =
       std::max(std::clamp<int64_t>(std::min(kTasks / blocks, total / kChunkTiles), 1, kTasks), total / kMostTiles);
   // Of the last sums whole vectors are read, from any of them on.
   T* sums = scratch<T>(chunks * blocks * block_sums + kLanes<T>, Scratch::kCall);
   std::fill_n(sums + chunks * blocks * block_sums, kLanes<T>, T(0));
-  const int64_t in_memory = round_up(tile_memory<kIn>(input, width, kTiles), 16);
-  const int64_t grad_memory = tile_memory<kOut>(grad, width, kTiles);
+  constexpr int64_t points_size = 2 * kPoints * kTiles * width;
+  const int64_t zeros = round_up(kIn * kIn * input.channels, 16);
+  const int64_t in_size = in_place ? 0 : round_up(piece_pixels(tiles, kIn, piece_tiles) * width, 16);
+  const int64_t grad_size = in_place ? 0 : piece_pixels(tiles, kOut, piece_tiles) * width;
 
   parallel_for(0, chunks * blocks, 1, [&](int64_t begin, int64_t end) {
-    T* in_points = scratch<T>(2 * Points::size + in_memory + grad_memory);
-    T* grad_points = in_points + Points::size;
-    T* in_scratch = grad_points + Points::size;
-    T* grad_scratch = in_scratch + in_memory;
+    T* points = scratch<T>(points_size + zeros + in_size + grad_size);
+    T* memory = points + points_size;
+    T* in_copy = memory + zeros;
+    T* grad_copy = in_copy + in_size;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t chunk = task / blocks, channel = task % blocks * width;
-      const int64_t first = total * chunk / chunks, last = total * (chunk + 1) / chunks;
+      const int64_t chunk = task / blocks, channel = task % blocks * width, steps = slice_steps * tiles.size[0];
       T* own = sums + task * block_sums;
       std::fill_n(own, block_sums, T(0));
-      for (int64_t i = first, until; i < last; i = until) {
-        const int64_t slice = i / tiles.total(), t = i % tiles.total();
-        until = std::min({last, i + kTiles, (slice + 1) * tiles.total()});
-        const int64_t count = until - i;
-        transform_tiles<kIn>(tiles, t, t + count, input, slice, g.border, -g.padding[1], -g.padding[2], channel,
-                             all_channels, Points{in_points}, in_scratch,
-                             [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
-        transform_tiles<kOut>(tiles, t, t + count, grad, slice, Border::kZeros, 0, 0, channel, all_channels,
-                              Points{grad_points}, grad_scratch,
-                              [](const auto& y, auto& m)
-                                  __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
-        for (int64_t p = 0; p < kPoints; ++p) {
-          multiply<width>(grad_points + p * Points::plane, in_points + p * Points::plane, count, own + p * point_sums);
+      for (int64_t i = steps * chunk / chunks, last = steps * (chunk + 1) / chunks, until; i < last; i = until) {
+        const int64_t slice = i / slice_steps, from = i % slice_steps;
+        until = std::min(last, (slice + 1) * slice_steps);
+        const Pixels<const S> out{grad, slice, channel}, in{input, slice, channel, -g.padding[1], -g.padding[2]};
+        if (in_place) {
+          add_tiles<width>(tiles, from, from + until - i, out, in, g.border, own, points, memory);
+          continue;
         }
+        for_each_piece(tiles, from * step, (from + until - i) * step, piece_tiles, [&](const Piece& piece, int64_t) {
+          const Tiles here = piece.tiles(tiles);
+          add_tiles<width>(here, 0, here.total(), copy_piece<kOut>(piece, out, Border::kZeros, width, grad_copy),
+                           copy_piece<kIn>(piece, in, g.border, width, in_copy), g.border, own, points, memory);
+        });
       }
     }
   });

@@ -93,6 +93,101 @@ SCRATCHNN_INLINE void for_each_run(const Tiles& tiles, int64_t first, int64_t la
   }
 }
 
+// What tiles read or write: of one slice of images, from a channel on.
+template <class S>
+struct Pixels {
+  Images<S> images;
+  int64_t slice, channel;
+  int64_t top = 0, left = 0;  // where tile (0, 0) begins
+};
+
+// Tiles of contiguous images are taken by pieces, which are copied in channels-last order: a piece is a batch of its
+// own, whole images or some rows of one or a part of a row.
+struct Piece {
+  int64_t image, images;
+  int64_t row, rows;
+  int64_t column, columns;
+
+  Tiles tiles(const Tiles& all) const {
+    const Extent& size = all.size;
+    return {images,
+            {1, std::min(rows * kOut, size[1] - row * kOut), std::min(columns * kOut, size[2] - column * kOut)}};
+  }
+};
+
+// Calls body(piece, position) for the pieces, of at most so many tiles, that make up [first, last).
+template <class Body>
+void for_each_piece(const Tiles& tiles, int64_t first, int64_t last, int64_t most, const Body& body) {
+  const int64_t columns = tiles.columns(), rows = tiles.rows();
+  for (int64_t t = first; t < last;) {
+    Piece piece{t / (columns * rows), 1, t / columns % rows, 1, t % columns, 0};
+    piece.columns = std::min({columns - piece.column, last - t, most});
+    if (piece.columns == columns) {
+      const int64_t together = std::min(last - t, most) / columns;
+      piece.rows = std::min(together, rows - piece.row);
+      if (piece.rows == rows) piece.images = together / rows;
+    }
+    body(piece, t - first);
+    t += piece.images * piece.rows * piece.columns;
+  }
+}
+
+// The pixels that so many tiles of a piece have or read, `size` x `size` each, at most.
+inline int64_t piece_pixels(const Tiles& tiles, int64_t size, int64_t most) {
+  const int64_t columns = std::clamp<int64_t>(tiles.columns(), 1, most);
+  const int64_t rows = std::max<int64_t>(1, std::min(most / columns, tiles.rows()));
+  const int64_t images = std::max<int64_t>(1, most / (columns * rows)), more = size - kOut;
+  return images * (rows * kOut + more) * (columns * kOut + more);
+}
+
+// The size x size pixels that each tile of a piece reads, copied to `memory`: with the border written out, but for
+// zeros, which are left away.
+template <int size, class S, class T>
+Pixels<const T> copy_piece(const Piece& piece, const Pixels<const S>& from, Border border, int64_t channels,
+                           T* memory) {
+  const Images<const S>& images = from.images;
+  Rectangle r{{from.slice, piece.row * kOut + from.top, piece.column * kOut + from.left},
+              {1, piece.rows * kOut + size - kOut, piece.columns * kOut + size - kOut}};
+  Extent outside{};  // rows and columns before the first that is copied, negative
+  for (int d = 1; d < kSpatialRank && border == Border::kZeros; ++d) {
+    const int64_t first = std::clamp<int64_t>(r.first[d], 0, images.size[d]);
+    const int64_t last = std::clamp<int64_t>(r.first[d] + r.size[d], first, images.size[d]);
+    outside[d] = r.first[d] - first;
+    r.first[d] = first;
+    r.size[d] = last - first;
+  }
+  for (int64_t n = 0; n < piece.images; ++n) {
+    copy_rectangle(images, piece.image + n, from.channel, channels, r, border, memory + n * volume(r.size) * channels);
+  }
+  return {{memory, channels, r.size, true}, 0, 0, outside[1], outside[2]};
+}
+
+// The outputs of a piece, in channels-last order, to the images.
+template <class T, class S>
+void write_piece(const Piece& piece, const Images<T>& from, const Pixels<S>& to) {
+  const Images<S>& images = to.images;
+  const int64_t height = from.size[1], width = from.size[2], channels = from.channels;
+  const bool joined = width == images.size[2];  // whole rows lie side by side
+  const int64_t rows = joined ? 1 : height, pixels = joined ? height * width : width;
+  for (int64_t n = 0; n < piece.images; ++n) {
+    const int64_t pixel = (to.slice * images.size[1] + piece.row * kOut) * images.size[2] + piece.column * kOut;
+    S* image = images.data + (piece.image + n) * images.image_stride() + to.channel * images.channel_stride() +
+               pixel * images.pixel_stride();
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* row = from.data + (n * height + i) * width * channels;
+      S* out = image + i * images.size[2] * images.pixel_stride();
+      if (images.channels_last) {
+        for (int64_t p = 0; p < pixels; ++p) copy_numbers(row + p * channels, channels, out + p * images.channels);
+      } else {
+        transpose_block(row, channels, out, images.pixels(), pixels, channels);
+      }
+    }
+  }
+}
+
+// Of pieces that come and go with the tiles of a block.
+constexpr int64_t kPieceTiles = 16, kPieceChannels = 64;
+
 // Where a transformed tile goes: point p of channel c of tile t is at
 // data + p * plane + t * tile + c / block * block_stride + c % block. Where these are known to the compiler, it has a
 // type of its own, and so have numbers of channels: most of the time that addresses take is saved.
@@ -151,48 +246,40 @@ SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel
 }
 
 // How many elements transform_tiles needs as memory: zeros to read in place of rows outside of the image, or a tile
-// with its border written out, and for contiguous images one row of tiles in channels-last order.
+// with its border written out, and for contiguous images a piece.
 template <int size, class S>
-int64_t tile_memory(const Images<const S>& images, int64_t channels, int64_t most_tiles) {
+int64_t tile_memory(const Tiles& tiles, const Images<const S>& images, int64_t channels) {
   if (images.channels_last) return size * size * images.channels;
-  return size * (most_tiles * kOut + size - kOut) * channels;
+  return (size * size + piece_pixels(tiles, size, kPieceTiles)) * std::min(channels, kPieceChannels);
 }
 
-// Transforms the tiles [first, last) of one slice of the images. Tile (r, c) reads size x size pixels from
-// (r * kOut + top, c * kOut + left), of the image or its border; `channels` of them from `channel` on.
+// Transforms the tiles [first, last) of channels-last images. Tile (r, c) reads size x size pixels from
+// (r * kOut + top, c * kOut + left), of the image or its border; as many channels of them.
 template <int size, class S, class Count, class To, class Transform>
-void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t slice,
-                     Border border, int64_t top, int64_t left, int64_t channel, Count channels, const To& out,
-                     Wide<S>* memory, const Transform& transform) {
+void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<const S>& in, Border border,
+                     Count channels, const To& out, Wide<S>* memory, const Transform& transform) {
   using T = Wide<S>;
   const bool zeros = border == Border::kZeros;
+  const Images<const S>& images = in.images;
   S* const zero_row = reinterpret_cast<S*>(memory);
-  if (images.channels_last && zeros) {
+  if (zeros) {
     for (int64_t i = 0; i < size; ++i) std::fill_n(zero_row + i * images.channels, channels, S());
   }
   const int64_t height = images.size[1], width = images.size[2];
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
-    const int64_t y = run.row * kOut + top;
+    const int64_t y = run.row * kOut + in.top;
     T* to = out.data + position * out.tile;
-    const T* copied[size];
-    if (!images.channels_last) {
-      const Rectangle r{{slice, y, run.column * kOut + left}, {1, size, run.count * kOut + size - kOut}};
-      copy_rectangle(images, run.image, channel, channels, r, border, memory);
-      for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
-        for (int i = 0; i < size; ++i) copied[i] = memory + (i * r.size[2] + t * kOut) * channels;
-        transform_tile<size, false, T>(copied, channels, 0, size, channels, out, to, transform);
-      }
-      return;
-    }
     const S* rows[size];
     const S* image =
-        images.data + run.image * images.image_stride() + slice * height * width * images.channels + channel;
+        images.data + run.image * images.image_stride() + in.slice * height * width * images.channels + in.channel;
     const bool rows_inside = y >= 0 && y + size <= height;
     for (int64_t t = 0; t < run.count; ++t, to += out.tile) {
-      const int64_t x = (run.column + t) * kOut + left;
+      const int64_t x = (run.column + t) * kOut + in.left;
       const bool inside = rows_inside && x >= 0 && x + size <= width;
       if (!inside && !zeros) {
-        copy_rectangle(images, run.image, channel, channels, Rectangle{{slice, y, x}, {1, size, size}}, border, memory);
+        const Rectangle r{{in.slice, y, x}, {1, size, size}};
+        copy_rectangle(images, run.image, in.channel, channels, r, border, memory);
+        const T* copied[size];
         for (int i = 0; i < size; ++i) copied[i] = memory + i * size * channels;
         transform_tile<size, false, T>(copied, channels, 0, size, channels, out, to, transform);
         continue;
@@ -208,6 +295,27 @@ void transform_tiles(const Tiles& tiles, int64_t first, int64_t last, const Imag
       const int64_t first_column = std::clamp<int64_t>(-x, 0, size);
       const int64_t last_column = std::clamp<int64_t>(width - x, first_column, size);
       transform_tile<size, true, S>(rows, images.channels, first_column, last_column, channels, out, to, transform);
+    }
+  });
+}
+
+// The same of images in any order.
+template <int size, class S, class T, class Transform>
+void transform_any_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<const S>& in, Border border,
+                         int64_t channels, const Points<T>& out, T* memory, const Transform& transform) {
+  if (in.images.channels_last) {
+    return transform_tiles<size>(tiles, first, last, in, border, channels, out, memory, transform);
+  }
+  T* const copy = memory + size * size * std::min(channels, kPieceChannels);
+  for_each_piece(tiles, first, last, kPieceTiles, [&](const Piece& piece, int64_t position) {
+    const Tiles own = piece.tiles(tiles);
+    Pixels<const S> from = in;
+    for (int64_t c = 0, count; c < channels; c += count, from.channel += count) {
+      count = std::min({kPieceChannels, channels - c, out.block - c % out.block});
+      Points<T> to = out;
+      to.data += position * out.tile + c / out.block * out.block_stride + c % out.block;
+      transform_tiles<size>(own, 0, own.total(), copy_piece<size>(piece, from, border, count, copy), border, count, to,
+                            memory, transform);
     }
   });
 }
@@ -249,39 +357,51 @@ SCRATCHNN_INLINE void outputs_of_tile(const T* m, Plane plane, const T* bias, Co
   }
 }
 
-// Points of the tiles [first, last) of one slice to the output channels [channel, channel + channels). m is at point p
-// of tile t and channel c: m + p * plane + t * stride + c. Contiguous outputs go through `memory`, one row of tiles.
+// Points of the tiles [first, last) to as many channels of channels-last images. m is at point p of tile t and channel
+// c: m + p * plane + t * stride + c.
 template <bool asks, class T, class S, class Plane, class Count>
 void write_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, Plane plane, int64_t stride,
-                   const T* bias, int64_t channel, Count channels, const Images<S>& out, int64_t slice, T* memory) {
-  const int64_t out_height = tiles.size[1], out_width = tiles.size[2];
+                   const T* bias, Count channels, const Pixels<S>& out) {
+  const Images<S>& images = out.images;
+  const int64_t out_height = tiles.size[1], out_width = tiles.size[2], row_stride = out_width * images.channels;
   for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
     const T* from = m + position * stride;
     const int64_t y = run.row * kOut, height = std::min<int64_t>(kOut, out_height - y);
-    S* image = out.data + run.image * out.image_stride() + channel * out.channel_stride() +
-               slice * out_height * out_width * out.pixel_stride();
-    if (out.channels_last) {
-      const int64_t row_stride = out_width * out.channels;
-      for (int64_t t = 0; t < run.count; ++t, from += stride) {
-        const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, out_width - x);
-        S* to = image + (y * out_width + x) * out.channels;
-        if (height == kOut && width == kOut) {
-          outputs_of_tile<true, asks>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
-        } else {
-          outputs_of_tile<false, asks>(from, plane, bias, channels, to, row_stride, out.channels, height, width);
-        }
-      }
-      return;
-    }
-    const int64_t row_stride = run.count * kOut * channels;
+    S* row = images.data + run.image * images.image_stride() + (out.slice * out_height + y) * row_stride + out.channel;
     for (int64_t t = 0; t < run.count; ++t, from += stride) {
-      outputs_of_tile<true, false>(from, plane, bias, channels, memory + t * kOut * channels, row_stride, channels,
-                                   kOut, kOut);
+      const int64_t x = (run.column + t) * kOut, width = std::min<int64_t>(kOut, out_width - x);
+      S* to = row + x * images.channels;
+      if (height == kOut && width == kOut) {
+        outputs_of_tile<true, asks>(from, plane, bias, channels, to, row_stride, images.channels, height, width);
+      } else {
+        outputs_of_tile<false, asks>(from, plane, bias, channels, to, row_stride, images.channels, height, width);
+      }
     }
-    const int64_t x = run.column * kOut, width = std::min(run.count * kOut, out_width - x);
-    for (int64_t i = 0; i < height; ++i) {
-      transpose_block(memory + i * row_stride, channels, image + (y + i) * out_width + x, out.pixels(), width,
-                      channels);
+  });
+}
+
+// How many elements write_any_outputs needs as memory.
+template <class S>
+int64_t output_memory(const Tiles& tiles, const Images<S>& images, int64_t channels) {
+  return images.channels_last ? 0 : piece_pixels(tiles, kOut, kPieceTiles) * std::min(channels, kPieceChannels);
+}
+
+// The same to images in any order.
+template <class T, class S>
+void write_any_outputs(const Tiles& tiles, int64_t first, int64_t last, const T* m, int64_t plane, int64_t stride,
+                       const T* bias, int64_t channels, const Pixels<S>& out, T* memory) {
+  if (out.images.channels_last) {
+    return write_outputs<true>(tiles, first, last, m, plane, stride, bias, channels, out);
+  }
+  for_each_piece(tiles, first, last, kPieceTiles, [&](const Piece& piece, int64_t position) {
+    const Tiles own = piece.tiles(tiles);
+    Pixels<S> to = out;
+    for (int64_t c = 0, count; c < channels; c += count, to.channel += count) {
+      count = std::min(kPieceChannels, channels - c);
+      const Images<T> copy{memory, count, own.size, true};
+      write_outputs<false>(own, 0, own.total(), m + position * stride + c, plane, stride,
+                           bias != nullptr ? bias + c : nullptr, count, Pixels<T>{copy, 0, 0});
+      write_piece(piece, copy, to);
     }
   });
 }

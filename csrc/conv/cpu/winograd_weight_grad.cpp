@@ -35,18 +35,18 @@ template <class S>
 void input_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t slice, const ConvGeometry& g,
                      const Images<const S>& input, const Points<Wide<S>>& points, Wide<S>* memory) {
   using T = Wide<S>;
-  transform_tiles<kIn>(tiles, first, last, input, border_pixel(slice, g.input[0], g.border), g.border, -g.padding[1],
-                       -g.padding[2], 0, g.in_channels, points, memory,
-                       [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
+  const Pixels<const S> in{input, border_pixel(slice, g.input[0], g.border), 0, -g.padding[1], -g.padding[2]};
+  transform_any_tiles<kIn>(tiles, first, last, in, g.border, g.in_channels, points, memory,
+                           [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
 }
 
 template <class S>
 void grad_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t slice, const Images<const S>& grad,
                     int64_t channel, int64_t channels, const Points<Wide<S>>& points, Wide<S>* memory) {
   using T = Wide<S>;
-  transform_tiles<kOut>(tiles, first, last, grad, slice, Border::kZeros, 0, 0, channel, channels, points, memory,
-                        [](const auto& y, auto& m)
-                            __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
+  transform_any_tiles<kOut>(
+      tiles, first, last, Pixels<const S>{grad, slice, channel}, Border::kZeros, channels, points, memory,
+      [](const auto& y, auto& m) __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
 }
 
 // sums[r][c] += sum over tiles t of grad[t][r] in[t][c], for `outputs` of a panel of output channels and `inputs` of
@@ -106,8 +106,8 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
   const int64_t grad_panel = most_slices * most * columns;
   const int64_t in_plane = in_panel * (sums_stride / columns) + kPlanePad;
   const int64_t grad_plane = grad_panel * (block_channels / columns) + kPlanePad;
-  const int64_t in_memory = round_up(tile_memory<kIn>(input, g.in_channels, most), 16);
-  const int64_t grad_memory = round_up(tile_memory<kOut>(grad, block_channels, most), 16);
+  const int64_t in_memory = round_up(tile_memory<kIn>(tiles, input, g.in_channels), 16);
+  const int64_t grad_memory = round_up(tile_memory<kOut>(tiles, grad, block_channels), 16);
 
   parallel_for(0, chunks * blocks, 1, [&](int64_t begin, int64_t end) {
     T* in_points =
@@ -199,8 +199,8 @@ void weight_grad_in_blocks(const ConvGeometry& g, Images<const S> grad, Images<c
   const int64_t most = std::max<int64_t>(1, (tiles.total() + cuts - 1) / cuts);
   const int64_t in_panel = most_read * most * columns, grad_panel = most_slices * most * columns;
   const int64_t in_plane = in_panel * in_panels + kPlanePad, grad_plane = grad_panel * grad_panels + kPlanePad;
-  const int64_t in_memory = round_up(tile_memory<kIn>(input, g.in_channels, most), 16);
-  const int64_t grad_memory = round_up(tile_memory<kOut>(grad, g.out_channels, most), 16);
+  const int64_t in_memory = round_up(tile_memory<kIn>(tiles, input, g.in_channels), 16);
+  const int64_t grad_memory = round_up(tile_memory<kOut>(tiles, grad, g.out_channels), 16);
 
   const int64_t waiting = rounds > 1 ? blocks * block_sums : 0;
   T* in_points = scratch<T>(kPoints * (in_plane + grad_plane) + waiting + 2 * most_slices * most + 16, Scratch::kCall);

@@ -10,8 +10,8 @@
 // panels of outputs (panels.h), and register tiles keep a sum in each lane.
 #include <algorithm>
 
-#include "common/half.h"
 #include "common/runtime.h"
+#include "common/transpose.h"
 #include "linear/cpu/panels.h"
 #include "linear/kernels.h"
 
