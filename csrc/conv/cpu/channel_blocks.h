@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "common/stream.h"
 #include "conv/cpu/band.h"
 
 namespace scratchnn {
@@ -149,9 +150,10 @@ void channels_to_lanes(const S* plane, int64_t plane_stride, int64_t channels, i
   }
 }
 
-// The way back.
+// The way back; where `streamed`, whole vectors are written past the cache (stream.h).
 template <class S>
-void lanes_to_channels(const Wide<S>* in, int64_t channels, int64_t pixels, S* plane, int64_t plane_stride) {
+void lanes_to_channels(const Wide<S>* in, int64_t channels, int64_t pixels, S* plane, int64_t plane_stride,
+                       bool streamed = false) {
   using T = Wide<S>;
   constexpr int n = kLanes<T>;
   for (int64_t p = 0; p < pixels; p += n) {
@@ -165,7 +167,9 @@ void lanes_to_channels(const Wide<S>* in, int64_t channels, int64_t pixels, S* p
         for (int i = 0; i < n; ++i) rows[i] = load(from + i * kBlock<T>);
         transpose<T>(rows);
 #pragma GCC unroll 16
-        for (int i = 0; i < n; ++i) write(to + i * plane_stride, rows[i]);
+        for (int i = 0; i < n; ++i) {
+          streamed ? stream(to + i * plane_stride, rows[i]) : write(to + i * plane_stride, rows[i]);
+        }
       } else {
         for (int i = 0; i < n; ++i) rows[i] = i < count ? load(from + i * kBlock<T>) : Vec<T>{};
         transpose<T>(rows);

@@ -85,7 +85,8 @@ void deliver(const Wide<S>* from, const Images<S>& out, int64_t image, int64_t c
       const int64_t pixel = ((r.first[0] + d) * out.size[1] + r.first[1] + h) * out.size[2] + r.first[2];
       S* to = out.data + image * out.image_stride() + channel * out.channel_stride() + pixel * out.pixel_stride();
       if (!out.channels_last) {
-        lanes_to_channels(from, channels, pixels, to, out.pixels());
+        const bool aligned = reinterpret_cast<uintptr_t>(to) % 64 == 0;
+        lanes_to_channels(from, channels, pixels, to, out.pixels(), streamed && aligned);
         continue;
       }
       for (int64_t p = 0; p < pixels; ++p, to += out.channels) {
@@ -145,8 +146,9 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
   const int64_t spread = std::max(volume(most.in_step), volume(most.out_step));
   const BlockBands bands(batch, most.count, in.channels_last ? channels : 1,
                          in.channels_last ? kBandNumbers : kBlockPixels, spread);
-  const bool streamed = out.channels_last && is_worth_streaming(out.data, batch * out.image_stride(), out.channels) &&
-                        channels % kBlock<T> == 0;
+  const bool streamed =
+      is_worth_streaming(out.data, batch * out.image_stride(), out.channels_last ? out.channels : out.pixels()) &&
+      (!out.channels_last || channels % kBlock<T> == 0);
   const bool buffered = streamed || !out.channels_last || !std::is_same_v<S, T>;
   const int64_t in_size = block_size<T>(read_by(most, low, high, {0, 0, 0}, bands.largest()));
   Extent out_size;

@@ -152,6 +152,8 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   const int64_t inputs = batch * in.image_stride(), outputs = batch * out.image_stride();
   const bool streamed = !stage && outputs >= 2 * inputs && weights.of_phase[0].reduction <= kReduction<E, T> &&
                         is_worth_streaming(out.data, outputs, operand.out);
+  const bool whole_rows = bands.largest()[2] == correlation.count[2] && correlation.out_base[2] == 0;
+  const bool rows_streamed = !out.channels_last && whole_rows && is_worth_streaming(out.data, outputs, out.size[2]);
   const int64_t blocks = bands.total() * groups;
   const int64_t shares =
       std::clamp<int64_t>((kTasksPerThread * thread_count() + blocks - 1) / blocks, 1, std::max<int64_t>(1, panels));
@@ -243,10 +245,10 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
       if (stage) {
         const int64_t first_out = own.first * columns, last_out = std::min(operand.out, own.last * columns);
         write_band(correlation, band, phase_count, stage_memory + first_out, padded_out, last_out - first_out, out,
-                   out_image + first_out * out.channel_stride());
+                   out_image + first_out * out.channel_stride(), rows_streamed);
       }
     }
-    if (streamed) finish_streaming();
+    if (streamed || rows_streamed) finish_streaming();
   });
 }
 
