@@ -226,9 +226,10 @@ __attribute__((noinline)) void accumulate_in_place(const T* x, const int64_t* x_
 
 // For few input channels and one group: neither patches nor dy are written out.
 template <class S>
-void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Images<const S> input,
+void weight_grad_of_few_channels(const ConvGeometry& geometry, Images<const S> grad, Images<const S> input,
                                  Filters<S> grad_weight) {
   using T = Wide<S>;
+  const ConvGeometry g = flatten_pointwise(geometry, grad, input);
   constexpr int64_t columns = kTileColumns<T>;
   const Correlation correlation = forward_correlation(g);
   const Extent low = correlation.first_offset(), high = correlation.last_offset();
@@ -256,8 +257,8 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
       for (int64_t index = bands.total() * chunk / chunks; index < bands.total() * (chunk + 1) / chunks; ++index) {
         const Band band = bands[index];
         const Rectangle rectangle = read_by(correlation, low, high, band.first, band.size);
-        const PixelView<T> x =
-            view_rectangle(input, band, 0, g.in_channels, rectangle, g.border, /*may_read_in_place=*/false, x_memory);
+        const PixelView<T> x = view_rectangle(input, band, 0, g.in_channels, rectangle, g.border,
+                                              /*may_read_in_place=*/g.taps() == 1, x_memory);
         const PixelView<T> dy = view_rectangle(grad, band, 0, g.out_channels, Rectangle{band.first, band.size},
                                                Border::kZeros, in_place, dy_memory);
         segments_of(correlation, low, x, g.in_channels, segments);
@@ -298,10 +299,15 @@ void weight_grad_of_few_channels(const ConvGeometry& g, Images<const S> grad, Im
   });
 }
 
-// Whether an input's channels side by side are too few for a tile's columns, and the output's are not.
+// Whether an input's channels side by side are too few for a tile's columns, and the output's are not; or, of a 1x1
+// convolution, whether they are so few that packing dy, the larger side, would cost more than it saves.
 template <class T>
 bool has_few_channels(const ConvGeometry& g) {
-  return g.groups == 1 && 3 * g.in_channels <= kTileColumns<T> && 2 * g.out_channels >= kTileColumns<T>;
+  constexpr int64_t kFewBytes = 128;
+  const int64_t bytes = g.in_channels * static_cast<int64_t>(sizeof(T));
+  if (g.groups != 1) return false;
+  if (g.taps() == 1 && bytes <= kFewBytes && g.in_channels < g.out_channels) return true;
+  return 3 * g.in_channels <= kTileColumns<T> && 2 * g.out_channels >= kTileColumns<T>;
 }
 
 template <class S>

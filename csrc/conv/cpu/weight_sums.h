@@ -15,7 +15,7 @@ inline namespace CPU_CAPABILITY {
 
 // A row of sums, those of one output channel: segments of taps that lie side by side in the input, each rounded up to
 // whole tiles. Which taps form a segment depends on whether the band is a copy, so it always is one (unless
-// `in_place`, where there is a single tap).
+// `in_place`, where there is a single tap, and no vector reads past a pixel's channels).
 //
 // Where short segments would leave much of their tiles empty, as with three input channels, the pixels' patches are
 // written out after all, a band at a time: then all taps are one segment.
@@ -24,7 +24,7 @@ struct SumLayout {
   static constexpr int64_t kColumns = kTileColumns<T>;
 
   SumLayout(const ConvGeometry& g, const Correlation& correlation, const Rectangle& largest)
-      : channels(g.group_in()), patch(g.taps() * channels), in_place(g.taps() == 1 && channels % kColumns == 0) {
+      : channels(g.group_in()), patch(g.taps() * channels), in_place(g.taps() == 1 && channels % kLanes<T> == 0) {
     const PixelView<T> copy{
         nullptr, {largest.size[1] * largest.size[2] * channels, largest.size[2] * channels, channels}, 0};
     segments_of(correlation, correlation.first_offset(), copy, channels, segments);
