@@ -811,6 +811,24 @@ def test_add_and_clamp_keep_nan_and_refuse_what_does_not_fit() -> None:
         ops.batch_norm_add_clamp_backward_(last, x, None, None, mean, var, None, 0.0, 0.0, 6.0, True)
 
 
+@pytest.mark.parametrize("dtype", [*FAST_DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(32, 256, 14, 14), (33, 300, 11, 11), (70, 2000, 8)], ids=str)
+def test_frozen_batch_norm_of_many_short_runs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Gradients of constants are computed in the order of memory, image by image."""
+    channels = shape[1]
+    weight, bias, mean, variance = parameters(channels, dtype)
+    x, g = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+
+    def gradients(batch_norm: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+        x, weight, bias = (t.detach().requires_grad_() for t in tensors[:3])
+        return torch.autograd.grad(batch_norm(x, *tensors[3:5], weight, bias), (x, weight, bias), tensors[5])
+
+    tensors = [x, weight, bias, mean, variance, g]
+    truth = gradients(torch_batch_norm, *(t.double() for t in tensors))
+    theirs = gradients(torch_batch_norm, *tensors)
+    assert_as_accurate(gradients(F.batch_norm, *tensors), theirs, truth)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("layer", "shape"),

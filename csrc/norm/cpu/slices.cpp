@@ -23,32 +23,38 @@ constexpr int64_t kMostChunks = 16;       // chunks of a set
 constexpr int64_t kGrain = 32768;         // numbers a thread must have to be worth waking
 constexpr int64_t kSetsWorthFusing = 8;   // with fewer sets than this, threads share a set
 constexpr int64_t kLongRun = 1024;        // numbers
+constexpr int64_t kShortRun = 256;        // of which much is read, once only, it is read in the order of memory
+constexpr int64_t kMuch = 1 << 20;        // numbers
 constexpr int64_t kSetBytes = 160 << 10;  // of sets that stay in the second-level cache while the next one comes
 
 // The numbers of a set: `outer` runs of length `inner`, cut into chunks of whole runs.
 struct Runs {
   Interleaved geometry;
+  bool in_order;  // of memory: all sets of a chunk before the next chunk
   int64_t chunk_runs, chunks;
 
-  explicit Runs(const Interleaved& sets) : geometry(sets) {
-    chunk_runs = std::max((sets.outer + kMostChunks - 1) / kMostChunks, (kChunk + sets.inner - 1) / sets.inner);
+  explicit Runs(const Interleaved& sets, bool read_once = false)
+      : geometry(sets), in_order(read_once && sets.inner <= kShortRun && sets.size() >= kMuch) {
+    chunk_runs = (sets.outer + kMostChunks - 1) / kMostChunks;
+    if (!in_order) chunk_runs = std::max(chunk_runs, (kChunk + sets.inner - 1) / sets.inner);
     chunks = (sets.outer + chunk_runs - 1) / chunk_runs;
   }
 
   // From a number to its like in the next run, where that is to be written and runs are too short for the processor to
   // see what comes.
-  int64_t ahead() const { return geometry.inner <= kLongRun ? geometry.sets * geometry.inner : 0; }
+  int64_t ahead() const { return geometry.inner <= kLongRun && !in_order ? geometry.sets * geometry.inner : 0; }
 
   // From number i of a run to what comes about kAhead numbers later of the same set, in this run or a later one.
   int64_t later(int64_t i) const {
     const int64_t inner = geometry.inner, run = geometry.sets * inner;
+    if (in_order) return kAhead;
     if (inner <= kLongRun) return run;
     return i + kAhead < inner ? kAhead : kAhead - inner + run;
   }
 
   // From a number to its like in the next set, asked of memory while a set that is in the cache is gone through for the
   // second time: memory would have nothing to do but to take what is written. `bytes`: that a set has of each number.
-  int64_t next(int64_t bytes) const { return geometry.count() * bytes <= kSetBytes ? geometry.inner : 0; }
+  int64_t next(int64_t bytes) const { return geometry.count() * bytes <= kSetBytes && !in_order ? geometry.inner : 0; }
 
   int64_t start(int64_t outer, int64_t set) const { return (outer * geometry.sets + set) * geometry.inner; }
 
@@ -60,11 +66,12 @@ struct Runs {
   }
 };
 
-// reduce(set, chunk) for all chunks of a set, then finish(set), then apply(set, chunk) for all chunks.
+// reduce(set, chunk) for all chunks of a set, then finish(set), then apply(set, chunk) for all chunks: set by set, or
+// for all sets together.
 template <class Reduce, class Finish, class Apply>
 void set_by_set(const Runs& runs, const Reduce& reduce, const Finish& finish, const Apply& apply) {
   const int64_t sets = runs.geometry.sets, chunks = runs.chunks;
-  if (sets >= kSetsWorthFusing) {
+  if (sets >= kSetsWorthFusing && !runs.in_order) {
     parallel_for(0, sets, std::max<int64_t>(1, kGrain / runs.geometry.count()), [&](int64_t first, int64_t last) {
       for (int64_t set = first; set < last; ++set) {
         for (int64_t chunk = 0; chunk < chunks; ++chunk) reduce(set, chunk);
@@ -304,7 +311,7 @@ void norm_backward(const Interleaved& geometry, const S* grad, const S* input, S
                    const double* mean, const double* variance, double eps, Origin origin, double* grad_weight,
                    double* grad_bias, const Ending<S>& ending, const Gate<S>& gate) {
   using T = Wide<S>;
-  const Runs runs(geometry);
+  const Runs runs(geometry, origin == Origin::kConstants);
   const S* passed = gate.passed == nullptr ? grad : gate.passed;
   const bool streamed = is_worth_streaming(grad_input, geometry.size(), geometry.inner);
   const double count = static_cast<double>(geometry.count());
