@@ -1162,6 +1162,33 @@ def test_large_outputs_are_those_of_single_images(ins: int, outs: int, options: 
     assert relative_error(y[:1][inner], truth[inner]) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "size"),
+    [
+        (nn.Conv2d(3, 64, 3, padding=1), (256, 256)),
+        (nn.Conv2d(3, 64, 3, padding=1), (256, 260)),  # not streamed: rows begin amid cache lines
+        (nn.Conv2d(4, 64, 7, stride=2, padding=3), (512, 480)),
+        (nn.ConvTranspose2d(6, 72, 2, stride=2), (128, 112)),
+        (nn.Conv2d(72, 72, 3, padding=1, groups=72), (256, 256)),
+        (nn.Conv2d(72, 72, 5, padding=2, groups=72), (250, 272)),  # bands begin amid cache lines
+    ],
+    ids=str,
+)
+def test_large_contiguous_outputs_are_those_of_single_images(
+    layer: torch.nn.Module, size: tuple, dtype: torch.dtype
+) -> None:
+    """Whole rows are written past the cache, a line of each channel at a time."""
+    layer = copy.deepcopy(layer).to(dtype)
+    x = torch.randn(8, layer.in_channels, *size, dtype=dtype)
+    with torch.no_grad():
+        y = layer(x)
+        assert y.nbytes >= 16 << 20
+        assert y.is_contiguous()
+        assert all(torch.equal(y[i : i + 1], layer(x[i : i + 1])) for i in range(len(x)))
+        assert torch.equal(y[:1], layer(x[:1].contiguous(memory_format=torch.channels_last)))
+
+
 # Winograd: 3x3, stride 1.
 
 
@@ -1373,6 +1400,38 @@ def test_winograd_of_few_channels_reads_borders(channels: int, groups: int, size
     for memory_format in formats(2):
         x = torch.randn(2, channels * groups, *size).to(memory_format=memory_format)
         check_against_torch(ours, theirs, [x, *(p.detach() for p in layers[1].parameters())], WINOGRAD)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": (0, 2)}, {"padding": 1, "padding_mode": "circular"}])
+@pytest.mark.parametrize(
+    ("channels", "groups", "size"),
+    [
+        (16, 1, (10, 530)),  # a part of a row
+        (64, 1, (9, 150)),
+        (8, 4, (21, 33)),  # some rows
+        (32, 1, (70, 47)),
+        (16, 1, (7, 9)),  # several images
+        (96, 1, (6, 90)),  # and of many channels
+        (160, 1, (13, 14)),
+    ],
+)
+def test_winograd_takes_contiguous_images_in_pieces(channels: int, groups: int, size: tuple, options: dict) -> None:
+    """How they are cut changes no number: outputs are those of images in channels_last, which are not copied."""
+    layer = nn.Conv2d(channels * groups, channels * groups, 3, groups=groups, **options)
+    x = torch.randn(5, channels * groups, *size)
+    dy = torch.randn_like(layer(x))
+    ours = functools.partial(functional_call, layer)
+    operands = [x, layer.weight.detach(), layer.bias.detach()]
+    results = []
+    for memory_format in formats(2):
+        x, dy = x.contiguous(memory_format=memory_format), dy.contiguous(memory_format=memory_format)
+        operands[0] = x
+        results.append(gradients(lambda x, w, b: ours({"weight": w, "bias": b}, (x,)), operands, dy))
+    (y, dx, dw, db), expected = results
+    assert torch.equal(y, expected[0])
+    assert torch.equal(dx, expected[1])
+    assert relative_error(dw, expected[2].double()) < 1e-5
+    assert relative_error(db, expected[3].double()) < 1e-5
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(16, 1), (8, 6), (32, 3)])
