@@ -278,6 +278,51 @@ def test_values_and_gradients(name: str, which: str, dtype: torch.dtype) -> None
                 raise AssertionError(f"{shape} {arguments} {layout}: {error}") from error
 
 
+# Averages of 3x3 that step by one go down contiguous planes, a vector of columns at a time.
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {},
+        {"padding": (1, 0), "ceil_mode": True},
+        {"padding": (0, 1), "divisor_override": 4},
+        {"padding": 1, "count_include_pad": False},  # divisors that differ
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(3, 18), (5, 8), (9, 35), (4, 61), (700, 19), (2, 40)], ids=str)
+def test_averages_of_three_by_three(size: tuple[int, int], options: dict[str, Any], dtype: torch.dtype) -> None:
+    if size[0] < 3 and options.get("padding") not in (1, (1, 0)):
+        options = options | {"padding": 1}
+    ours, theirs = functions("avg_pool2d", {"kernel_size": 3, "stride": 1} | options)
+    x = torch.randn(3, 2, *size, dtype=dtype)
+    if dtype == torch.float64:
+        check_double(ours, theirs, x)
+    else:
+        check_against_torch(ours, theirs, [x])
+    x[0, 0, -1, 0] = x[1, 1, 0, -1] = torch.inf  # beside another row, in memory
+    grad = torch.randn_like(ours(x))
+    assert torch.equal(ours(x).isfinite(), theirs(x).isfinite())
+    grad[0, 0, -1, 0] = grad[1, 1, 0, -1] = torch.inf
+    assert torch.equal(gradients(ours, [x], grad)[1].isfinite(), gradients(theirs, [x], grad)[1].isfinite())
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("size", [(35, 35), (130, 66)], ids=str)
+def test_large_averages_are_those_of_single_planes(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Large results are written past the cache."""
+    x = torch.randn((17 << 20) // 4 // size[0] // size[1], 1, *size, dtype=dtype)
+    y, dx = gradients(lambda x: F.avg_pool2d(x, 3, 1, 1), [x], x)
+    assert y.nbytes >= 16 << 20
+    for i in (0, 1, len(x) // 2, len(x) - 1):
+        one, its_dx = gradients(lambda x: F.avg_pool2d(x, 3, 1, 1), [x[i : i + 1]], x[i : i + 1])
+        assert torch.equal(y[i : i + 1], one)
+        assert torch.equal(dx[i : i + 1], its_dx)
+
+
 def check_double(ours: Callable, theirs: Callable, x: Tensor) -> None:
     with torch.no_grad():
         grad = torch.randn_like(theirs(x))

@@ -5,6 +5,7 @@
 #include "common/stream.h"
 #include "pool/cpu/rows.h"
 #include "pool/cpu/side_by_side.h"
+#include "pool/cpu/threes.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
@@ -484,6 +485,10 @@ void average(const S* input, S* output, const Relation& forward) {
   }
   if constexpr (std::is_same_v<S, Wide<S>>) {
     if (takes_side_by_side<2>(forward)) return average_side_by_side(input, output, forward);
+    Threes threes;
+    if (takes_threes<S>(forward, -forward.columns.padding, threes)) {
+      return walk_threes<true>(input, output, forward, threes);
+    }
   }
   if (forward.channels_last) return walk_channels_last<Averages>(input, output, forward);
   if (!takes_rows<Wide<S>>(forward)) return walk_tiles<Averages>(input, output, forward);
@@ -494,6 +499,10 @@ template <class S>
 void average_backward(const S* grad, S* grad_input, const Relation& backward) {
   if constexpr (std::is_same_v<S, Wide<S>>) {
     if (gives_side_by_side<2>(backward)) return share_side_by_side(grad, grad_input, backward);
+    Threes threes;
+    if (takes_threes<S>(backward, backward.columns.padding - 2, threes)) {
+      return walk_threes<false>(grad, grad_input, backward, threes);
+    }
   }
   if (backward.channels_last) return walk_channels_last<Shares>(grad, grad_input, backward);
   if (is_global(backward, backward.result, backward.source)) return spread_over_planes(grad, grad_input, backward);
