@@ -79,7 +79,7 @@ class Inside {
 #if defined(CPU_CAPABILITY_AVX512)
   unsigned mask_;
 #else
-  Vec<IntOf<T> > mask_;
+  Vec<IntOf<T>> mask_;
 #endif
 };
 
