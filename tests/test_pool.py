@@ -439,6 +439,64 @@ def test_nan_among_the_rows(dtype: torch.dtype) -> None:
         check_maxima(x, 2, *case)
 
 
+# Maxima of 3x3 that step by one or two go down contiguous planes, a vector of columns at a time.
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("ceil_mode", [False, True], ids=["floor", "ceil"])
+@pytest.mark.parametrize("padding", [0, 1, (1, 0), (0, 1)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 17), (3, 18), (5, 9), (9, 35), (4, 61), (10, 64), (700, 19), (2, 1300)], ids=str)
+def test_maxima_of_three_by_three(
+    size: tuple[int, int], stride: int, padding: int | tuple[int, int], ceil_mode: bool, dtype: torch.dtype
+) -> None:
+    x = torch.randint(-3, 4, (3, 2, *size)).to(dtype)
+    x[0, 1].flatten()[: size[1] + 2] = -torch.inf
+    check_maxima(x.clone(), 2, 3, stride, padding, 1, ceil_mode)
+    x[torch.rand(x.shape) < 0.03] = torch.nan
+    x[1, 1, -1, -1] = torch.nan
+    check_maxima(x, 2, 3, stride, padding, 1, ceil_mode)
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 3, 3), (1, 3, 3), (5, 3, 3)], ids=str)
+@pytest.mark.parametrize("dilation", [1, (2, 1, 1)], ids=["near", "far"])
+@pytest.mark.parametrize("width", [9, 18, 40])
+def test_maxima_of_three_by_three_at_any_depth(
+    width: int, dilation: int | tuple[int, int, int], kernel: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    for stride, padding in [(1, 0), (2, (kernel[0] // 2, 1, 1)), ((3, 2, 2), (0, 1, 0)), ((2, 1, 1), (0, 0, 1))]:
+        x = torch.randint(-3, 4, (2, 3, 9, 7, width)).to(dtype)
+        x[0, 1].flatten()[: 20 * width] = -torch.inf
+        x[1, 2, 3, 4, 5] = torch.nan
+        check_maxima(x, 3, kernel, stride, padding, dilation)
+
+
+def test_gradients_that_are_not_finite_stay_where_they_belong() -> None:
+    """Windows of other rows and planes, that lie beside an edge in memory, have no part in it."""
+    x = torch.arange(3 * 2 * 5 * 18.0).reshape(3, 2, 5, 18).sin()
+    for stride in (1, 2):
+        grad = torch.randn_like(F.max_pool2d(x, 3, stride, 1))
+        grad[0, 0, -1, 0] = grad[1, 1, 0, -1] = grad[1, 0, 1, 0] = torch.nan
+        ours = gradients(lambda x, stride=stride: F.max_pool2d(x, 3, stride, 1), [x], grad)
+        theirs = gradients(lambda x, stride=stride: T.max_pool2d(x, 3, stride, 1), [x], grad)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_maxima_are_those_of_single_planes(stride: int) -> None:
+    """Large results are written past the cache."""
+    x = torch.randn((70 << 20) // 4 // 66 // 130, 1, 130, 66)
+    with torch.no_grad():
+        grad = torch.randn_like(F.max_pool2d(x, 3, stride, 1))
+    assert grad.nbytes >= 16 << 20
+    y, dx = gradients(lambda x: F.max_pool2d(x, 3, stride, 1), [x], grad)
+    for i in (0, 1, len(x) // 2, len(x) - 1):
+        one, its_dx = gradients(lambda x: F.max_pool2d(x, 3, stride, 1), [x[i : i + 1]], grad[i : i + 1])
+        assert torch.equal(y[i : i + 1], one)
+        assert torch.equal(dx[i : i + 1], its_dx)
+
+
 def test_maxima_of_rows_in_pieces() -> None:
     """Rows too long, planes too high, and results too large for one piece of work."""
     for rank, shape in [(1, (2, 2, 1700)), (2, (1, 1, 3, 1300)), (2, (1, 1, 900, 700)), (3, (1, 2, 9, 80, 90))]:

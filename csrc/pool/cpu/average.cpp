@@ -3,9 +3,9 @@
 // Vectors hold several channels of one pixel, or, of contiguous planes, several pixels of a row (planes.h). A window is
 // summed row by row, each row by itself: the error of a large window grows with its sides, not with its area.
 #include "common/stream.h"
+#include "pool/cpu/average_threes.h"
 #include "pool/cpu/rows.h"
 #include "pool/cpu/side_by_side.h"
-#include "pool/cpu/threes.h"
 
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {

@@ -2,6 +2,7 @@
 //
 // Vectors hold several channels of one pixel, or, of contiguous planes, several pixels of a row (max_rows.h).
 #include "pool/cpu/max_rows.h"
+#include "pool/cpu/max_threes.h"
 #include "pool/cpu/maxima.h"
 #include "pool/cpu/rows.h"
 #include "pool/cpu/side_by_side.h"
@@ -281,6 +282,10 @@ void max_pool(const S* input, S* output, Offset* offsets, const Relation& forwar
     }
     if (takes_side_by_side<4>(forward)) {
       return max_side_by_side_for<S, Offset, 4>(with_offsets)(input, output, offsets, forward);
+    }
+    if constexpr (std::is_same_v<Offset, uint8_t>) {
+      auto* run = with_offsets ? &max_threes<true, S> : &max_threes<false, S>;
+      if (run(input, output, offsets, forward)) return;
     }
   }
   if (forward.channels_last && offsets == nullptr) {

@@ -1,6 +1,7 @@
 // The gradient of max pooling, by gathering: each input pixel asks the windows that hold it whether it was their
 // maximum. One compare and one masked add per window, no memory cleared beforehand, no two threads at one pixel.
 #include "common/stream.h"
+#include "pool/cpu/max_threes.h"
 #include "pool/cpu/planes.h"
 #include "pool/cpu/rows.h"
 #include "pool/cpu/side_by_side.h"
@@ -209,6 +210,9 @@ void max_pool_backward(const S* grad, const Offset* offsets, S* grad_input, cons
   if constexpr (std::is_same_v<S, Wide<S>>) {
     if (gives_side_by_side<2>(backward)) return gather_side_by_side<2>(grad, offsets, grad_input, backward);
     if (gives_side_by_side<4>(backward)) return gather_side_by_side<4>(grad, offsets, grad_input, backward);
+    if constexpr (std::is_same_v<Offset, uint8_t>) {
+      if (max_threes_backward(grad, offsets, grad_input, backward)) return;
+    }
   }
   if (backward.channels_last) return gather_channels_last(grad, offsets, grad_input, backward);
   if constexpr (std::is_same_v<Offset, uint8_t>) gather_rows(grad, offsets, grad_input, backward);

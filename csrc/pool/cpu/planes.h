@@ -373,6 +373,16 @@ SCRATCHNN_INLINE void for_each_whole_vector(int64_t width, const Body& body) {
   }
 }
 
+// The first `count` numbers of a vector, or all.
+template <class T>
+SCRATCHNN_INLINE Vec<T> load_some(const T* p, int64_t count) {
+  return count == kLanes<T> ? load(p) : read_partial(p, count);
+}
+template <class T>
+SCRATCHNN_INLINE void store_some(T* p, Vec<T> v, int64_t count) {
+  count == kLanes<T> ? store(p, v) : write_partial(p, v, count);
+}
+
 // Where rows of a result are written: straight to their place, or, of a result too large to be found in the cache
 // again, through a buffer that is copied past the cache.
 template <class S>

@@ -38,15 +38,6 @@ SCRATCHNN_INLINE bool gives_side_by_side(const Relation& backward) {
   return gives;
 }
 
-template <class T>
-SCRATCHNN_INLINE Vec<T> load_some(const T* p, int64_t count) {
-  return count == kLanes<T> ? load(p) : read_partial(p, count);
-}
-template <class T>
-SCRATCHNN_INLINE void store_some(T* p, Vec<T> v, int64_t count) {
-  count == kLanes<T> ? store(p, v) : write_partial(p, v, count);
-}
-
 // The columns of `count` windows, at most a vector of them: columns[k] gets the k-th of each.
 template <class T, int kWide>
 SCRATCHNN_INLINE void load_columns_of(const T* p, int64_t count, Vec<T> (&columns)[kWide]) {

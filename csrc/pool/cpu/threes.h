@@ -1,8 +1,8 @@
-// Averages of contiguous planes over windows of 3x3 that step by one, as in Inception: forward and back the same sums
-// of neighbours.
+// Contiguous planes under windows of 3x3, going down their columns.
 //
-// A vector of columns goes down the rows. Sums of three columns are read where they are, without scratch memory, and
-// each of them is in three windows, one below the other.
+// A vector of columns goes down the rows: what a row of the source is to the windows it is in is worked out once and
+// kept in registers until the last of them, without scratch memory. Here is what averages (average_threes.h) and maxima
+// (max_threes.h) share.
 #pragma once
 
 #include "pool/cpu/planes.h"
@@ -10,41 +10,7 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-// Result pixel (y, x) is the sum of the source pixels [y + top, y + top + 3) x [x + left, x + left + 3), those outside
-// of the plane left out, times `share`.
-struct Threes {
-  int64_t top, left;
-  double share;
-};
-
-// Whether a relation is so, and a row of results is a vector or more; `left` as above.
-template <class T>
-bool takes_threes(const Relation& relation, int64_t left, Threes& threes) {
-  const EvenColumns& columns = relation.columns;
-  const Links &depth = relation.along[0], &rows = relation.along[1], &along = relation.along[2];
-  const Extent &result = relation.result, &source = relation.source;
-  if (relation.channels_last || columns.taps != 3 || columns.stride != 1 || columns.dilation != 1) return false;
-  if (result[0] != 1 || source[0] != 1 || depth.count(0) != 1 || source[1] < 3 || result[2] < kLanes<T>) return false;
-  int64_t y = 0;
-  while (y < result[1] && rows.count(y) != 3) ++y;
-  if (y == result[1]) return false;
-  threes = {rows.begin(y)->source - y, left, depth.links->factor * rows.links->factor * along.links->factor};
-  const auto alike = [](const Links& links, int64_t count) {
-    return std::all_of(links.begin(0), links.begin(count),
-                       [&](const Link& link) { return link.factor == links.links->factor; });
-  };
-  if (!alike(rows, result[1]) || !alike(along, result[2])) return false;
-  for (y = 0; y < result[1]; ++y) {
-    const int64_t first = std::max<int64_t>(0, y + threes.top), last = std::min(source[1], y + threes.top + 3);
-    if (rows.count(y) != last - first) return false;
-    for (int64_t r = first; r < last; ++r) {
-      if (rows.begin(y)[r - first].source != r) return false;
-    }
-  }
-  return true;
-}
-
-// Of a vector from a row's column `column` on, the lanes that are in the row of `width`.
+// A vector of a row that may begin before the row or end after it: `column` is that of its first lane.
 template <class T>
 class Inside {
  public:
@@ -55,23 +21,46 @@ class Inside {
     mask_ = ((1u << last) - 1) & ~((1u << first) - 1);
 #else
     mask_ = first_lanes_mask<T>(last) & ~first_lanes_mask<T>(first);
+    before_ = 8 * first;
+    after_ = 8 * (kLanes<T> - last);
 #endif
   }
 
-  // The numbers of those lanes, zeros in the others. p, where the vector begins, may be outside of the row.
-  SCRATCHNN_MEMBER Vec<T> of(const T* p) const {
+  // The numbers of the lanes that are in the row, `outside` in the others. p is where the vector begins.
+  SCRATCHNN_MEMBER Vec<T> of(const T* p, Vec<T> outside = Vec<T>{}) const {
 #if defined(CPU_CAPABILITY_AVX512)
-    if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(mask_, p);
-    if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd(mask_, p);
-#elif defined(CPU_CAPABILITY_AVX2)
-    if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(p, (__m256i)mask_);
-    if constexpr (sizeof(T) == 8) return (Vec<T>)_mm256_maskload_pd(p, (__m256i)mask_);
+    if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_mask_loadu_ps((__m512)outside, mask_, p);
+    if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_mask_loadu_pd((__m512d)outside, mask_, p);
 #else
     Vec<T> v = {};
+#if defined(CPU_CAPABILITY_AVX2)
+    if constexpr (sizeof(T) == 4) v = (Vec<T>)_mm256_maskload_ps(p, (__m256i)mask_);
+    if constexpr (sizeof(T) == 8) v = (Vec<T>)_mm256_maskload_pd(p, (__m256i)mask_);
+#else
     for (int i = 0; i < kLanes<T>; ++i) {
       if (mask_[i] != 0) v[i] = p[i];
     }
-    return v;
+#endif
+    return mask_ ? v : outside;
+#endif
+  }
+
+  // The same of bytes, zeros in the other lanes. Rows have a vector of them or more, unless kAnyBytes.
+  static constexpr bool kAnyBytes = kVectorBytes == 64;
+  SCRATCHNN_MEMBER Vec<IntOf<T>> of(const uint8_t* p) const {
+#if defined(CPU_CAPABILITY_AVX512)
+    const __m128i bytes = _mm_maskz_loadu_epi8(mask_, p);
+    if constexpr (sizeof(T) == 4) return (Vec<IntOf<T>>)_mm512_maskz_cvtepu8_epi32(0xFFFF, bytes);
+    if constexpr (sizeof(T) == 8) return (Vec<IntOf<T>>)_mm512_maskz_cvtepu8_epi64(0xFF, bytes);
+#else
+    // A vector's bytes that are all in the row, moved to where they would be.
+    using Bits = std::conditional_t<kLanes<T> == 8, uint64_t, std::conditional_t<kLanes<T> == 4, uint32_t, uint16_t>>;
+    Bits bits;
+    std::memcpy(&bits, p + (before_ - after_) / 8, sizeof(bits));
+    bits = static_cast<Bits>(static_cast<Bits>(bits << before_) >> after_);
+    uint8_t bytes[kLanes<T>];
+    std::memcpy(bytes, &bits, sizeof(bits));
+    return load_offsets<T>(bytes);
 #endif
   }
 
@@ -80,63 +69,42 @@ class Inside {
   unsigned mask_;
 #else
   Vec<IntOf<T>> mask_;
+  int64_t before_, after_;  // bits, of the bytes of the lanes that are not in the row
 #endif
 };
 
-// A vector of columns of the result rows [y, y + count): three(p) sums up the three of a row whose first is at p.
-template <class T, class Three, class Finish>
-SCRATCHNN_INLINE void go_down(const T* column, int64_t stride, int64_t height, int64_t y, int64_t count, T* to,
-                              int64_t to_stride, const Three& three, const Finish& finish) {
-  const auto row = [&](int64_t i) __attribute__((always_inline)) {
-    return i >= 0 && i < height ? three(column + i * stride) : Vec<T>{};
-  };
-  Vec<T> above = row(y), here = row(y + 1);
-  for (const int64_t end = y + count; y < end; ++y, to += to_stride) {
-    const Vec<T> below = row(y + 2);
-    store(to, finish((above + here) + below));
-    above = here;
-    here = below;
-  }
-}
+// The rows of a result's planes in bands of about as many numbers as an Outbox holds: short enough to stay in the
+// cache while vector after vector of columns goes down them.
+template <class T>
+class Bands {
+ public:
+  explicit Bands(const Extent& result)
+      : height_(result[1]),
+        rows_(std::clamp<int64_t>(Outbox<T>::kRoom / result[2], 1, height_)),
+        count_((height_ + rows_ - 1) / rows_) {}
 
-// Sums are divided forward, and multiplied backward.
-template <bool forward, class T>
-void walk_threes(const T* source, T* result, const Relation& relation, const Threes& threes) {
-  const int64_t planes = relation.images * relation.channels;
-  const int64_t height = relation.source[1], width = relation.source[2];
-  const int64_t out_height = relation.result[1], out_width = relation.result[2];
-  const int64_t band = std::clamp<int64_t>(Outbox<T>::kRoom / out_width, 1, out_height);
-  const int64_t bands = (out_height + band - 1) / band;
-  const bool large = is_large<T>(planes * volume(relation.result));
-  const Vec<T> share = broadcast(static_cast<T>(threes.share));
-  const auto finish = [&](Vec<T> sum) __attribute__((always_inline)) { return forward ? sum / share : sum * share; };
-  const int64_t grain = std::max<int64_t>(1, kGrain / (band * (width + out_width)));
-  parallel_for(0, planes * bands, grain, [&](int64_t first, int64_t last) {
-    Outbox<T> outbox(large, scratch<T>(Outbox<T>::kRoom));
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t begin = out_height * (i % bands) / bands, count = out_height * (i % bands + 1) / bands - begin;
-      const int64_t plane = i / bands;
-      const T* from = source + plane * height * width;
-      T* to = outbox.row(result + (plane * out_height + begin) * out_width, count * out_width);
-      for_each_whole_vector<T>(out_width, [&](int64_t x) {
-        const int64_t at = x + threes.left, y = begin + threes.top;
-        if (at >= 0 && at + kLanes<T> + 2 <= width) {
-          go_down<T>(
-              from + at, width, height, y, count, to + x, out_width,
-              [](const T* p) __attribute__((always_inline)) { return (load(p) + load(p + 1)) + load(p + 2); }, finish);
-        } else {
-          const Inside<T> left(at, width), middle(at + 1, width), right(at + 2, width);
-          go_down<T>(
-              from + at, width, height, y, count, to + x, out_width,
-              [&](const T* p)
-                  __attribute__((always_inline)) { return (left.of(p) + middle.of(p + 1)) + right.of(p + 2); },
-              finish);
-        }
-      });
-    }
-    outbox.close();
-  });
-}
+  int64_t rows() const { return rows_; }    // of a band, at most
+  int64_t count() const { return count_; }  // of bands of a plane
+  int64_t begin(int64_t band) const { return height_ * band / count_; }
+
+ private:
+  int64_t height_, rows_, count_;
+};
+
+// Asks memory for what is soon read, a share of it at each of some steps: down a column, one line follows another too
+// far away for the processor to foresee it.
+class Upcoming {
+ public:
+  template <class T>
+  Upcoming(const T* from, int64_t count, int64_t steps)
+      : from_(reinterpret_cast<const char*>(from)), bytes_(count * static_cast<int64_t>(sizeof(T)) / steps + 1) {}
+
+  SCRATCHNN_MEMBER void ask(int64_t step) const { prefetch(from_ + step * bytes_, bytes_); }
+
+ private:
+  const char* from_;
+  int64_t bytes_;
+};
 
 }  // namespace CPU_CAPABILITY
 }  // namespace scratchnn
