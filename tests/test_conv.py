@@ -287,6 +287,12 @@ DEPTHWISE_GEOMETRIES = [
     ((2, 20, 17, 9, 10), (3, 3, 3), {"padding": 1}),
     ((1, 24, 9, 8, 7), (3, 1, 5), {"padding": (1, 0, 2), "stride": (2, 1, 2)}),
     ((0, 20, 6, 6), (3, 3), {"padding": 1}),
+    # Three columns a row, which channels_last images go through row by row.
+    *(((2, 32, 11, width), (3, 3), {"padding": 1, "stride": s}) for width in (1, 2, 3, 4, 14, 29) for s in (1, 2)),
+    *(((2, 40, 9, 8), (3, 3), {"padding": p, "stride": s}) for p in (0, 2, (3, 4)) for s in (1, 2)),
+    *(((2, 32, 8, 9), (rows, 3), {"padding": (0, 1), "stride": s}) for rows in (1, 2) for s in (1, 2)),
+    ((2, 48, 10, 17), (3, 3), {"padding": (2, 1), "dilation": (2, 1)}),
+    ((3, 384, 14, 14), (3, 3), {"padding": 1}),
 ]
 
 
@@ -317,6 +323,32 @@ def test_depthwise_outputs_larger_than_the_cache() -> None:
             functools.partial(F.conv2d, groups=32, **options), functools.partial(torch.conv2d, groups=32, **options),
             [x, w], DIRECT,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_meets_only_pixels_that_are_there(stride: int) -> None:
+    """What lies beside an edge in memory has no part in it, whatever it is."""
+    x, w = torch.randn(2, 32, 6, 7).to(memory_format=torch.channels_last), torch.randn(32, 1, 3, 3)
+    x[0, 3, :, 0] = x[1, 5, :, -1] = x[0, 7, -1] = torch.inf
+    w[9] = torch.inf
+
+    def gradients(module: Any) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_(), w.clone().requires_grad_()]
+        y = module.conv2d(*leaves, padding=1, stride=stride, groups=32)
+        grad = torch.ones_like(y)
+        grad[0, 11, :, 0] = grad[1, 12, -1] = torch.inf
+        return y.detach(), *torch.autograd.grad(y, leaves, grad)
+
+    for mine, theirs in zip(gradients(F), gradients(torch.nn.functional), strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+        assert torch.equal(mine.isfinite(), theirs.isfinite())
+
+
+def test_depthwise_rows_do_not_depend_on_the_batch() -> None:
+    x, w = torch.randn(41, 24, 13, 14).to(memory_format=torch.channels_last), torch.randn(24, 1, 3, 3)
+    for stride in (1, 2):
+        y = F.conv2d(x, w, padding=1, stride=stride, groups=24)
+        assert torch.equal(y[17:18], F.conv2d(x[17:18], w, padding=1, stride=stride, groups=24))
 
 
 HALF_GEOMETRIES = [

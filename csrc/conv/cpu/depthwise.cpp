@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "common/stream.h"
-#include "conv/cpu/depthwise_tiles.h"
+#include "conv/cpu/depthwise_rows.h"
 #include "conv/kernels.h"
 
 namespace scratchnn {
@@ -149,6 +149,12 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
   const bool streamed =
       is_worth_streaming(out.data, batch * out.image_stride(), out.channels_last ? out.channels : out.pixels()) &&
       (!out.channels_last || channels % kBlock<T> == 0);
+  if constexpr (std::is_same_v<S, T>) {
+    if (phases.size() == 1 && takes_rows<S>(most, prepared[0].runs, in, out)) {
+      auto* run = most.in_step[2] == 1 ? &correlate_rows<1, T> : &correlate_rows<2, T>;
+      return run(most, prepared[0].runs, batch, in, prepared[0].weights, ending, out, streamed);
+    }
+  }
   const bool buffered = streamed || !out.channels_last || !std::is_same_v<S, T>;
   const int64_t in_size = block_size<T>(read_by(most, low, high, {0, 0, 0}, bands.largest()));
   Extent out_size;

@@ -6,7 +6,7 @@
 // number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
-#include "conv/cpu/tap_runs.h"
+#include "conv/cpu/depthwise_rows.h"
 #include "conv/kernels.h"
 
 namespace scratchnn {
@@ -162,11 +162,39 @@ void add_chunks(const Wide<S>* sums, int64_t chunks, int64_t channels, const Tap
   }
 }
 
+// The same row by row (depthwise_rows.h).
+template <class T>
+void weight_grad_of_rows(const Correlation& c, const TapRuns& runs, const Images<const T>& grad,
+                         const Images<const T>& input, int64_t batch, const Filters<T>& grad_weight) {
+  constexpr int64_t kRows = 8;  // that are summed up by themselves
+  const int64_t rows = batch * c.count[1], chunks = std::clamp<int64_t>(rows, 1, kChunks);
+  const int64_t chunk_size = (input.channels + kBlock<T> - 1) / kBlock<T> * kBlock<T> * c.taps.size();
+  T* sums = scratch<T>(chunks * chunk_size, Scratch::kCall);
+  const auto run = c.in_step[2] == 1 ? &add_rows<1, T> : &add_rows<2, T>;
+  parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    T* part = scratch<T>(chunk_size);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      T* own = sums + chunk * chunk_size;
+      std::fill_n(own, chunk_size, T(0));
+      const int64_t last = rows * (chunk + 1) / chunks;
+      for (int64_t row = rows * chunk / chunks; row < last; row += kRows) {
+        std::fill_n(part, chunk_size, T(0));
+        run(c, runs, input, grad, row, std::min(row + kRows, last), part);
+        for (int64_t i = 0; i < chunk_size; i += kLanes<T>) store(own + i, load(own + i) + load(part + i));
+      }
+    }
+  });
+  add_chunks(sums, chunks, input.channels, runs, grad_weight);
+}
+
 template <class S>
 void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> input, Filters<S> grad_weight) {
   using T = Wide<S>;
   const Correlation c = forward_correlation(g);
   const TapRuns runs = runs_of(c);
+  if constexpr (std::is_same_v<S, T>) {
+    if (takes_rows<S>(c, runs, input, grad)) return weight_grad_of_rows(c, runs, grad, input, g.batch, grad_weight);
+  }
   const Extent low = c.first_offset(), high = c.last_offset();
   const int64_t channels = g.in_channels, blocks = (channels + kBlock<T> - 1) / kBlock<T>, taps = g.taps();
   const bool together = input.channels_last && grad.channels_last;
