@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "common/stream.h"
+#include "conv/cpu/depthwise_planes.h"
 #include "conv/cpu/depthwise_rows.h"
 #include "conv/kernels.h"
 
@@ -112,6 +113,9 @@ void correlate(const std::vector<Correlation>& phases, int64_t batch, const Imag
   using T = Wide<S>;
   if (phases.empty() || volume(phases[0].count) == 0 || batch == 0) return;
   const Correlation& most = phases[0];
+  if constexpr (std::is_same_v<S, T>) {
+    if (takes_planes<S>(most, in, out)) return correlate_planes(most, batch, in, weight, bias, out);
+  }
   const int64_t channels = in.channels, blocks = (channels + kBlock<T> - 1) / kBlock<T>, taps_and_bias = [&] {
     int64_t taps = 1;
     for (const Correlation& c : phases) taps += static_cast<int64_t>(c.taps.size());

@@ -6,6 +6,7 @@
 // number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
+#include "conv/cpu/depthwise_planes.h"
 #include "conv/cpu/depthwise_rows.h"
 #include "conv/kernels.h"
 
@@ -193,6 +194,7 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
   const Correlation c = forward_correlation(g);
   const TapRuns runs = runs_of(c);
   if constexpr (std::is_same_v<S, T>) {
+    if (takes_planes<S>(c, input, grad)) return weight_grad_of_planes(c, grad, input, g.batch, grad_weight);
     if (takes_rows<S>(c, runs, input, grad)) return weight_grad_of_rows(c, runs, grad, input, g.batch, grad_weight);
   }
   const Extent low = c.first_offset(), high = c.last_offset();

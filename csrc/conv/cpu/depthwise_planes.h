@@ -1,0 +1,193 @@
+// Depthwise convolution of contiguous planes with stride 1: vectors run along rows, and no channel meets another.
+//
+// A band of a plane is copied once with its border of zeros. A tap is then the same step away from every output.
+#pragma once
+
+#include <array>
+
+#include "common/outbox.h"
+#include "conv/cpu/channel_blocks.h"
+
+namespace scratchnn {
+inline namespace CPU_CAPABILITY {
+
+// How planes of `c`'s inputs are copied band by band: rows of `width` numbers, of which the first is in column
+// `left`, and the first row `above` the band's first. What is beyond the last row may be read, and is multiplied by
+// nothing that counts.
+template <class T>
+struct PaddedBands {
+  static constexpr int64_t kNumbers = 4096;  // of a band's outputs, about
+
+  PaddedBands(const Correlation& c, const Extent& in_size)
+      : in(in_size), out(c.count), low(c.first_offset()), high(c.last_offset()) {
+    width = round_up(out[2], kLanes<T>) + high[2] - low[2];
+    rows = std::clamp<int64_t>(kNumbers / out[2], 1, out[1]);
+    count = (out[1] + rows - 1) / rows;
+    for (const Tap& tap : c.taps) offsets.push_back((tap.offset[1] - low[1]) * width + tap.offset[2] - low[2]);
+  }
+
+  int64_t begin(int64_t band) const { return out[1] * band / count; }
+  int64_t size() const { return (rows + high[1] - low[1]) * width; }
+
+  // What the output rows [first, last) of a plane read.
+  void copy(const T* plane, int64_t first, int64_t last, T* to) const {
+    const int64_t from = std::clamp<int64_t>(low[2], 0, in[2]);
+    const int64_t inside = std::clamp<int64_t>(low[2] + width, from, in[2]) - from,
+                  before = std::max<int64_t>(0, -low[2]);
+    for (int64_t h = first + low[1]; h < last + high[1]; ++h, to += width) {
+      if (h < 0 || h >= in[1] || inside == 0) {
+        std::fill_n(to, width, T(0));
+        continue;
+      }
+      std::fill_n(to, before, T(0));
+      std::copy_n(plane + h * in[2] + from, inside, to + before);
+      std::fill_n(to + before + inside, width - before - inside, T(0));
+    }
+  }
+
+  Extent in, out, low, high;
+  int64_t width, rows, count;    // of a copied row; of a band, at most; of bands
+  std::vector<int64_t> offsets;  // of each tap
+};
+
+// Whether a correlation is of whole planes, with stride 1, and rows that are a vector or more.
+template <class S, class AnyImages>
+bool takes_planes(const Correlation& c, const Images<const S>& in, const AnyImages& out) {
+  constexpr int64_t kWidest = 4096;
+  const Extent ones{1, 1, 1};
+  return std::is_same_v<S, Wide<S>> && !in.channels_last && !out.channels_last && c.in_step == ones &&
+         c.out_step == ones && c.border == Border::kZeros && c.count[0] == 1 && in.size[0] == 1 &&
+         c.count[2] >= kLanes<S> && c.count[2] <= kWidest && !c.taps.empty() && c.taps.front().offset[0] == 0 &&
+         c.taps.back().offset[0] == 0;
+}
+
+// body(count) with the count, at most `most`, as an integral constant.
+template <int most, class Body>
+SCRATCHNN_INLINE void with_constant(int64_t count, const Body& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    ((count == i + 1 ? body(std::integral_constant<int, i + 1>()) : void()), ...);
+  }(std::make_integer_sequence<int, most>());
+}
+
+// Vectors of outputs side by side: the sums over all taps of weights[tap] x[offset of the tap].
+template <int count, class T>
+SCRATCHNN_INLINE void sum_taps(const T* x, const int64_t* offsets, const T* weights, int64_t taps, Vec<T> bias, T* y) {
+  Vec<T> sums[count] = {};
+  for (int64_t t = 0; t < taps; ++t) {
+    const Vec<T> weight = broadcast(weights[t]);
+    const T* from = x + offsets[t];
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v) sums[v] = fma(load(from + v * kLanes<T>), weight, sums[v]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < count; ++v) store(y + v * kLanes<T>, sums[v] + bias);
+}
+
+// weight(channel, tap) and bias may be read for every channel; `bias` may be null.
+template <class T>
+void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>& in, const Filters<const T>& weight,
+                      const T* bias, const Images<T>& out) {
+  constexpr int most = 8;
+  constexpr int64_t n = kLanes<T>;
+  const PaddedBands<T> bands(c, in.size);
+  const int64_t taps = static_cast<int64_t>(c.taps.size()), width = out.size[2], channels = in.channels;
+  const bool large = is_large<T>(batch * out.image_stride());
+  const int64_t vectors = width / n, whole = vectors * n;
+  const int64_t grain = 1 + 16384 / (bands.rows * width * taps);
+  parallel_for(0, batch * channels * bands.count, grain, [&](int64_t begin, int64_t end) {
+    T* memory = scratch<T>(bands.size() + Outbox<T>::kRoom + taps);
+    T *padded = memory, *weights = memory + bands.size() + Outbox<T>::kRoom;
+    Outbox<T> outbox(large, memory + bands.size());
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t plane = item / bands.count, band = item % bands.count, channel = plane % channels;
+      const int64_t first = bands.begin(band), last = bands.begin(band + 1);
+      if (item == begin || band == 0) {
+        for (int64_t t = 0; t < taps; ++t) {
+          weights[t] =
+              weight.data[channel * weight.out_stride + c.taps[static_cast<size_t>(t)].weight * weight.tap_stride];
+        }
+      }
+      const Vec<T> added = bias == nullptr ? Vec<T>{} : broadcast(bias[channel]);
+      bands.copy(in.data + plane * in.pixels(), first, last, padded);
+      const T* ahead = in.data + (plane * in.size[1] + (band + 1 < bands.count ? last : in.size[1])) * in.size[2];
+      T* y = outbox.row(out.data + plane * out.pixels() + first * width, (last - first) * width);
+      for (int64_t row = 0; row < last - first; ++row, y += width) {
+        prefetch(ahead + row * in.size[2], in.size[2]);
+        const T* x = padded + row * bands.width;
+        const auto sum = [&](int64_t at, auto count) __attribute__((always_inline)) {
+          sum_taps<count>(x + at, bands.offsets.data(), weights, taps, added, y + at);
+        };
+        for_each_piece<most>(vectors, [&](int64_t v, int64_t count) __attribute__((always_inline)) {
+          with_constant<most>(count, [&](auto constant) __attribute__((always_inline)) { sum(v * n, constant); });
+        });
+        if (whole < width) sum(width - n, std::integral_constant<int, 1>());
+      }
+    }
+    outbox.close();
+  });
+}
+
+// sums[i] += the products of some rows of dy, `dy_width` apart, with x at the offset of tap i.
+template <int count, class T, class Ask>
+SCRATCHNN_INLINE void add_products(const T* x, int64_t x_width, const int64_t* offsets, const T* dy, int64_t dy_width,
+                                   int64_t rows, const Ask& ask, T* sums) {
+  Vec<T> total[count] = {};
+  const T* from[count];
+#pragma GCC unroll 9
+  for (int i = 0; i < count; ++i) from[i] = x + offsets[i];
+  for (int64_t row = 0; row < rows; ++row) {
+    ask(row);
+    for (int64_t i = 0; i < dy_width; i += kLanes<T>) {
+      const Vec<T> gradient = load(dy + row * dy_width + i);
+#pragma GCC unroll 9
+      for (int t = 0; t < count; ++t) total[t] = fma(load(from[t] + row * x_width + i), gradient, total[t]);
+    }
+  }
+#pragma GCC unroll 9
+  for (int t = 0; t < count; ++t) sums[t] += horizontal_sum<T>(total[t]);
+}
+
+template <class T>
+void weight_grad_of_planes(const Correlation& c, const Images<const T>& grad, const Images<const T>& input,
+                           int64_t batch, const Filters<T>& grad_weight) {
+  constexpr int most = 9;
+  const PaddedBands<T> bands(c, input.size);
+  const int64_t taps = static_cast<int64_t>(c.taps.size()), width = c.count[2], channels = input.channels;
+  const int64_t dy_width = round_up(width, kLanes<T>);
+  parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
+    T* padded = scratch<T>(bands.size() + bands.rows * dy_width + taps);
+    T *dy = padded + bands.size(), *sums = dy + bands.rows * dy_width;
+    std::fill_n(dy, bands.rows * dy_width, T(0));
+    for (int64_t channel = begin; channel < end; ++channel) {
+      std::fill_n(sums, taps, T(0));
+      for (int64_t item = 0; item < batch * bands.count; ++item) {
+        const int64_t plane = item / bands.count * channels + channel, band = item % bands.count;
+        const int64_t first = bands.begin(band), rows = bands.begin(band + 1) - first;
+        bands.copy(input.data + plane * input.pixels(), first, first + rows, padded);
+        const T* from = grad.data + plane * grad.pixels() + first * width;
+        const bool ends = band + 1 == bands.count;  // and the same channel of the next image follows
+        const int64_t then = ends ? plane + channels : plane, row_then = ends ? 0 : first + rows;
+        const T* x_ahead = input.data + (then * input.size[1] + row_then) * input.size[2];
+        const T* dy_ahead = grad.data + (then * grad.size[1] + row_then) * width;
+        for (int64_t row = 0; row < rows; ++row) std::copy_n(from + row * width, width, dy + row * dy_width);
+        for_each_piece<most>(taps, [&](int64_t t, int64_t count) __attribute__((always_inline)) {
+          with_constant<most>(count, [&](auto constant) __attribute__((always_inline)) {
+            const auto ask = [&](int64_t row) __attribute__((always_inline)) {
+              if (t != 0) return;
+              prefetch(x_ahead + row * input.size[2], input.size[2]);
+              prefetch(dy_ahead + row * width, width);
+            };
+            add_products<constant>(padded, bands.width, bands.offsets.data() + t, dy, dy_width, rows, ask, sums + t);
+          });
+        });
+      }
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t tap = c.taps[static_cast<size_t>(t)].weight;
+        grad_weight.data[channel * grad_weight.out_stride + tap * grad_weight.tap_stride] = sums[t];
+      }
+    }
+  });
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace scratchnn
