@@ -1,9 +1,10 @@
 // Depthwise convolution: each channel has a filter of its own. Forward and input gradient.
 //
-// There is no sum over channels to share a loaded input between outputs, so this is no matrix product: a vector
-// holds neighbouring channels, in either memory format, and outputs side by side share the pixels and weights of a
-// run of taps. A block of channels goes through a band of outputs before the next one does, so that its weights and
-// the rows it reads stay in the cache.
+// There is no sum over channels to share a loaded input between outputs, so this is no matrix product. Kernels of 3x3
+// on channels_last images go row by row (depthwise_rows.h), contiguous planes plane by plane (depthwise_planes.h).
+// Else, and in half precision, a vector holds neighbouring channels, in either memory format, and outputs side by side
+// share the pixels and weights of a run of taps. A block of channels goes through a band of outputs before the next one
+// does, so that its weights and the rows it reads stay in the cache.
 #include <algorithm>
 
 #include "common/stream.h"

@@ -2,8 +2,9 @@
 // dy[c, o] x[c, o S - P + t D].
 //
 // The sums of some runs of taps, a vector of channels of each, stay in registers along a row of dy, of which a few
-// pixels at a time do as well: each pixel of x that is loaded meets them all. The batch is cut into chunks, a fixed
-// number whatever the number of threads, whose sums are added up in order.
+// pixels at a time do as well: each pixel of x that is loaded meets them all. Rows of channels_last images under
+// kernels of 3x3, and contiguous planes under stride 1, are gone through as forward. The batch is cut into chunks, a
+// fixed number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
 #include "conv/cpu/depthwise_planes.h"

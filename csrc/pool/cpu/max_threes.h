@@ -363,8 +363,9 @@ template <class T>
 bool max_threes_backward(const T* grad, const uint8_t* offsets, T* grad_input, const Relation& backward) {
   int64_t padding;
   if (!takes_max_threes<T>(backward, false, padding)) return false;
-  const bool padded = backward.columns.padding == 1,
-             flat = volume(backward.source) == backward.source[1] * backward.source[2] && backward.result[0] == 1;
+  const bool padded = backward.columns.padding == 1;
+  const bool flat =
+      backward.result[0] == 1 && backward.source[0] == 1 && backward.links[0] == 1 && backward.along[0].links->tap == 0;
   const auto run = backward.columns.stride == 1
                        ? padded ? gather_threes_for<1, true, T>(flat) : gather_threes_for<1, false, T>(flat)
                    : padded ? gather_threes_for<2, true, T>(flat)
