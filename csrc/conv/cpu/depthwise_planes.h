@@ -11,9 +11,8 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-// How planes of `c`'s inputs are copied band by band: rows of `width` numbers, of which the first is in column
-// `left`, and the first row `above` the band's first. What is beyond the last row may be read, and is multiplied by
-// nothing that counts.
+// How a correlation's planes are copied band by band: what some rows of outputs read, the first output's first column
+// first, in rows of `width` numbers. These may be read beyond what any output needs, up to whole vectors.
 template <class T>
 struct PaddedBands {
   static constexpr int64_t kNumbers = 4096;  // of a band's outputs, about
