@@ -3,8 +3,6 @@
 // A band of a plane is copied once with its border of zeros. A tap is then the same step away from every output.
 #pragma once
 
-#include <array>
-
 #include "common/outbox.h"
 #include "conv/cpu/channel_blocks.h"
 
