@@ -13,9 +13,9 @@ namespace {
 
 using namespace winograd;
 
-constexpr int64_t kTiles = 12;             // of a block: the rows of a tile of products
-constexpr int64_t kFewTiles = kTiles / 2;  // of a block that has no more: half of the products
-constexpr int64_t kRunTiles = 8 * kTiles;  // of a task, at most
+constexpr int64_t kTiles = 12;              // of a block: the rows of a tile of products
+constexpr int64_t kFewTiles = kTiles / 2;   // of a block that has no more: half of the products
+constexpr int64_t kRunTiles = 32 * kTiles;  // of a task, at most
 
 // Of a group's sums, the products that are summed up at a time: as where there are more channels (gemm.h).
 template <int64_t group>
@@ -85,36 +85,6 @@ SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* produ
   }
 }
 
-// Where the outputs of a block will be written, asked of memory while its points are multiplied: a part at each point.
-template <class S>
-class UpcomingOutputs {
- public:
-  // `channels` of them, for the tiles [first, last).
-  UpcomingOutputs(const Tiles& tiles, int64_t first, int64_t last, const Pixels<S>& out, int64_t channels)
-      : pixels_((last - first) * kOut * kOut),
-        channels_(channels),
-        row_stride_(out.images.size[2] * out.images.channels),
-        pixel_stride_(out.images.channels) {
-    for_each_run(tiles, first, last, [&](const Run& run, int64_t position) {
-      const int64_t row = out.slice * out.images.size[1] + run.row * kOut;
-      const S* tile = out.images.data + run.image * out.images.image_stride() + row * row_stride_ + out.channel;
-      for (int64_t t = 0; t < run.count; ++t) {
-        tiles_[position + t] = tile + (run.column + t) * kOut * pixel_stride_;
-      }
-    });
-  }
-
-  SCRATCHNN_MEMBER void ask(int64_t point) const {
-    for (int64_t i = pixels_ * point / kPoints; i < pixels_ * (point + 1) / kPoints; ++i) {
-      prefetch(tiles_[i / (kOut * kOut)] + i / kOut % kOut * row_stride_ + i % kOut * pixel_stride_, channels_);
-    }
-  }
-
- private:
-  const S* tiles_[kTiles];
-  int64_t pixels_, channels_, row_stride_, pixel_stride_;
-};
-
 // out = in (*) w for 3x3 filters w of groups; the first tap reads pixel (0, top, left) of `in`, or its border, for
 // output pixel (0, 0, 0).
 template <class S>
@@ -151,10 +121,11 @@ void write_filters(const Work<S>& w, Wide<S>* filters, Wide<S>* memory) {
   });
 }
 
-// The tiles [first, last) of one slice, for one block of channels: those filters, bias null for none.
+// The tiles [first, last) of one slice, for one block of channels: those filters, bias null for none. What tiles read
+// and write is asked of memory in time, up to tile `asked`: 0 for images in the cache.
 template <int64_t width, int64_t group, class S, class T>
-void correlate_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<const S>& in, Border border,
-                     const T* filters, const T* bias, const Pixels<S>& out, T* products, T* memory) {
+void correlate_tiles(const Tiles& tiles, int64_t first, int64_t last, int64_t asked, const Pixels<const S>& in,
+                     Border border, const T* filters, const T* bias, const Pixels<S>& out, T* products, T* memory) {
   using Points = NarrowPoints<T, width, kTiles>;
   constexpr std::integral_constant<int64_t, width> channels;
   constexpr std::integral_constant<int64_t, Points::plane> plane;
@@ -164,10 +135,13 @@ void correlate_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixe
     if (until - t < kTiles) std::fill_n(points, Points::size, T(0));  // more are multiplied
     transform_tiles<kIn>(tiles, t, until, in, border, channels, Points{points}, memory,
                          [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
-    const UpcomingOutputs<S> upcoming(tiles, t, until, out, width);
+    const UpcomingTiles<S, kTiles> outputs(tiles, t, asked > 0 ? until : t, out, width);
+    const UpcomingTiles<const S, kTiles, kIn, kIn - kOut> inputs(tiles, until, std::clamp(asked, until, until + kTiles),
+                                                                 in, width);
     const auto multiply = [&](auto count) __attribute__((always_inline)) {
       for (int64_t p = 0; p < kPoints; ++p) {
-        upcoming.ask(p);
+        outputs.ask(p);
+        inputs.ask(p);
         multiply_point<width, group, count>(points + p * Points::plane, filters + p * group * width,
                                             products + p * Points::plane);
       }
@@ -200,7 +174,7 @@ void correlate(const Work<S>& w) {
   const int64_t wanted = std::max<int64_t>(1, 4 * thread_count() / (blocks * depth));
   const int64_t most =
       std::clamp<int64_t>(steps / wanted, 1, std::max<int64_t>(1, (in_place ? kRunTiles : piece_tiles) / step));
-  const int64_t runs = (steps + most - 1) / most;
+  const int64_t runs = std::min(steps, round_up((steps + most - 1) / most, thread_count()));
   const int64_t points = (kPoints + 1) * kTiles * width, zeros = round_up(kIn * kIn * w.in.channels, 16);
   const int64_t in_size = in_place ? 0 : round_up(piece_pixels(tiles, kIn, piece_tiles) * width, 16);
   const int64_t out_size = in_place ? 0 : piece_pixels(tiles, kOut, piece_tiles) * width;
@@ -217,14 +191,15 @@ void correlate(const Work<S>& w) {
       const Pixels<const S> in{w.in, slice, channel, w.top, w.left};
       const Pixels<S> out{w.out, slice, channel};
       if (in_place) {
-        correlate_tiles<width, group>(tiles, first, last, in, w.border, own_filters, own_bias, out, products, memory);
+        correlate_tiles<width, group>(tiles, first, last, blocks > 1 ? last : tiles.total(), in, w.border, own_filters,
+                                      own_bias, out, products, memory);
         continue;
       }
       for_each_piece(tiles, first * step, last * step, piece_tiles, [&](const Piece& piece, int64_t) {
         const Tiles own = piece.tiles(tiles);
         const Pixels<const T> own_in = copy_piece<kIn>(piece, in, w.border, width, in_copy);
         const Images<T> copy{out_copy, width, own.size, true};
-        correlate_tiles<width, group>(own, 0, own.total(), own_in, w.border, own_filters, own_bias,
+        correlate_tiles<width, group>(own, 0, own.total(), 0, own_in, w.border, own_filters, own_bias,
                                       Pixels<T>{copy, 0, 0}, products, memory);
         write_piece(piece, copy, out);
       });

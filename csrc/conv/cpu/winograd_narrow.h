@@ -19,6 +19,7 @@ struct NarrowPoints {
   T* data;
   static constexpr int64_t plane = tiles * width, tile = width, block = width, block_stride = 0;
   static constexpr int64_t size = kPoints * plane;
+  static constexpr bool asks = false;
 };
 
 // Of a piece of contiguous images, which has several blocks. Parts of rows are cut where a block of `block` tiles ends.
@@ -28,6 +29,38 @@ int64_t narrow_piece_tiles(const Tiles& tiles, int64_t width, int64_t block) {
   const int64_t most = kPieceBytes / (kOut * kOut * width * static_cast<int64_t>(sizeof(T)));
   return most < tiles.columns() ? std::max(block, most / block * block) : most;
 }
+
+// The pixels of a block of at most `tiles` tiles, asked of memory a part at a time while points are multiplied: `rows`
+// of each tile from its first one on, and as many columns as make the next tile's follow, `column` of them left out.
+template <class S, int64_t tiles, int64_t rows = kOut, int64_t column = 0>
+class UpcomingTiles {
+ public:
+  // `channels` of them, for the tiles [first, last).
+  UpcomingTiles(const Tiles& all, int64_t first, int64_t last, const Pixels<S>& pixels, int64_t channels)
+      : pixels_((last - first) * rows * kOut),
+        channels_(channels),
+        row_stride_(pixels.images.size[2] * pixels.images.channels),
+        pixel_stride_(pixels.images.channels) {
+    const Images<S>& images = pixels.images;
+    for_each_run(all, first, last, [&](const Run& run, int64_t position) {
+      const int64_t row = pixels.slice * images.size[1] + run.row * kOut + pixels.top;
+      const S* tile = images.data + run.image * images.image_stride() + row * row_stride_ + pixels.channel;
+      for (int64_t t = 0; t < run.count; ++t) {
+        tiles_[position + t] = tile + ((run.column + t) * kOut + pixels.left + column) * pixel_stride_;
+      }
+    });
+  }
+
+  SCRATCHNN_MEMBER void ask(int64_t point) const {
+    for (int64_t i = pixels_ * point / kPoints; i < pixels_ * (point + 1) / kPoints; ++i) {
+      prefetch(tiles_[i / (rows * kOut)] + i / kOut % rows * row_stride_ + i % kOut * pixel_stride_, channels_);
+    }
+  }
+
+ private:
+  const S* tiles_[tiles];
+  int64_t pixels_, channels_, row_stride_, pixel_stride_;
+};
 
 // body(width, group), constants both, for groups of so many channels: those that choice.cpp calls narrow.
 template <class T, class Body>

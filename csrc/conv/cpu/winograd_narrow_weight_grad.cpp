@@ -63,8 +63,8 @@ SCRATCHNN_INLINE void multiply(const T* grad, const T* in, int64_t count, T* sum
 
 // Adds the products of the tiles [first, last) of one slice, of one block of channels, to its sums.
 template <int64_t width, class S, class T>
-void add_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<const S>& grad, const Pixels<const S>& in,
-               Border border, T* sums, T* points, T* memory) {
+void add_tiles(const Tiles& tiles, int64_t first, int64_t last, bool cached, const Pixels<const S>& grad,
+               const Pixels<const S>& in, Border border, T* sums, T* points, T* memory) {
   using Points = NarrowPoints<T, width, kTiles>;
   constexpr std::integral_constant<int64_t, width> channels;
   T* grad_points = points + Points::size;
@@ -75,7 +75,12 @@ void add_tiles(const Tiles& tiles, int64_t first, int64_t last, const Pixels<con
     transform_tiles<kOut>(tiles, t, until, grad, Border::kZeros, channels, Points{grad_points}, memory,
                           [](const auto& y, auto& m)
                               __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
+    const int64_t next = cached ? until : std::min(last, until + kTiles);
+    const UpcomingTiles<const S, kTiles, kIn, kIn - kOut> inputs(tiles, until, next, in, width);
+    const UpcomingTiles<const S, kTiles> grads(tiles, until, next, grad, width);
     for (int64_t p = 0; p < kPoints; ++p) {
+      inputs.ask(p);
+      grads.ask(p);
       multiply<width>(grad_points + p * Points::plane, points + p * Points::plane, until - t, sums + p * width * width);
     }
   }
@@ -116,12 +121,12 @@ void weight_grad(const ConvGeometry& g, const Images<const S>& grad, const Image
         until = std::min(last, (slice + 1) * slice_steps);
         const Pixels<const S> out{grad, slice, channel}, in{input, slice, channel, -g.padding[1], -g.padding[2]};
         if (in_place) {
-          add_tiles<width>(tiles, from, from + until - i, out, in, g.border, own, points, memory);
+          add_tiles<width>(tiles, from, from + until - i, false, out, in, g.border, own, points, memory);
           continue;
         }
         for_each_piece(tiles, from * step, (from + until - i) * step, piece_tiles, [&](const Piece& piece, int64_t) {
           const Tiles here = piece.tiles(tiles);
-          add_tiles<width>(here, 0, here.total(), copy_piece<kOut>(piece, out, Border::kZeros, width, grad_copy),
+          add_tiles<width>(here, 0, here.total(), true, copy_piece<kOut>(piece, out, Border::kZeros, width, grad_copy),
                            copy_piece<kIn>(piece, in, g.border, width, in_copy), g.border, own, points, memory);
         });
       }

@@ -93,6 +93,20 @@ SCRATCHNN_INLINE void for_each_run(const Tiles& tiles, int64_t first, int64_t la
   }
 }
 
+// The pixels of flat channels-last images that belong to the tiles [first, last), asked of memory in as many steps: as
+// many rows below those that the tiles have.
+template <class S>
+Upcoming upcoming_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t below,
+                        int64_t steps) {
+  if (!images.channels_last || images.size[0] != 1 || first >= last) return {};
+  const int64_t columns = tiles.columns(), of_image = tiles.rows() * columns;
+  const auto pixel = [&](int64_t t) {  // rows of tiles are taken as rows of pixels
+    return t / of_image * images.pixels() + (t % of_image * kOut / columns + below) * images.size[2];
+  };
+  const int64_t from = pixel(first);
+  return {images.data + from * images.channels, (pixel(last) - from) * images.channels, steps};
+}
+
 // What tiles read or write: of one slice of images, from a channel on.
 template <class S>
 struct Pixels {
@@ -195,6 +209,7 @@ template <class T>
 struct Points {
   T* data;
   int64_t plane, tile, block, block_stride;
+  static constexpr bool asks = true;
 };
 
 // One tile, all channels: `size` rows and columns of pixels, of which columns outside [first, last) are zero.
@@ -206,7 +221,7 @@ SCRATCHNN_INLINE void transform_tile(const R* const (&rows)[size], int64_t pixel
     const int64_t count = std::min<int64_t>(out.block, channels - block);
     for (int64_t c = 0; c < count; c += kLanes<T>) {
       constexpr int64_t line = 64 / sizeof(T), read_line = 64 / sizeof(R);
-      if (c % read_line == 0) {  // the same channels of a tile to come, a line at a time
+      if (To::asks && c % read_line == 0) {  // the same channels of a tile to come, a line at a time
 #pragma GCC unroll 6
         for (int i = 0; i < size; ++i) {
 #pragma GCC unroll 4

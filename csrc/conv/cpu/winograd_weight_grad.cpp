@@ -18,10 +18,11 @@ namespace {
 
 using namespace winograd;
 
-constexpr int64_t kBlockTiles = 96;     // transformed at a time, twice as many for several depth taps' sums
-constexpr int64_t kChunkTiles = 192;    // a chunk is worth its sums from here on
-constexpr int64_t kTasks = 16;          // chunks x blocks of output channels, at most
-constexpr int64_t kBlockChannels = 64;  // output channels of a task, at least
+constexpr int64_t kBlockTiles = 48;   // transformed at a time, twice as many for several depth taps' sums
+constexpr int64_t kChunkTiles = 192;  // a chunk is worth its sums from here on
+constexpr int64_t kChunks = 4;        // as few sums as can be: more threads share output channels out as well
+constexpr int64_t kMostChunks = 16;   // where more than kMostTiles would be in one: sums of sums are more exact
+constexpr int64_t kMostTiles = 6144;
 constexpr int64_t kSumBytes = 4 << 20;  // of all weights' points: more are computed block by block
 constexpr int64_t kBlockPanels = 2;     // panels of output and of input channels in a block
 constexpr int64_t kPlanePad = 16;
@@ -86,10 +87,13 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
   constexpr int64_t columns = kTileColumns<T>;  // channels lie in panels of as many
   const Tiles tiles{g.batch, g.output};
   const Depth depth = depth_of(g);
-  const int64_t blocks = std::max<int64_t>(1, g.out_channels / (2 * kBlockChannels));
+  const int64_t total = tiles.total() * tiles.size[0];
   const int64_t chunks =
-      std::clamp<int64_t>(std::min(kTasks / blocks, tiles.total() * tiles.size[0] / kChunkTiles), 1, kTasks);
-  const int64_t block_channels = round_up((g.out_channels + blocks - 1) / blocks, columns);
+      std::clamp(total / kMostTiles, std::clamp<int64_t>(total / kChunkTiles, 1, kChunks), kMostChunks);
+  const int64_t panels = (g.out_channels + columns - 1) / columns;
+  const int64_t shares = std::clamp<int64_t>((thread_count() + chunks - 1) / chunks, 1, panels);
+  const int64_t block_channels = (panels + shares - 1) / shares * columns;
+  const int64_t blocks = (g.out_channels + block_channels - 1) / block_channels;
 
   // sums[chunk][depth tap][point][k][c]
   const int64_t sums_stride = round_up(g.in_channels, columns), plane = g.out_channels * sums_stride;
@@ -119,11 +123,10 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
     for (int64_t t = 0; t < most_slices * most; ++t) offsets[t] = t * columns;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t chunk = task / blocks, block = task % blocks;
-      const int64_t first_k = std::min(g.out_channels, block * block_channels);
+      const int64_t first_k = block * block_channels;
       const int64_t k_count = std::min(block_channels, g.out_channels - first_k);
       const int64_t first = stacks * chunk / chunks, last = stacks * (chunk + 1) / chunks;
       T* own = sums + chunk * chunk_sums;
-      Upcoming nothing;
       for (int64_t p = 0; p < depth.taps * kPoints; ++p) {
         T* block_sums = own + p * plane + first_k * sums_stride;
         std::fill(block_sums, block_sums + k_count * sums_stride, T(0));
@@ -143,14 +146,19 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
           grad_to_points(tiles, t, t + count, d, grad, first_k, k_count,
                          Points<T>{grad_points + to, grad_plane, columns, columns, grad_panel}, grad_scratch);
         }
+        // The next tiles are asked of memory meanwhile: those of the input first.
+        const int64_t next = std::min(tiles.total(), t + count + most);
+        const int64_t steps_in = kPoints / 2 * (k_count + kTileRows - 1) / kTileRows * (sums_stride / columns) * count;
+        Upcoming upcoming = upcoming_tiles(tiles, t + count, next, input, kOut - g.padding[1], steps_in);
         for (int64_t p = 0; p < kPoints; ++p) {
+          if (p == kPoints / 2) upcoming = upcoming_tiles(tiles, t + count, next, grad, 0, steps_in);
           for (int64_t k = 0; k < k_count; k += columns) {
             const T* a = grad_points + p * grad_plane + k / columns * grad_panel;
             T* row = own + p * plane + (first_k + k) * sums_stride;
             for (int64_t c = 0; c < g.in_channels; c += columns) {
               const T* b = in_points + p * in_plane + c / columns * in_panel;
               multiply_slices(depth, slices, count, a, std::min(columns, k_count - k), b, g.in_channels - c, offsets,
-                              row + c, sums_stride, tap_sums, nothing);
+                              row + c, sums_stride, tap_sums, upcoming);
             }
           }
         }
