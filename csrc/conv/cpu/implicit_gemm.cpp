@@ -150,7 +150,7 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   const int64_t stage_size = stage ? round_up(pixels * phase_count * padded_out, 16) : 0;
   // Where little is read, fetching the lines to be written first would take the most time.
   const int64_t inputs = batch * in.image_stride(), outputs = batch * out.image_stride();
-  const bool streamed = !stage && outputs >= 2 * inputs && weights.of_phase[0].reduction <= kReduction<E, T> &&
+  const bool streamed = !stage && outputs >= inputs && weights.of_phase[0].reduction <= kReduction<E, T> &&
                         is_worth_streaming(out.data, outputs, operand.out);
   const bool whole_rows = bands.largest()[2] == correlation.count[2] && correlation.out_base[2] == 0;
   const bool rows_streamed = !out.channels_last && whole_rows && is_worth_streaming(out.data, outputs, out.size[2]);
@@ -226,8 +226,10 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
                   }
                   return;
                 }
-                const int64_t share = positions * (panel - own.first) / own.count();
-                upcoming = Upcoming(view.data + in_offsets[first + share], operand.sum, steps);
+                for (int64_t i = positions * (panel - own.first) / own.count();
+                     i < positions * (panel + 1 - own.first) / own.count(); ++i) {
+                  prefetch(view.data + in_offsets[first + i], operand.sum);
+                }
               },
               [&](const auto& segments, int64_t panel, int64_t p, int64_t rows, Upcoming& upcoming)
                   __attribute__((always_inline)) { multiply(segments, false, true, panel, p, rows, upcoming); });

@@ -218,7 +218,7 @@ void set_moments(const Table& table, const S* input, const ColumnSums<T, 2>* chu
 template <class T, class S, class Write>
 SCRATCHNN_INLINE void for_each_number(const Table& table, bool backwards, const S* output, const Write& write) {
   const int64_t width = table.width;
-  const bool streamed = is_worth_streaming(output, table.geometry.size(), width);
+  const bool streamed = is_worth_streaming(output, table.geometry.batch * table.geometry.size(), width);
   table.for_each_chunk(backwards, [&](int64_t, int64_t first, int64_t last) {
     const Write own = write;  // its members then stay in registers: stores might change those of the original
     with_vectors(streamed, [&](auto full) {
@@ -397,7 +397,7 @@ void table_backward(const Interleaved& geometry, const S* grad, const S* input, 
   std::vector<double> sums(3 * narrow), means(3 * geometry.sets);
   const double *sum_g = sums.data(), *sum_g_x = sum_g + narrow, *sum_d = sum_g_x + narrow;
   double *mean_wg = means.data(), *mean_wg_x_hat = mean_wg + geometry.sets, *exact = mean_wg_x_hat + geometry.sets;
-  const bool streamed = is_worth_streaming(grad_input, geometry.size(), table.width);
+  const bool streamed = is_worth_streaming(grad_input, geometry.batch * geometry.size(), table.width);
   with_first_pass(
       origin, ending, gate, grad_input, streamed, [&](auto measured, const auto& open, const auto& arrived) {
         const auto chunks = own.template chunks<measured.value ? 3 : 2>();

@@ -226,7 +226,10 @@ SCRATCHNN_INLINE Vec<T> partial_sums(const S* p, int64_t count, Vec<IntOf<T>> la
         sums[v] += read(p + i + v * n);
       }
     }
-    for (; i + n <= end; i += n) sums[0] += read(p + i);
+    for (; i + n <= end; i += n) {
+      prefetch_ahead(p + i);
+      sums[0] += read(p + i);
+    }
     total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
   }
   // The last n numbers, without those already counted.
