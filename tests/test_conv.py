@@ -296,6 +296,12 @@ DEPTHWISE_GEOMETRIES = [
     # Planes of several bands
     ((2, 20, 130, 66), (5, 3), {"padding": (2, 1)}),
     ((1, 17, 90, 70), (3, 3), {"padding": (4, 2), "dilation": (4, 2)}),
+    # Rows of planes that share pixels: any number of them, kernels of any height, vectors side by side and the last
+    *(((2, 5, rows, 37), (7, 7), {"padding": 3}) for rows in (1, 2, 3, 4, 6, 23)),
+    *(((2, 3, 11, width), (5, 5), {"padding": 2}) for width in (16, 17, 33, 64, 70, 130)),
+    *(((2, 3, 10, width), (3, 3), {"padding": 1}) for width in (16, 40, 100, 150)),
+    *(((2, 3, 9, 24), (rows, 2), {"padding": (rows - 1, 1)}) for rows in (2, 4, 6, 8)),
+    ((2, 3, 5, 20), (4, 3), {"padding": (9, 2), "dilation": (6, 2)}),
 ]
 
 
@@ -316,6 +322,17 @@ def test_depthwise(shape: tuple, kernel: tuple, options: dict, dtype: torch.dtyp
             [x, theirs.weight.detach(), theirs.bias.detach()],
             DIRECT,
         )
+
+
+@pytest.mark.parametrize("dtype", FAST_DTYPES)
+@pytest.mark.parametrize("dilation", [2, 3, 5])
+def test_depthwise_planes_with_dilation(dilation: int, dtype: torch.dtype) -> None:
+    """Rows that are a dilation apart are summed together. (torch's gradients of this in bfloat16 are not numbers.)"""
+    x, w = torch.randn(2, 3, 26, 33, dtype=dtype), torch.randn(3, 1, 5, 3, dtype=dtype)
+    options = {"padding": (2 * dilation, 1), "dilation": (dilation, 1), "groups": 3}
+    check_against_torch(
+        functools.partial(F.conv2d, **options), functools.partial(torch.conv2d, **options), [x, w], DIRECT
+    )
 
 
 def test_depthwise_outputs_larger_than_the_cache() -> None:
@@ -1544,8 +1561,9 @@ def test_winograd_gives_the_same_bits_for_any_batch_and_threads(size: tuple) -> 
 
     torch.set_num_threads(2)
     whole, filters = results(x, g), weight_grad()
-    torch.set_num_threads(1)
-    assert torch.equal(weight_grad(), filters)
+    for threads in (8, 1):
+        torch.set_num_threads(threads)
+        assert torch.equal(weight_grad(), filters)
     for other in (
         results(x, g),
         [torch.cat(p) for p in zip(results(x[:3], g[:3]), results(x[3:], g[3:]), strict=True)],

@@ -186,9 +186,10 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
   const PaddedBands<T> bands(c, in.size);
   const PlaneKernel kernel(c, bands.width);
   const int64_t taps = kernel.taps(), width = out.size[2], channels = in.channels;
+  // Low kernels see few rows together, but 3x3 ones need no loops; others need many registers.
   constexpr int most = kVectorBytes == 64 ? 4 : 2;
-  const int64_t together =
-      kernel.rows > 3 || (kernel.rows == 3 && kernel.columns == 3) ? most : 1;  // low kernels see few rows together
+  const bool three = kernel.rows == 3 && kernel.columns == 3, high = kernel.rows > 3 && kVectorBytes == 64;
+  const int64_t together = three || high ? most : 1;
   const bool large = is_large<T>(batch * out.image_stride());
   const int64_t grain = 1 + 16384 / (bands.rows * width * taps);
   parallel_for(0, batch * channels * bands.count, grain, [&](int64_t begin, int64_t end) {
