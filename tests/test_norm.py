@@ -829,25 +829,39 @@ def test_frozen_batch_norm_of_many_short_runs(shape: tuple[int, ...], dtype: tor
     assert_as_accurate(gradients(F.batch_norm, *tensors), theirs, truth)
 
 
+LARGE_IMAGES = [
+    (nn.InstanceNorm2d(16), (5, 16, 256, 264)),
+    (nn.InstanceNorm2d(16, affine=True), (5, 16, 256, 264)),
+    (nn.InstanceNorm2d(16, affine=True), (40, 16, 90, 80)),  # none of the samples is large by itself
+    (nn.GroupNorm(4, 16), (5, 16, 256, 264)),
+]
+LARGE_ROWS = [
+    (nn.LayerNorm(768), (10, 600, 768)),
+    (nn.LayerNorm(1040), (10, 440, 1040)),  # an odd number of vectors
+    (nn.RMSNorm(2048), (10, 220, 2048)),
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    ("layer", "shape", "memory_format"),
     [
-        (nn.InstanceNorm2d(16), (5, 16, 256, 264)),
-        (nn.InstanceNorm2d(16, affine=True), (5, 16, 256, 264)),
-        (nn.GroupNorm(4, 16), (5, 16, 256, 264)),
-        (nn.LayerNorm(768), (10, 600, 768)),
-        (nn.LayerNorm(1040), (10, 440, 1040)),  # an odd number of vectors
-        (nn.RMSNorm(2048), (10, 220, 2048)),
+        *(
+            (*case, memory_format)
+            for case in LARGE_IMAGES
+            for memory_format in (torch.preserve_format, torch.channels_last)
+        ),
+        *((*case, torch.preserve_format) for case in LARGE_ROWS),
     ],
     ids=str,
 )
 def test_large_tensors_have_the_numbers_of_their_samples(
-    layer: torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype
+    layer: torch.nn.Module, shape: tuple[int, ...], memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     """Large results are written past the cache, by whole lines."""
     layer = copy.deepcopy(layer).to(dtype)
-    x, g = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(shape, dtype=dtype)
+    x, g = (torch.randn(shape, dtype=dtype).to(memory_format=memory_format) for _ in range(2))
+    x.requires_grad_()
     assert x.nbytes >= 16 << 20
     y = layer(x)
     (dx,) = torch.autograd.grad(y, x, g)
