@@ -93,20 +93,6 @@ SCRATCHNN_INLINE void for_each_run(const Tiles& tiles, int64_t first, int64_t la
   }
 }
 
-// The pixels of flat channels-last images that belong to the tiles [first, last), asked of memory in as many steps: as
-// many rows below those that the tiles have.
-template <class S>
-Upcoming upcoming_tiles(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t below,
-                        int64_t steps) {
-  if (!images.channels_last || images.size[0] != 1 || first >= last) return {};
-  const int64_t columns = tiles.columns(), of_image = tiles.rows() * columns;
-  const auto pixel = [&](int64_t t) {  // rows of tiles are taken as rows of pixels
-    return t / of_image * images.pixels() + (t % of_image * kOut / columns + below) * images.size[2];
-  };
-  const int64_t from = pixel(first);
-  return {images.data + from * images.channels, (pixel(last) - from) * images.channels, steps};
-}
-
 // What tiles read or write: of one slice of images, from a channel on.
 template <class S>
 struct Pixels {

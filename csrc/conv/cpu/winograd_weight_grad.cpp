@@ -31,6 +31,20 @@ Depth depth_of(const ConvGeometry& g) {
   return {g.kernel[0], -g.padding[0], g.input[0], g.border};
 }
 
+// The pixels of flat channels-last images that belong to the tiles [first, last), asked of memory in as many steps: as
+// many rows below those that the tiles have.
+template <class S>
+Upcoming upcoming_pixels(const Tiles& tiles, int64_t first, int64_t last, const Images<const S>& images, int64_t below,
+                         int64_t steps) {
+  if (!images.channels_last || images.size[0] != 1 || first >= last) return {};
+  const int64_t columns = tiles.columns(), of_image = tiles.rows() * columns;
+  const auto pixel = [&](int64_t t) {  // rows of tiles are taken as rows of pixels
+    return t / of_image * images.pixels() + (t % of_image * kOut / columns + below) * images.size[2];
+  };
+  const int64_t from = pixel(first);
+  return {images.data + from * images.channels, (pixel(last) - from) * images.channels, steps};
+}
+
 // The tiles [first, last) of input slice `slice`, or the border's, to points.
 template <class S>
 void input_to_points(const Tiles& tiles, int64_t first, int64_t last, int64_t slice, const ConvGeometry& g,
@@ -146,12 +160,13 @@ void weight_grad_in_chunks(const ConvGeometry& g, Images<const S> grad, Images<c
           grad_to_points(tiles, t, t + count, d, grad, first_k, k_count,
                          Points<T>{grad_points + to, grad_plane, columns, columns, grad_panel}, grad_scratch);
         }
-        // The next tiles are asked of memory meanwhile: those of the input first.
+        // The next tiles are asked of memory meanwhile: first the input's, then, for the other half of points, dy's.
         const int64_t next = std::min(tiles.total(), t + count + most);
-        const int64_t steps_in = kPoints / 2 * (k_count + kTileRows - 1) / kTileRows * (sums_stride / columns) * count;
-        Upcoming upcoming = upcoming_tiles(tiles, t + count, next, input, kOut - g.padding[1], steps_in);
+        const int64_t half_steps =
+            kPoints / 2 * (k_count + kTileRows - 1) / kTileRows * (sums_stride / columns) * count;
+        Upcoming upcoming = upcoming_pixels(tiles, t + count, next, input, kOut - g.padding[1], half_steps);
         for (int64_t p = 0; p < kPoints; ++p) {
-          if (p == kPoints / 2) upcoming = upcoming_tiles(tiles, t + count, next, grad, 0, steps_in);
+          if (p == kPoints / 2) upcoming = upcoming_pixels(tiles, t + count, next, grad, 0, half_steps);
           for (int64_t k = 0; k < k_count; k += columns) {
             const T* a = grad_points + p * grad_plane + k / columns * grad_panel;
             T* row = own + p * plane + (first_k + k) * sums_stride;
