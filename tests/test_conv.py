@@ -298,7 +298,7 @@ DEPTHWISE_GEOMETRIES = [
     ((1, 17, 90, 70), (3, 3), {"padding": (4, 2), "dilation": (4, 2)}),
     # Rows of planes that share pixels: any number of them, kernels of any height, vectors side by side and the last
     *(((2, 5, rows, 37), (7, 7), {"padding": 3}) for rows in (1, 2, 3, 4, 6, 23)),
-    *(((2, 3, 11, width), (5, 5), {"padding": 2}) for width in (16, 17, 33, 64, 70, 130)),
+    *(((2, 3, 11, width), (5, 5), {"padding": 2}) for width in (16, 17, 33, 64, 70, 150)),
     *(((2, 3, 10, width), (3, 3), {"padding": 1}) for width in (16, 40, 100, 150)),
     *(((2, 3, 9, 24), (rows, 2), {"padding": (rows - 1, 1)}) for rows in (2, 4, 6, 8)),
     ((2, 3, 5, 20), (4, 3), {"padding": (9, 2), "dilation": (6, 2)}),

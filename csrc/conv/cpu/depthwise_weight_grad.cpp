@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kChunks = 16;          // of the bands, at most
 constexpr int64_t kBandNumbers = 24576;  // of a band, all channels together
+constexpr int64_t kSumPixels = 512;      // of a band, at most, where all channels are summed together
 constexpr int64_t kBlockPixels = 384;    // of a band of which one block of channels is copied at a time
 
 // Sums, pixels of dy and one of x must fit the sixteen registers of AVX2.
@@ -201,7 +202,9 @@ void weight_grad(const ConvGeometry& g, Images<const S> grad, Images<const S> in
   const Extent low = c.first_offset(), high = c.last_offset();
   const int64_t channels = g.in_channels, blocks = (channels + kBlock<T> - 1) / kBlock<T>, taps = g.taps();
   const bool together = input.channels_last && grad.channels_last;
-  const BlockBands bands(g.batch, g.output, together ? channels : 1, together ? kBandNumbers : kBlockPixels,
+  // Of few channels too a band, which is summed up by itself, has few pixels: longer sums are less exact.
+  const int64_t of_pixel = std::max(channels, kBandNumbers / kSumPixels);
+  const BlockBands bands(g.batch, g.output, together ? of_pixel : 1, together ? kBandNumbers : kBlockPixels,
                          volume(g.stride));
   const int64_t chunks = std::clamp<int64_t>(bands.total(), 1, kChunks);
   // All blocks of a band one after the other, if that leaves work for all threads: neighbours in memory.
