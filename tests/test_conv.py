@@ -302,6 +302,9 @@ DEPTHWISE_GEOMETRIES = [
     *(((2, 3, 10, width), (3, 3), {"padding": 1}) for width in (16, 40, 100, 150)),
     *(((2, 3, 9, 24), (rows, 2), {"padding": (rows - 1, 1)}) for rows in (2, 4, 6, 8)),
     ((2, 3, 5, 20), (4, 3), {"padding": (9, 2), "dilation": (6, 2)}),
+    # Gradients down the rows of planes: fewer rows than the kernel has and more, columns of taps together and alone
+    *(((2, 3, rows, 40), (5, 5), {"padding": 2}) for rows in (1, 2, 4, 5, 9, 10, 26)),
+    *(((2, 3, 13, 33), (r, c), {"padding": (r // 2, c // 2)}) for r in (3, 5, 7) for c in (1, 2, 4, 5, 7, 8)),
 ]
 
 
@@ -325,11 +328,11 @@ def test_depthwise(shape: tuple, kernel: tuple, options: dict, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", FAST_DTYPES)
-@pytest.mark.parametrize("dilation", [2, 3, 5])
-def test_depthwise_planes_with_dilation(dilation: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dilation", [(2, 1), (3, 1), (5, 1), (1, 3), (1, 9)])
+def test_depthwise_planes_with_dilation(dilation: tuple[int, int], dtype: torch.dtype) -> None:
     """Rows that are a dilation apart are summed together. (torch's gradients of this in bfloat16 are not numbers.)"""
     x, w = torch.randn(2, 3, 26, 33, dtype=dtype), torch.randn(3, 1, 5, 3, dtype=dtype)
-    options = {"padding": (2 * dilation, 1), "dilation": (dilation, 1), "groups": 3}
+    options = {"padding": (2 * dilation[0], dilation[1]), "dilation": dilation, "groups": 3}
     check_against_torch(
         functools.partial(F.conv2d, **options), functools.partial(torch.conv2d, **options), [x, w], DIRECT
     )
@@ -1181,7 +1184,7 @@ def test_zeros_of_the_border_are_not_multiplied(size: tuple, layout: torch.memor
     assert torch.equal(dw.isfinite(), ~reads_image.expand_as(dw))
 
 
-# Large outputs of few inputs are written past the cache.
+# Outputs of short sums are written past the cache, as are large contiguous ones.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -1198,11 +1201,11 @@ def test_zeros_of_the_border_are_not_multiplied(size: tuple, layout: torch.memor
 )
 def test_large_outputs_are_those_of_single_images(ins: int, outs: int, options: dict, dtype: torch.dtype) -> None:
     layer = scratchnn.nn.Conv2d(ins, outs, 3, dtype=dtype, **options)
-    side = 240 * options.get("stride", 1)
+    side = 24 * options.get("stride", 1)
     x = torch.randn(5, ins, side, side + 1, dtype=dtype).to(memory_format=torch.channels_last)
     with torch.no_grad():
         y = layer(x)
-        assert y.nbytes >= 16 << 20
+        assert y[:1].nbytes < 512 << 10 <= y.nbytes
         assert all(torch.equal(y[i : i + 1], layer(x[i : i + 1])) for i in range(len(x)))
         truth = torch.nn.functional.conv2d(
             x[:1, :, :9].double(),
@@ -1210,7 +1213,7 @@ def test_large_outputs_are_those_of_single_images(ins: int, outs: int, options: 
             layer.bias.double(),
             **{name: option for name, option in options.items() if name != "padding_mode"},
         )
-    inner = (slice(None), slice(None), slice(1, 3), slice(2, 50))  # away from the border, which has its own tests
+    inner = (slice(None), slice(None), slice(1, 3), slice(2, 20))  # away from the border, which has its own tests
     assert relative_error(y[:1][inner], truth[inner]) < 1e-6
 
 

@@ -66,7 +66,7 @@ class Outbox {
 template <class S>
 SCRATCHNN_INLINE bool is_large(int64_t count) {
 #if defined(__x86_64__)
-  return count * static_cast<int64_t>(sizeof(S)) >= (16 << 20);
+  return count * static_cast<int64_t>(sizeof(S)) >= kLargeBytes;
 #else
   return false;
 #endif

@@ -13,13 +13,17 @@
 namespace scratchnn {
 inline namespace CPU_CAPABILITY {
 
-// Whether `count` numbers written from p on in vectors that begin at multiples of `step` are better streamed.
+// What is larger will not be found in the cache again.
+constexpr int64_t kLargeBytes = 16 << 20;
+
+// Whether `count` numbers written from p on in vectors that begin at multiples of `step` are better streamed: those of
+// so many bytes.
 template <class S>
-SCRATCHNN_INLINE bool is_worth_streaming(const S* p, int64_t count, int64_t step) {
+SCRATCHNN_INLINE bool is_worth_streaming(const S* p, int64_t count, int64_t step, int64_t fewest_bytes = kLargeBytes) {
 #if defined(__x86_64__)
-  constexpr int64_t kFewestBytes = 16 << 20, kLine = 64;
+  constexpr int64_t kLine = 64;
   const int64_t size = sizeof(S);
-  return count * size >= kFewestBytes && step * size % kLine == 0 && reinterpret_cast<uintptr_t>(p) % kLine == 0;
+  return count * size >= fewest_bytes && step * size % kLine == 0 && reinterpret_cast<uintptr_t>(p) % kLine == 0;
 #else
   return false;
 #endif

@@ -25,19 +25,32 @@ struct PaddedBands {
   int64_t begin(int64_t band) const { return out[1] * band / count; }
   int64_t size() const { return (rows + high[1] - low[1]) * width; }
 
-  // What the output rows [first, last) of a plane read.
+  // What the output rows [first, last) of a plane read. By vectors, of which those over the border come first: what
+  // they take too much is then copied over.
   void copy(const T* plane, int64_t first, int64_t last, T* to) const {
+    constexpr int64_t n = kLanes<T>;
     const int64_t from = std::clamp<int64_t>(low[2], 0, in[2]);
     const int64_t inside = std::clamp<int64_t>(low[2] + width, from, in[2]) - from,
                   before = std::max<int64_t>(0, -low[2]);
+    const auto clear = [width = width](T* row, int64_t begin, int64_t end) __attribute__((always_inline)) {
+      for (int64_t i = begin; i < end; i += n) store(row + std::min(i, width - n), Vec<T>{});
+    };
     for (int64_t h = first + low[1]; h < last + high[1]; ++h, to += width) {
       if (h < 0 || h >= in[1] || inside == 0) {
-        std::fill_n(to, width, T(0));
+        clear(to, 0, width);
         continue;
       }
-      std::fill_n(to, before, T(0));
-      std::copy_n(plane + h * in[2] + from, inside, to + before);
-      std::fill_n(to + before + inside, width - before - inside, T(0));
+      clear(to, 0, std::min(before, width));
+      clear(to, before + inside, width);
+      const T* row = plane + h * in[2] + from;
+      if (inside < n) {
+        std::copy_n(row, inside, to + before);
+        continue;
+      }
+      for (int64_t i = 0; i < inside; i += n) {
+        const int64_t here = std::min(i, inside - n);
+        store(to + before + here, load(row + here));
+      }
     }
   }
 
@@ -222,69 +235,6 @@ void correlate_planes(const Correlation& c, int64_t batch, const Images<const T>
       }
     }
     outbox.close();
-  });
-}
-
-// sums[i] += the products of some rows of dy, `dy_width` apart, with x at the offset of tap i.
-template <int count, class T, class Ask>
-SCRATCHNN_INLINE void add_products(const T* x, int64_t x_width, const int64_t* offsets, const T* dy, int64_t dy_width,
-                                   int64_t rows, const Ask& ask, T* sums) {
-  Vec<T> total[count] = {};
-  const T* from[count];
-#pragma GCC unroll 9
-  for (int i = 0; i < count; ++i) from[i] = x + offsets[i];
-  for (int64_t row = 0; row < rows; ++row) {
-    ask(row);
-    for (int64_t i = 0; i < dy_width; i += kLanes<T>) {
-      const Vec<T> gradient = load(dy + row * dy_width + i);
-#pragma GCC unroll 9
-      for (int t = 0; t < count; ++t) total[t] = fma(load(from[t] + row * x_width + i), gradient, total[t]);
-    }
-  }
-#pragma GCC unroll 9
-  for (int t = 0; t < count; ++t) sums[t] += horizontal_sum<T>(total[t]);
-}
-
-template <class T>
-void weight_grad_of_planes(const Correlation& c, const Images<const T>& grad, const Images<const T>& input,
-                           int64_t batch, const Filters<T>& grad_weight) {
-  constexpr int most = 9;
-  const PaddedBands<T> bands(c, input.size);
-  const PlaneKernel kernel(c, bands.width);
-  const int64_t taps = kernel.taps(), width = c.count[2], channels = input.channels;
-  const int64_t dy_width = round_up(width, kLanes<T>);
-  parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
-    T* padded = scratch<T>(bands.size() + bands.rows * dy_width + taps);
-    T *dy = padded + bands.size(), *sums = dy + bands.rows * dy_width;
-    std::fill_n(dy, bands.rows * dy_width, T(0));
-    for (int64_t channel = begin; channel < end; ++channel) {
-      std::fill_n(sums, taps, T(0));
-      for (int64_t item = 0; item < batch * bands.count; ++item) {
-        const int64_t plane = item / bands.count * channels + channel, band = item % bands.count;
-        const int64_t first = bands.begin(band), rows = bands.begin(band + 1) - first;
-        bands.copy(input.data + plane * input.pixels(), first, first + rows, padded);
-        const T* from = grad.data + plane * grad.pixels() + first * width;
-        const bool ends = band + 1 == bands.count;  // and the same channel of the next image follows
-        const int64_t then = ends ? plane + channels : plane, row_then = ends ? 0 : first + rows;
-        const T* x_ahead = input.data + (then * input.size[1] + row_then) * input.size[2];
-        const T* dy_ahead = grad.data + (then * grad.size[1] + row_then) * width;
-        for (int64_t row = 0; row < rows; ++row) std::copy_n(from + row * width, width, dy + row * dy_width);
-        for_each_piece<most>(taps, [&](int64_t t, int64_t count) __attribute__((always_inline)) {
-          with_constant<most>(count, [&](auto constant) __attribute__((always_inline)) {
-            const auto ask = [&](int64_t row) __attribute__((always_inline)) {
-              if (t != 0) return;
-              prefetch(x_ahead + row * input.size[2], input.size[2]);
-              prefetch(dy_ahead + row * width, width);
-            };
-            add_products<constant>(padded, bands.width, kernel.offsets.data() + t, dy, dy_width, rows, ask, sums + t);
-          });
-        });
-      }
-      for (int64_t t = 0; t < taps; ++t) {
-        const int64_t tap = kernel.weights[static_cast<size_t>(t)];
-        grad_weight.data[channel * grad_weight.out_stride + tap * grad_weight.tap_stride] = sums[t];
-      }
-    }
   });
 }
 

@@ -193,13 +193,14 @@ SCRATCHNN_INLINE void slide_gradient(const ThreeColumns<rows, T> x, const T* dy,
   };
   const auto at = [&](int64_t i) __attribute__((always_inline)) { return load(dy + i * pixel); };
   if constexpr (step == 1) {
-    const auto take = [&](int64_t j) {  // the first and the last columns are not all taps to a pixel
-      if (!x.is_there(j)) return;
+    const auto take =
+        [&](int64_t j) __attribute__((always_inline)) {  // the first and the last columns are not all taps to a pixel
+          if (!x.is_there(j)) return;
 #pragma GCC unroll 3
-      for (int t = 0; t < 3; ++t) {
-        if (j - t >= 0 && j - t < count) add(j, t, at(j - t));
-      }
-    };
+          for (int t = 0; t < 3; ++t) {
+            if (j - t >= 0 && j - t < count) add(j, t, at(j - t));
+          }
+        };
     take(0);
     take(1);
     int64_t j = 2;

@@ -7,7 +7,7 @@
 // fixed number whatever the number of threads, whose sums are added up in order.
 #include <algorithm>
 
-#include "conv/cpu/depthwise_planes.h"
+#include "conv/cpu/depthwise_planes_weight_grad.h"
 #include "conv/cpu/depthwise_rows.h"
 #include "conv/kernels.h"
 
@@ -38,71 +38,79 @@ struct GradRow {
   int64_t vector;  // where in its block
 };
 
-// Adds the products of dy's pixels [first, first + count) to the sums of `rows` runs. A clipped tile asks of each
-// pixel of x whether it is there.
-template <int count, int rows, int width, int step, bool clipped, class T>
-SCRATCHNN_INLINE void add_tile(const GradRow<T>& row, const RunOfRow<T>* runs, int64_t first,
-                               Vec<T> (&sums)[rows * width]) {
+// Adds the products of some pixels of dy, the first of which is `first`, to the sums of a run.
+template <int count, int width, int step, bool clipped, class T>
+SCRATCHNN_INLINE void add_run(const GradRow<T>& row, const RunOfRow<T>& run, int64_t first, const Vec<T> (&dy)[count],
+                              Vec<T> (&sums)[width]) {
   const int64_t in_step = step > 0 ? step : row.in_step;
+  const int64_t column = run.column + first * in_step;
+  const T* x = run.x + row.vector + first * in_step * row.x_pixel;
+  const auto is_there = [&](int64_t j) __attribute__((always_inline)) {
+    return !clipped || static_cast<uint64_t>(column + j) < static_cast<uint64_t>(row.x_columns);
+  };
+  if constexpr (width == 1) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+      if (is_there(i * in_step)) sums[0] = fma(load(x + i * in_step * row.x_pixel), dy[i], sums[0]);
+    }
+  } else {
+#pragma GCC unroll 32
+    for (int j = 0; j < (count - 1) * step + width; ++j) {
+      if (!is_there(j)) continue;
+      Vec<T> v = load(x + j * row.x_pixel);
+      SCRATCHNN_KEEP_IN_REGISTER(v);
+#pragma GCC unroll 8
+      for (int t = 0; t < width; ++t) {
+        const int i = (j - t) / step;
+        if (j >= t && i < count && i * step + t == j) sums[t] = fma(v, dy[i], sums[t]);
+      }
+    }
+  }
+}
+
+// Adds the products of dy's pixels [first, first + count) to the sums of some runs. A clipped tile asks of each pixel
+// of x whether it is there.
+template <int count, int width, int step, bool clipped, class T, int... r>
+SCRATCHNN_INLINE void add_tile(const GradRow<T>& row, const RunOfRow<T>* runs, int64_t first,
+                               Vec<T> (&sums)[sizeof...(r)][width], std::integer_sequence<int, r...>) {
   Vec<T> dy[count];
 #pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
     dy[i] = load(row.dy + (first + i) * row.dy_step);
     SCRATCHNN_KEEP_IN_REGISTER(dy[i]);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-    const int64_t column = runs[r].column + first * in_step;
-    const T* x = runs[r].x + row.vector + first * in_step * row.x_pixel;
-    const auto is_there = [&](int64_t j) __attribute__((always_inline)) {
-      return !clipped || static_cast<uint64_t>(column + j) < static_cast<uint64_t>(row.x_columns);
-    };
-    if constexpr (width == 1) {
-#pragma GCC unroll 8
-      for (int i = 0; i < count; ++i) {
-        if (is_there(i * in_step)) sums[r] = fma(load(x + i * in_step * row.x_pixel), dy[i], sums[r]);
-      }
-    } else {
-#pragma GCC unroll 32
-      for (int j = 0; j < (count - 1) * step + width; ++j) {
-        if (!is_there(j)) continue;
-        Vec<T> v = load(x + j * row.x_pixel);
-        SCRATCHNN_KEEP_IN_REGISTER(v);
-#pragma GCC unroll 8
-        for (int t = 0; t < width; ++t) {
-          const int i = (j - t) / step;
-          if (j >= t && i < count && i * step + t == j) sums[r * width + t] = fma(v, dy[i], sums[r * width + t]);
-        }
-      }
-    }
-  }
+  (add_run<count, width, step, clipped>(row, runs[r], first, dy, sums[r]), ...);
 }
 
-// Adds a whole row of dy to sums[run's tap * kBlock] of `rows` runs.
-template <int rows, int width, int step, class T>
-void add_row(const GradRow<T>& row, const RunOfRow<T>* runs, T* sums) {
+template <int width, class T>
+SCRATCHNN_INLINE void load_sums(const T* from, Vec<T> (&sums)[width]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < width; ++t) sums[t] = load(from + t * kBlock<T>);
+}
+
+template <int width, class T>
+SCRATCHNN_INLINE void store_sums(const Vec<T> (&sums)[width], T* to) {
+#pragma GCC unroll 8
+  for (int t = 0; t < width; ++t) store(to + t * kBlock<T>, sums[t]);
+}
+
+// Adds a whole row of dy to sums[run's tap * kBlock] of some runs. They are counted at compile time: gcc keeps arrays
+// that deeper loops than two go through in memory.
+template <int width, int step, class T, int... r>
+void add_row(const GradRow<T>& row, const RunOfRow<T>* runs, T* sums, std::integer_sequence<int, r...> together) {
   constexpr int most = pixels_together(width);
-  Vec<T> total[rows * width];
-  const auto sum_of = [&](int i) __attribute__((always_inline)) {
-    return sums + (runs[i / width].tap + i % width) * kBlock<T>;
-  };
-#pragma GCC unroll 16
-  for (int i = 0; i < rows * width; ++i) total[i] = load(sum_of(i));
-  int64_t low = runs[0].column, high = low;
-  for (int r = 1; r < rows; ++r) {
-    low = std::min(low, runs[r].column);
-    high = std::max(high, runs[r].column);
-  }
+  Vec<T> total[sizeof...(r)][width];
+  (load_sums(sums + runs[r].tap * kBlock<T>, total[r]), ...);
+  const int64_t low = std::min({runs[r].column...}), high = std::max({runs[r].column...});
   for_each_piece<most>(row.length, [&](int64_t first, int64_t length) __attribute__((always_inline)) {
     const bool clipped =
         low + first * row.in_step < 0 || high + width - 1 + (first + length - 1) * row.in_step >= row.x_columns;
     with_rows<most>(length, [&](auto count) __attribute__((always_inline)) {
-      clipped ? add_tile<count, rows, width, step, true>(row, runs, first, total)
-              : add_tile<count, rows, width, step, false>(row, runs, first, total);
+      clipped ? add_tile<count, width, step, true>(row, runs, first, total, together)
+              : add_tile<count, width, step, false>(row, runs, first, total, together);
     });
   });
-#pragma GCC unroll 16
-  for (int i = 0; i < rows * width; ++i) store(sum_of(i), total[i]);
+  (store_sums(total[r], sums + runs[r].tap * kBlock<T>), ...);
 }
 
 // Adds a row of dy to the sums of all runs that it meets.
@@ -111,10 +119,12 @@ SCRATCHNN_INLINE void add_row_to_runs(const GradRow<T>& row, const RunOfRow<T>* 
                                       T* sums) {
   constexpr int together = runs_together(width);
   int64_t r = 0;
-  for (; r + together <= wide; r += together) add_row<together, width, step>(row, runs + r, sums);
-  for (; r < wide; ++r) add_row<1, width, step>(row, runs + r, sums);
+  constexpr auto all = std::make_integer_sequence<int, together>();
+  constexpr auto one = std::make_integer_sequence<int, 1>();
+  for (; r + together <= wide; r += together) add_row<width, step>(row, runs + r, sums, all);
+  for (; r < wide; ++r) add_row<width, step>(row, runs + r, sums, one);
   if constexpr (width > 1) {
-    for (; r < count; ++r) add_row<1, 1, step>(row, runs + r, sums);
+    for (; r < count; ++r) add_row<1, step>(row, runs + r, sums, one);
   }
 }
 

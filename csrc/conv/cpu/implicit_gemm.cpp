@@ -26,6 +26,9 @@ constexpr int64_t kReduction = kSliceBytes / (2 * kVectorBytes) * kTogether<E, T
 // The largest weight that stays in the second-level cache while images stream by.
 constexpr int64_t kStreamBytes = 512 << 10;
 
+// Outputs of as much are written past the cache.
+constexpr int64_t kStreamedBytes = 512 << 10;
+
 // Where there are fewer bands for each thread, the panels of output channels are shared out as well.
 constexpr int64_t kTasksPerThread = 16;
 
@@ -148,10 +151,11 @@ void correlate_in(const std::vector<Correlation>& phases, const Operand<S>& oper
   // Contiguous outputs are computed channels last, then transposed; half precision is rounded when sums are complete.
   const bool stage = !out.channels_last || !std::is_same_v<S, T>;
   const int64_t stage_size = stage ? round_up(pixels * phase_count * padded_out, 16) : 0;
-  // Where little is read, fetching the lines to be written first would take the most time.
-  const int64_t inputs = batch * in.image_stride(), outputs = batch * out.image_stride();
-  const bool streamed = !stage && outputs >= inputs && weights.of_phase[0].reduction <= kReduction<E, T> &&
-                        is_worth_streaming(out.data, outputs, operand.out);
+  // A tile of short sums is soon complete: fetching the lines it is written to would take longer, though outputs may
+  // then be missed in the cache.
+  const int64_t outputs = batch * out.image_stride();
+  const bool streamed = !stage && weights.of_phase[0].reduction <= kReduction<E, T> &&
+                        is_worth_streaming(out.data, outputs, operand.out, kStreamedBytes);
   const bool whole_rows = bands.largest()[2] == correlation.count[2] && correlation.out_base[2] == 0;
   const bool rows_streamed = !out.channels_last && whole_rows && is_worth_streaming(out.data, outputs, out.size[2]);
   const int64_t blocks = bands.total() * groups;
