@@ -238,60 +238,84 @@ SCRATCHNN_INLINE void slide_gradient(const ThreeColumns<rows, T> x, const T* dy,
   }
 }
 
+// A row of dy, and the rows of x that it meets with their taps.
+template <class T>
+struct MetRows {
+  const T *dy, *x[3];
+  int64_t tap[3], count;
+};
+
 // Adds what rows [begin, end) of dy, counted through the batch, give each tap to sums[block of channels][tap][channel
-// of the block].
+// of the block]. A few rows at a time, block by block of channels: rows of dy that meet the same row of x find it in
+// the first-level cache. The next few are asked of memory meanwhile, in its order.
 template <int step, class T>
 void add_rows(const Correlation& c, const TapRuns& runs, const Images<const T>& x, const Images<const T>& dy,
               int64_t begin, int64_t end, T* sums) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T)), kFarthest = 4096;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T)), kMost = 8,
+                    kBytes = kVectorBytes < 64 ? 192 << 10 : 384 << 10;  // in the second-level cache, and as much again
   const int64_t channels = x.channels, width = c.count[2], height = c.count[1], x_row = x.size[2] * channels;
   const int64_t taps = static_cast<int64_t>(runs.weights.size()), column = runs.offsets[0][2];
-  const int64_t ahead_rows = step + kFarthest / x_row, dy_ahead_rows = 1 + kFarthest / (width * channels);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t image = item / height, y = item % height;
-    const T* const first_row = x.data + image * x.image_stride();
-    const T* rows[3];
-    int64_t tap[3], count = 0;
-    for (size_t r = 0; r < runs.offsets.size(); ++r) {
-      const int64_t h = y * step + runs.offsets[r][1];
-      if (h < 0 || h >= x.size[1]) continue;
-      rows[count] = first_row + h * x_row + column * channels;
-      tap[count++] = runs.first_tap(static_cast<int64_t>(r)) * kBlock<T>;
+  const int64_t row_bytes = (step * x_row + width * channels) * static_cast<int64_t>(sizeof(T));
+  int64_t together = kMost;
+  while (together > 1 && together * row_bytes > kBytes) together /= 2;
+  for (int64_t first = begin; first < end; first += together) {
+    const int64_t count = std::min(together, end - first);
+    MetRows<T> met[kMost];
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t image = (first + i) / height, y = (first + i) % height;
+      const T* const first_row = x.data + image * x.image_stride();
+      MetRows<T>& row = met[i];
+      row.dy = dy.data + (first + i) * width * channels;
+      row.count = 0;
+      for (size_t r = 0; r < runs.offsets.size(); ++r) {
+        const int64_t h = y * step + runs.offsets[r][1];
+        if (h < 0 || h >= x.size[1]) continue;
+        row.x[row.count] = first_row + h * x_row + column * channels;
+        row.tap[row.count++] = runs.first_tap(static_cast<int64_t>(r)) * kBlock<T>;
+      }
     }
-    const T* ahead = first_row + (y * step + runs.offsets.back()[1] + ahead_rows) * x_row;
-    const T* dy_ahead = dy.data + (item + dy_ahead_rows) * width * channels;
-    const T* const dy_row = dy.data + item * width * channels;
-    const auto along = [&](auto constant) __attribute__((always_inline)) {
-      constexpr int n = constant;
-      for (int64_t channel = 0; channel < channels; channel += kLanes<T>) {
-        const int64_t k = channel % kBlock<T>;
-        T* const own = sums + (channel - k) * taps + k;
-        ThreeColumns<n, T> three{{}, channels, column, x.size[2]};
-        Vec<T> total[n][3];
+    const int64_t next = first + count;
+    const T* x_ahead =
+        x.data + next / height * x.image_stride() + (next % height * step + runs.offsets.back()[1]) * x_row;
+    const T* dy_ahead = dy.data + next * width * channels;
+    for (int64_t channel = 0; channel < channels; channel += kLanes<T>) {
+      const int64_t k = channel % kBlock<T>;
+      T* const own = sums + (channel - k) * taps + k;
+      for (int64_t i = 0; i < count; ++i) {
+        const MetRows<T>& row = met[i];
+        const auto along = [&](auto constant) __attribute__((always_inline)) {
+          constexpr int n = constant;
+          ThreeColumns<n, T> three{{}, channels, column, x.size[2]};
+          Vec<T> total[n][3];
 #pragma GCC unroll 3
-        for (int r = 0; r < n; ++r) {
-          three.x[r] = rows[r] + channel;
+          for (int r = 0; r < n; ++r) {
+            three.x[r] = row.x[r] + channel;
 #pragma GCC unroll 3
-          for (int t = 0; t < 3; ++t) total[r][t] = load(own + tap[r] + t * kBlock<T>);
-        }
-        const T* const from = ahead + channel / kBlock<T> * step * step * width * kLine;
-        const T* const dy_from = dy_ahead + channel / kBlock<T> * width * kLine;
-        slide_gradient<step, n>(three, dy_row + channel, width, total, [=](int64_t i) __attribute__((always_inline)) {
-          if (k != 0) return;
+            for (int t = 0; t < 3; ++t) total[r][t] = load(own + row.tap[r] + t * kBlock<T>);
+          }
+          slide_gradient<step, n>(three, row.dy + channel, width, total, [=](int64_t j) __attribute__((always_inline)) {
+            if (k != 0) return;
 #pragma GCC unroll 4
-          for (int line = 0; line < step * step; ++line) prefetch(from + (i * step * step + line) * kLine);
-          prefetch(dy_from + i * kLine);
-        });
+            for (int line = 0; line < step * step; ++line) {
+              __builtin_prefetch(x_ahead + (j * step * step + line) * kLine);
+            }
+            __builtin_prefetch(dy_ahead + j * kLine);
+          });
 #pragma GCC unroll 3
-        for (int r = 0; r < n; ++r) {
+          for (int r = 0; r < n; ++r) {
 #pragma GCC unroll 3
-          for (int t = 0; t < 3; ++t) store(own + tap[r] + t * kBlock<T>, total[r][t]);
+            for (int t = 0; t < 3; ++t) store(own + row.tap[r] + t * kBlock<T>, total[r][t]);
+          }
+        };
+        if (row.count == 3) along(std::integral_constant<int, 3>());
+        if (row.count == 2) along(std::integral_constant<int, 2>());
+        if (row.count == 1) along(std::integral_constant<int, 1>());
+        if (k == 0) {
+          x_ahead += step * step * width * kLine;
+          dy_ahead += width * kLine;
         }
       }
-    };
-    if (count == 3) along(std::integral_constant<int, 3>());
-    if (count == 2) along(std::integral_constant<int, 2>());
-    if (count == 1) along(std::integral_constant<int, 1>());
+    }
   }
 }
 

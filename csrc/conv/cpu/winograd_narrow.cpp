@@ -27,15 +27,25 @@ SCRATCHNN_INLINE Vec<T> spread_in_groups(Vec<T> v, std::integer_sequence<int, i.
   return __builtin_shufflevector(v, v, (i / group * group + c)...);
 }
 
+// The products of a point that are summed in registers together: rows x vectors of them.
+template <int64_t width, int64_t tiles, class T>
+struct ProductTile {
+  static constexpr int vectors = width == kLanes<T> ? 1 : 2;
+  static constexpr int rows = std::min(static_cast<int>(tiles), vectors == 1 ? static_cast<int>(kTiles) : kTileRows);
+  static constexpr int64_t count = tiles / rows * (width / (vectors * kLanes<T>));  // for each point
+};
+
 // products = points filters, for one point of the first `tiles` of a block. Products may be written over other points.
-// A row of filters is those of one number of the sum: of several groups that fill a vector, side by side.
-template <int64_t width, int64_t group, int64_t tiles, class T>
-SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* products) {
-  constexpr int lanes = kLanes<T>, vectors = width == lanes ? 1 : 2;
-  constexpr int rows = std::min(static_cast<int>(tiles), vectors == 1 ? static_cast<int>(kTiles) : kTileRows);
+// A row of filters is those of one number of the sum: of several groups that fill a vector, side by side. ask() is
+// called before each ProductTile.
+template <int64_t width, int64_t group, int64_t tiles, class T, class Ask>
+SCRATCHNN_INLINE void multiply_point(const T* points, const T* filters, T* products, const Ask& ask) {
+  using Tile = ProductTile<width, tiles, T>;
+  constexpr int lanes = kLanes<T>, vectors = Tile::vectors, rows = Tile::rows;
   static_assert(tiles % rows == 0 && width % (vectors * lanes) == 0);
   for (int64_t k = 0; k < width; k += vectors * lanes) {
     for (int64_t t = 0; t < tiles; t += rows) {
+      ask();
       for (int64_t first = 0; first < group; first += kRun<group>) {
         Vec<T> sums[rows][vectors];
 #pragma GCC unroll 12
@@ -135,15 +145,17 @@ void correlate_tiles(const Tiles& tiles, int64_t first, int64_t last, int64_t as
     if (until - t < kTiles) std::fill_n(points, Points::size, T(0));  // more are multiplied
     transform_tiles<kIn>(tiles, t, until, in, border, channels, Points{points}, memory,
                          [](const auto& x, auto& v) __attribute__((always_inline)) { input_transform<T>(x, v); });
-    const UpcomingTiles<S, kTiles> outputs(tiles, t, asked > 0 ? until : t, out, width);
-    const UpcomingTiles<const S, kTiles, kIn, kIn - kOut> inputs(tiles, until, std::clamp(asked, until, until + kTiles),
-                                                                 in, width);
     const auto multiply = [&](auto count) __attribute__((always_inline)) {
+      constexpr int64_t steps = kPoints * ProductTile<width, count, T>::count;
+      UpcomingTiles<S, width, kTiles> outputs(tiles, t, asked > 0 ? until : t, out, steps);
+      UpcomingTiles<const S, width, kTiles, kIn, kIn - kOut> inputs(
+          tiles, until, std::clamp(asked, until, until + kTiles), in, steps);
       for (int64_t p = 0; p < kPoints; ++p) {
-        outputs.ask(p);
-        inputs.ask(p);
         multiply_point<width, group, count>(points + p * Points::plane, filters + p * group * width,
-                                            products + p * Points::plane);
+                                            products + p * Points::plane, [&]() __attribute__((always_inline)) {
+                                              outputs.step();
+                                              inputs.step();
+                                            });
       }
     };
     if (until - t > kFewTiles) {

@@ -30,17 +30,18 @@ int64_t narrow_piece_tiles(const Tiles& tiles, int64_t width, int64_t block) {
   return most < tiles.columns() ? std::max(block, most / block * block) : most;
 }
 
-// The pixels of a block of at most `tiles` tiles, asked of memory a part at a time while points are multiplied: `rows`
-// of each tile from its first one on, and as many columns as make the next tile's follow, `column` of them left out.
-template <class S, int64_t tiles, int64_t rows = kOut, int64_t column = 0>
+// The pixels of a block of at most `tiles` tiles, `width` channels of each, asked of memory a part at a time while
+// points are multiplied: `rows` of each tile from its first one on, and as many columns as make the next tile's follow,
+// `column` of them left out.
+template <class S, int64_t width, int64_t tiles, int64_t rows = kOut, int64_t column = 0>
 class UpcomingTiles {
  public:
-  // `channels` of them, for the tiles [first, last).
-  UpcomingTiles(const Tiles& all, int64_t first, int64_t last, const Pixels<S>& pixels, int64_t channels)
-      : pixels_((last - first) * rows * kOut),
-        channels_(channels),
+  // The tiles [first, last), in so many steps.
+  UpcomingTiles(const Tiles& all, int64_t first, int64_t last, const Pixels<S>& pixels, int64_t steps)
+      : steps_(steps),
         row_stride_(pixels.images.size[2] * pixels.images.channels),
-        pixel_stride_(pixels.images.channels) {
+        pixel_stride_(pixels.images.channels),
+        total_((last - first) * rows) {
     const Images<S>& images = pixels.images;
     for_each_run(all, first, last, [&](const Run& run, int64_t position) {
       const int64_t row = pixels.slice * images.size[1] + run.row * kOut + pixels.top;
@@ -51,15 +52,22 @@ class UpcomingTiles {
     });
   }
 
-  SCRATCHNN_MEMBER void ask(int64_t point) const {
-    for (int64_t i = pixels_ * point / kPoints; i < pixels_ * (point + 1) / kPoints; ++i) {
-      prefetch(tiles_[i / (rows * kOut)] + i / kOut % rows * row_stride_ + i % kOut * pixel_stride_, channels_);
+  SCRATCHNN_MEMBER void step() {
+    for (due_ += total_; due_ >= steps_; due_ -= steps_) {
+      const S* pixel = tiles_[tile_] + row_ * row_stride_;
+#pragma GCC unroll 4
+      for (int64_t x = 0; x < kOut; ++x, pixel += pixel_stride_) prefetch(pixel, width);
+      if (++row_ < rows) continue;
+      row_ = 0;
+      ++tile_;
     }
   }
 
  private:
   const S* tiles_[tiles];
-  int64_t pixels_, channels_, row_stride_, pixel_stride_;
+  int64_t steps_, row_stride_, pixel_stride_;
+  int64_t total_, due_ = 0;  // rows; and how many are to be asked for, times the steps
+  int64_t tile_ = 0, row_ = 0;
 };
 
 // body(width, group), constants both, for groups of so many channels: those that choice.cpp calls narrow.

@@ -18,15 +18,23 @@ constexpr int64_t kMostTiles = 6144;  // of a chunk: sums of sums are more exact
 constexpr int64_t kTasks = 16;        // chunks x blocks of channels, at least where there are so many tiles
 constexpr int64_t kDenseBytes = 64;   // of a pixel: more channels that all meet each other have too many sums
 
-// sums[r][c] += sum over `count` tiles t of grad[t][r] in[t][c], for one point. Of several groups that fill a vector
-// the sums where one meets another are nobody's.
+// The sums of a point that are in registers together: rows x vectors of them.
 template <int64_t width, class T>
-SCRATCHNN_INLINE void multiply(const T* grad, const T* in, int64_t count, T* sums) {
-  constexpr int lanes = kLanes<T>, vectors = width == lanes ? 1 : 2;
-  constexpr int rows = std::min<int>(width, (kVectorBytes == 64 ? 16 : 8) / vectors);
+struct SumTile {
+  static constexpr int vectors = width == kLanes<T> ? 1 : 2;
+  static constexpr int rows = std::min<int>(width, (kVectorBytes == 64 ? 16 : 8) / vectors);
+  static constexpr int64_t count = width / rows * (width / (vectors * kLanes<T>));  // for each point
+};
+
+// sums[r][c] += sum over `count` tiles t of grad[t][r] in[t][c], for one point. Of several groups that fill a vector
+// the sums where one meets another are nobody's. ask() is called before each SumTile.
+template <int64_t width, class T, class Ask>
+SCRATCHNN_INLINE void multiply(const T* grad, const T* in, int64_t count, T* sums, const Ask& ask) {
+  constexpr int lanes = kLanes<T>, vectors = SumTile<width, T>::vectors, rows = SumTile<width, T>::rows;
   static_assert(width % rows == 0 && width % (vectors * lanes) == 0);
   for (int64_t first = 0; first < width; first += rows) {
     for (int64_t c = 0; c < width; c += vectors * lanes) {
+      ask();
       Vec<T> own[rows][vectors];
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
@@ -76,12 +84,16 @@ void add_tiles(const Tiles& tiles, int64_t first, int64_t last, bool cached, con
                           [](const auto& y, auto& m)
                               __attribute__((always_inline)) { output_transform_adjoint<T>(y, m); });
     const int64_t next = cached ? until : std::min(last, until + kTiles);
-    const UpcomingTiles<const S, kTiles, kIn, kIn - kOut> inputs(tiles, until, next, in, width);
-    const UpcomingTiles<const S, kTiles> grads(tiles, until, next, grad, width);
+    constexpr int64_t steps = kPoints * SumTile<width, T>::count;
+    UpcomingTiles<const S, width, kTiles, kIn, kIn - kOut> inputs(tiles, until, next, in, steps);
+    UpcomingTiles<const S, width, kTiles> grads(tiles, until, next, grad, steps);
+    const auto ask = [&]() __attribute__((always_inline)) {
+      inputs.step();
+      grads.step();
+    };
     for (int64_t p = 0; p < kPoints; ++p) {
-      inputs.ask(p);
-      grads.ask(p);
-      multiply<width>(grad_points + p * Points::plane, points + p * Points::plane, until - t, sums + p * width * width);
+      multiply<width>(grad_points + p * Points::plane, points + p * Points::plane, until - t, sums + p * width * width,
+                      ask);
     }
   }
 }
