@@ -23,11 +23,20 @@ from torch.utils.checkpoint import checkpoint
 import scratchnn
 from scratchnn.fuse import Fusion
 from scratchnn.models import resnet20
+from scratchnn.ops import fused as operation
+
+FEWEST_PRODUCTS = operation._FEWEST_PRODUCTS
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _small_convolutions_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few channels of these tests would be too few for it."""
+    monkeypatch.setattr(operation, "_FEWEST_PRODUCTS", 0)
 
 
 # Blocks as people write them.
@@ -331,9 +340,13 @@ def test_activations(activation: Module) -> None:
     same(step(fused.eval(), x), step(model.eval(), x), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn", "resnet20"])
-def test_networks(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fewest"),
+    [("resnet18", 0), ("mobilenet_v2", 0), ("mobilenet_v2", FEWEST_PRODUCTS), ("vgg11_bn", 0), ("resnet20", 0)],
+)
+def test_networks(name: str, fewest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole networks beside the same layers one by one: the same bits in training."""
+    monkeypatch.setattr(operation, "_FEWEST_PRODUCTS", fewest)
 
     def build() -> Module:
         if name == "resnet20":
@@ -389,6 +402,36 @@ def test_peak_memory_of_a_training_step(memory_format: str) -> None:
     scratchnn.fuse(ours)
     x = torch.randn(8, 3, 32, 32).to(memory_format=FORMATS[memory_format])
     assert peak_of_a_step(ours, x) <= 0.6 * peak_of_a_step(theirs, x)
+
+
+@pytest.mark.parametrize(
+    ("conv", "products"),
+    [
+        (nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False), 9),
+        (nn.Conv2d(32, 32, 3, padding=1, stride=2, groups=32, bias=False), 9 / 4),
+        (nn.Conv2d(32, 32, 7, padding=3, groups=32, bias=False), 49),
+        (nn.Conv2d(32, 24, 1, bias=False), 24),
+        (nn.Conv2d(32, 48, 1, bias=False), 48),
+        (nn.Conv2d(32, 48, 1, stride=2, bias=False), 12),
+    ],
+    ids=str,
+)
+def test_inputs_of_few_products_are_kept(conv: Module, products: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where each number of its input meets enough weights does a convolution compute it again."""
+    monkeypatch.setattr(operation, "_FEWEST_PRODUCTS", FEWEST_PRODUCTS)
+
+    def build() -> Module:
+        first = nn.Sequential(nn.Conv2d(3, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        return nn.Sequential(first, nn.Sequential(copy.deepcopy(conv), nn.BatchNorm2d(conv.out_channels)))
+
+    model, fused = pair(build)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    same(step(fused, x), step(model, x), 1e-12)
+    y = fused(x).sum()
+    with torch.profiler.profile() as profile:
+        y.backward()
+    names = [event.name for event in profile.events()]
+    assert names.count("scratchnn::batch_norm_add_clamp") == (products >= FEWEST_PRODUCTS)
 
 
 def test_nothing_is_kept_by_an_output_that_is_kept() -> None:

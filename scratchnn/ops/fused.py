@@ -7,8 +7,9 @@ with :math:`\hat z` the normalized z, a residual r where there is one, and an ac
 
 Layer by layer, autograd keeps x, z and y, and y again as the next x. Of all these the backward pass needs one: y
 follows from z element by element, so a block keeps z, and the next block, which needs y for the gradient of its
-weight, computes it from the z of this one (:mod:`scratchnn.ops._recompute`). The addition and the limits of relu and
-hardtanh are part of the passes that batch norm takes over z anyway.
+weight, computes it from the z of this one (:mod:`scratchnn.ops._recompute`), unless its convolution is depthwise or
+does as little with it. The addition and the limits of relu and hardtanh are part of the passes that batch norm takes
+over z anyway.
 
 With given statistics (evaluation) the normalization is linear. Where nothing follows, it goes into the weights,
 :math:`w' = \gamma r w`, :math:`b' = \gamma r (b - \mu) + \beta` with :math:`r = 1 / \sqrt{v + \epsilon}`, provided
@@ -21,6 +22,7 @@ of it: the numbers are those of the layers one by one.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +62,10 @@ _add_clamp_train = operation("batch_norm_add_clamp_train")
 _add_clamp_backward = operation("batch_norm_add_clamp_backward")
 _add_clamp_overwrite = torch.ops.scratchnn.batch_norm_add_clamp_backward_.default
 _ROWS = {row.name: row for row in ROWS}
+
+# A convolution that multiplies each number of its input by fewer weights, as a depthwise one does, keeps it: computing
+# it again would take about as long as the gradient of the weights.
+_FEWEST_PRODUCTS = 32
 
 
 class _Call(NamedTuple):
@@ -325,16 +331,19 @@ def conv_batch_norm(
     if is_dynamo_compiling() or (torch.is_grad_enabled() and not weight.requires_grad):
         return _separately(*tensors, call)[0]
     if torch.is_grad_enabled():
-        call = _linked(call, input, residual)._replace(recompute=recompute)
+        call = _linked(call, input, weight, residual)._replace(recompute=recompute)
     return _conv_batch_norm(*tensors, call)[0]
 
 
-def _linked(call: _Call, input: Tensor, residual: Tensor | None) -> _Call:
+def _linked(call: _Call, input: Tensor, weight: Tensor, residual: Tensor | None) -> _Call:
     """The call, with what is known of where its input and residual come from."""
     # Saved tensors in other hands are gone, or differ from one forward pass to its repetition (checkpointing).
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return call
-    source, added = recall(input), None if residual is None else recall(residual)
+    pixels, outputs = math.prod(input.shape[2:]), math.prod(_output_sizes(input, weight, call.window))
+    kept_anyway = outputs * weight.numel() < _FEWEST_PRODUCTS * pixels * input.shape[1]
+    source = None if kept_anyway else recall(input)
+    added = None if residual is None else recall(residual)
     histories = (
         None if source is None or not source.steps or not input.requires_grad else history(input),
         None if added is None or not added.steps or not residual.requires_grad else history(residual),
